@@ -1,0 +1,1 @@
+"""One module for each module of tsecho, then real processes and sockets."""

@@ -1,0 +1,217 @@
+"""Tests for `timestamp_echo.stamps`."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from timestamp_echo import stamps
+from timestamp_echo.stamps import SECOND, Moment, Stamp, parse
+
+MOMENT = 1795357656_065043076  # 2026-11-22 14:27:36 UTC
+MOMENTS = st.integers(0, 4102444800 * SECOND - 1)  # 1970 to 2099
+
+
+@contextmanager
+def zone(name: str) -> Iterator[None]:
+    """The local zone, for a while."""
+    with patch.dict(os.environ, TZ=name):
+        time.tzset()
+        yield
+    time.tzset()
+
+
+class WritingTests(SynchronousTestCase):
+    """`Stamp.prefix`."""
+
+    def test_ctime(self) -> None:
+        """By default a stamp looks as C's ctime has it."""
+        self.assertEqual(Stamp(utc=True).prefix(MOMENT), b"[Sun Nov 22 14:27:36 2026] ")
+
+    def test_ctime_day_padded(self) -> None:
+        """A day of one digit is padded with a space, as in C."""
+        self.assertEqual(Stamp(utc=True).prefix(0), b"[Thu Jan  1 00:00:00 1970] ")
+
+    def test_iso(self) -> None:
+        """`iso` is RFC 3339 with microseconds and the zone's offset."""
+        with zone("Asia/Singapore"):
+            prefix = Stamp("iso").prefix(MOMENT)
+        self.assertEqual(prefix, b"[2026-11-22T22:27:36.065043+08:00] ")
+
+    def test_iso_west(self) -> None:
+        """An offset west of Greenwich is negative, and may have minutes."""
+        with zone("NST3:30"):
+            prefix = Stamp("iso").prefix(MOMENT)
+        self.assertEqual(prefix, b"[2026-11-22T10:57:36.065043-03:30] ")
+
+    def test_iso_utc(self) -> None:
+        """With `utc` the local zone does not matter."""
+        with zone("Asia/Singapore"):
+            prefix = Stamp("iso", utc=True).prefix(MOMENT)
+        self.assertEqual(prefix, b"[2026-11-22T14:27:36.065043+00:00] ")
+
+    def test_unix(self) -> None:
+        """`unix` is seconds and nanoseconds, in any zone."""
+        self.assertEqual(Stamp("unix").prefix(MOMENT), b"[1795357656.065043076] ")
+
+    def test_pattern(self) -> None:
+        """Any text with a % is a strftime pattern; %% is a % and %f the microseconds."""
+        stamp = Stamp("%H:%M:%S.%f %%f at 5%% é", utc=True)
+        self.assertEqual(stamp.prefix(MOMENT), "[14:27:36.065043 %f at 5% é] ".encode())
+
+    def test_pattern_offset(self) -> None:
+        """%:z is the offset with a colon, on every Python."""
+        with zone("Asia/Singapore"):
+            self.assertEqual(Stamp("%H%:z").prefix(MOMENT), b"[22+08:00] ")
+
+    def test_fraction_twice(self) -> None:
+        """A pattern may have %f several times."""
+        self.assertEqual(Stamp("%f %f", utc=True).prefix(MOMENT), b"[065043 065043] ")
+
+    def test_subsecond(self) -> None:
+        """Only styles that tell moments within a second apart are subsecond."""
+        styles = ["ctime", "iso", "unix", "%H", "%f", "%%f"]
+        self.assertEqual(
+            [Stamp(style).subsecond for style in styles],
+            [False, True, True, False, True, False],
+        )
+
+    def test_made_once_a_second(self) -> None:
+        """Within a second the same stamp is used again, not made again."""
+        stamp = Stamp(utc=True)
+        first = stamp.prefix(MOMENT)
+        self.assertIs(stamp.prefix(MOMENT + 1), first)
+        self.assertIs(stamp.prefix(MOMENT // SECOND * SECOND), first)
+
+    def test_next_second(self) -> None:
+        """The next second has a stamp of its own, and so has an earlier one."""
+        stamp = Stamp(utc=True)
+        stamp.prefix(MOMENT)
+        start = MOMENT // SECOND * SECOND
+        self.assertIn(b":37 ", stamp.prefix(start + SECOND))
+        self.assertIn(b":35 ", stamp.prefix(start - 1))
+
+    def test_daylight_saving(self) -> None:
+        """A change to summer time between two messages is followed."""
+        change = 1774746000 * SECOND  # 2026-03-29 01:00 UTC
+        with zone("Europe/Berlin"):
+            stamp = Stamp("iso")
+            self.assertIn(b"T01:59:59.999999+01:00", stamp.prefix(change - 1000))
+            self.assertIn(b"T03:00:00.000000+02:00", stamp.prefix(change))
+
+    def test_zone_changed(self) -> None:
+        """A change of the machine's zone is followed from the next second on."""
+        stamp = Stamp("%H")
+        with zone("UTC"):
+            self.assertEqual(stamp.prefix(MOMENT), b"[14] ")
+            with patch.dict(os.environ, TZ="Asia/Singapore"):
+                self.assertEqual(stamp.prefix(MOMENT + SECOND), b"[22] ")
+
+    def test_zone_file_changed(self) -> None:
+        """The same zone name with another file behind it, as when zone data is updated."""
+        zones = Path("/usr/share/zoneinfo")
+        link = Path(self.mktemp()).absolute()
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.write_bytes((zones / "UTC").read_bytes())
+        stamp = Stamp("%H")
+        with zone(f":{link}"):
+            self.assertEqual(stamp.prefix(MOMENT), b"[14] ")
+            with patch.dict(os.environ, TZ=f":{zones / 'Asia/Singapore'}"):
+                self.assertEqual(stamp.prefix(MOMENT + SECOND), b"[22] ")
+
+
+class RefusedStyleTests(SynchronousTestCase):
+    """What `Stamp` refuses, and in which words."""
+
+    def assert_refused(self, style: str, words: str) -> None:
+        """The style is refused; the words say what was expected, and what came."""
+        error = self.assertRaises(ValueError, Stamp, style)
+        self.assertIn(words, str(error))
+        self.assertIn(repr(style), str(error))
+
+    def test_unknown(self) -> None:
+        """A word that is no style and has no % in it."""
+        for style in ("rfc822", "", "ISO"):
+            self.assert_refused(style, "expected ctime, iso, unix, or a strftime pattern")
+
+    def test_unknown_directive(self) -> None:
+        """A % before something that strftime's documentation does not have."""
+        for style in ("%Q", "%", "%H%", "% d", "%-d", "%:s"):
+            self.assert_refused(style, "expected a strftime directive")
+
+    def test_would_break_the_line(self) -> None:
+        """A stamp that is no single printable line."""
+        for style in ("%H\n", "%n", "%t", "\x1b[31m%H", "%H\udcff"):
+            self.assert_refused(style, "printable text on one line")
+
+    def test_would_end_early(self) -> None:
+        """A stamp with the end of a stamp in it."""
+        for style in ("%H] %M", "%%] ", "]%t%H"):
+            self.assert_refused(style, "without ']' before a space")
+
+
+class ReadingTests(SynchronousTestCase):
+    """`parse`."""
+
+    @given(MOMENTS)
+    def test_unix(self, moment: int) -> None:
+        """A `unix` stamp says its moment to the nanosecond."""
+        text = Stamp("unix").prefix(moment)[1:-2].decode()
+        self.assertEqual(parse(text), Moment(moment, 1, True))
+
+    @given(MOMENTS, st.sampled_from(["UTC", "Asia/Singapore", "America/St_Johns"]))
+    def test_iso(self, moment: int, name: str) -> None:
+        """An `iso` stamp says its moment to the microsecond, whatever the zone.
+
+        To the minute where the zone once had an offset with seconds in it.
+        """
+        with zone(name):
+            text = Stamp("iso").prefix(moment)[1:-2].decode()
+            odd = time.localtime(moment // SECOND).tm_gmtoff % 60
+        expected = moment // 1000 * 1000 + odd * SECOND
+        self.assertEqual(parse(text), Moment(expected, 1000, True))
+
+    @given(MOMENTS)
+    def test_ctime(self, moment: int) -> None:
+        """A `ctime` stamp says its second, as if its zone were UTC."""
+        text = Stamp(utc=True).prefix(moment)[1:-2].decode()
+        self.assertEqual(parse(text), Moment(moment // SECOND * SECOND, SECOND, False))
+
+    @given(MOMENTS)
+    def test_pattern(self, moment: int) -> None:
+        """A pattern's stamp is read with the pattern."""
+        pattern = "%d.%m.%Y %H-%M-%S,%f %:z"
+        text = Stamp(pattern, utc=True).prefix(moment)[1:-2].decode()
+        self.assertEqual(parse(text, pattern), Moment(moment // 1000 * 1000, 1000, True))
+
+    def test_pattern_without_zone(self) -> None:
+        """A pattern without a zone or a fraction leaves both open."""
+        expected = Moment(MOMENT // SECOND * SECOND, SECOND, False)
+        self.assertEqual(parse("2026-11-22 14:27:36", "%Y-%m-%d %H:%M:%S"), expected)
+
+    def test_leap_second(self) -> None:
+        """A leap second is read as the second before it, which is how POSIX counts."""
+        read = parse("Sat Dec 31 23:59:60 2016")
+        self.assertEqual(read, parse("Sat Dec 31 23:59:59 2016"))
+
+    def test_no_stamp(self) -> None:
+        """Anything else is refused, in words that show it."""
+        for text in ("", "hello", "Sun Foo 22 14:08:00 2026", "1.5", "2026-11-22T14:08:00Z"):
+            error = self.assertRaises(ValueError, parse, text)
+            self.assertIn(repr(text), str(error))
+
+    def test_no_such_date(self) -> None:
+        """A date that does not exist is refused."""
+        self.assertRaises(ValueError, parse, "Sun Feb 31 14:08:00 2026")
+        self.assertRaises(ValueError, parse, "2026-13-22T14:08:00.000000+00:00")
+
+    def test_all_styles(self) -> None:
+        """Every named style is written, and read back."""
+        for style in stamps.STYLES:
+            parse(Stamp(style, utc=True).prefix(MOMENT)[1:-2].decode())

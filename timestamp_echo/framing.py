@@ -1,0 +1,152 @@
+"""Where a message ends: bytes in, bytes out.
+
+Knows no socket, no clock, no Twisted. A framing is fed each read of one connection
+together with the prefix (the stamp in brackets) of the moment at which it arrived, and
+gives the reply that is due. TCP keeps no boundaries (RFC 9293, section 3.8), so a read may
+hold a piece of a message, or many messages, or both.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+HOLD = 64 * 1024
+"""Bytes of one message that are held; with so many, its reply starts. As much as one read
+brings, so that what a connection costs does not grow with what its peer sends."""
+
+FULL_READS = frozenset({2**14, 2**16})
+"""Sizes of a read that the buffer may have cut: a TLS record (RFC 8446, section 5.1) and
+Twisted's receive buffer (`FileDescriptor.bufferSize`)."""
+
+_NEWLINE = ord("\n")
+
+
+class Framing(Protocol):
+    """The framing of one connection's messages."""
+
+    messages: int
+    """How many messages have been stamped."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a message has come in part, so that `ended` would end it."""
+
+    @property
+    def ends_at_pause(self) -> bool:
+        """Whether the sender's pause ends a message, as well as its closing does."""
+
+    def received(self, data: bytes, prefix: bytes) -> bytes:
+        """Take one read.
+
+        @param data: what the read brought, not empty.
+        @param prefix: what goes in front of the messages that this read completes.
+        @return: the reply that is due, or nothing.
+        """
+
+    def ended(self) -> bytes:
+        """The sender paused or closed: what is pending is a message.
+
+        @return: its reply, with the prefix of the last read, or nothing.
+        """
+
+
+class ChunkFraming:
+    """A message is what one read brings, as in the blocking loop of the lab."""
+
+    ends_at_pause = False
+    waiting = False
+
+    def __init__(self) -> None:
+        self.messages = 0
+
+    def received(self, data: bytes, prefix: bytes) -> bytes:
+        """See `Framing.received`."""
+        self.messages += 1
+        return prefix + data
+
+    def ended(self) -> bytes:
+        """See `Framing.ended`: nothing is ever pending."""
+        return b""
+
+
+class LineFraming:
+    """A message ends at its newline, or where the sender closes.
+
+    Each byte is looked at once: a read is searched for its last newline, what came before
+    is never searched again, and the prefix is put behind all the newlines of a read by one
+    `bytes.replace`, for they all arrived together.
+    """
+
+    ends_at_pause = False
+
+    def __init__(self) -> None:
+        self.messages = 0
+        self.waiting = False
+        self._pending = b""
+        self._prefix = b""  # of the last read that left something pending
+        self._begun = False  # the reply to a long message has started
+
+    def received(self, data: bytes, prefix: bytes) -> bytes:
+        """See `Framing.received`."""
+        if self._begun:
+            return self._received_begun(data, prefix)
+        lines, newline, tail = data.rpartition(b"\n")
+        if not newline:
+            return self._hold(data, prefix)
+        self.messages += 1 + lines.count(b"\n")
+        reply = prefix + self._pending + lines.replace(b"\n", b"\n" + prefix) + newline
+        self._pending = b""
+        self.waiting = False
+        return reply + self._hold(tail, prefix) if tail else reply
+
+    def ended(self) -> bytes:
+        """See `Framing.ended`."""
+        reply = self._begin() if self._pending else b""
+        self._begun = self.waiting = False
+        return reply
+
+    def _hold(self, data: bytes, prefix: bytes) -> bytes:
+        self._pending += data
+        self._prefix = prefix
+        self.waiting = True
+        return self._begin() if len(self._pending) >= HOLD else b""
+
+    def _begin(self) -> bytes:
+        """Start the reply to what is pending; what follows goes out as it comes."""
+        reply = self._prefix + self._pending
+        self._pending = b""
+        self._begun = True
+        self.messages += 1
+        return reply
+
+    def _received_begun(self, data: bytes, prefix: bytes) -> bytes:
+        last, newline, rest = data.partition(b"\n")
+        self._begun = self.waiting = not newline
+        # Not self.received: a rest that follows a newline is no read of its own.
+        return last + newline + (LineFraming.received(self, rest, prefix) if rest else b"")
+
+
+class AutoFraming(LineFraming):
+    """As `LineFraming`, but a message may also come without a newline.
+
+    It is answered at once if it is a read of its own: nothing is pending, there is no
+    newline in it, and the read did not fill the receive buffer. Otherwise the sender's
+    pause ends it; the caller says when that is.
+    """
+
+    ends_at_pause = True
+
+    def received(self, data: bytes, prefix: bytes) -> bytes:
+        """See `Framing.received`."""
+        if data[-1] == _NEWLINE or self.waiting or b"\n" in data or len(data) in FULL_READS:
+            return LineFraming.received(self, data, prefix)
+        self.messages += 1
+        return prefix + data
+
+
+FRAMINGS: dict[str, type[ChunkFraming] | type[LineFraming]] = {
+    "auto": AutoFraming,
+    "line": LineFraming,
+    "chunk": ChunkFraming,
+}
+"""The framings by the names that `--framing` takes."""
