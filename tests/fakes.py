@@ -1,0 +1,54 @@
+"""What stands in for the real thing in several tests."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from twisted.internet.interfaces import ITCPTransport
+from twisted.internet.testing import StringTransport
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+
+
+@implementer(ITCPTransport)
+class TCPTransport(StringTransport):
+    """A TCP connection that is a string; it remembers what it was set to."""
+
+    aborted = False
+    half_closed = False
+    no_delay = False
+    keep_alive = False
+
+    def abortConnection(self) -> None:
+        """See `ITCPTransport`."""
+        self.aborted = self.disconnecting = True
+
+    def loseWriteConnection(self) -> None:
+        """See `ITCPTransport`."""
+        self.half_closed = True
+
+    def getTcpNoDelay(self) -> bool:
+        """See `ITCPTransport`."""
+        return self.no_delay
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """See `ITCPTransport`."""
+        self.no_delay = enabled
+
+    def getTcpKeepAlive(self) -> bool:
+        """See `ITCPTransport`."""
+        return self.keep_alive
+
+    def setTcpKeepAlive(self, enabled: bool) -> None:
+        """See `ITCPTransport`."""
+        self.keep_alive = enabled
+
+
+def logged(case: SynchronousTestCase) -> list[LogEvent]:
+    """What is logged from now on, until the test is over."""
+    events: list[LogEvent] = []
+    observer = cast(ILogObserver, events.append)
+    globalLogPublisher.addObserver(observer)
+    case.addCleanup(globalLogPublisher.removeObserver, observer)
+    return events

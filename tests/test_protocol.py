@@ -1,0 +1,275 @@
+"""Tests for `timestamp_echo.protocol`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
+    INegotiated,
+    IProtocolFactory,
+    ITCPTransport,
+)
+from twisted.internet.protocol import Protocol
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.logger import formatEvent
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import directlyProvides
+from zope.interface.verify import verifyClass, verifyObject
+
+from tests.fakes import TCPTransport, logged
+from timestamp_echo.framing import AutoFraming, ChunkFraming, Framing, LineFraming
+from timestamp_echo.protocol import PAUSE, TimestampEcho, TimestampEchoFactory
+from timestamp_echo.stamps import SECOND, Stamp
+
+NOON = 1795348800  # 2026-11-22 12:00:00 UTC
+STAMP = b"[Sun Nov 22 12:00:00 2026] "
+
+
+class Transport(StringTransport):
+    """A string transport that may know arrival times."""
+
+    arrival = 0
+
+
+class TimestampEchoTests(SynchronousTestCase):
+    """`TimestampEcho`, on a transport of strings and a clock."""
+
+    def connect(
+        self,
+        framing: Callable[[], Framing] = AutoFraming,
+        style: str = "ctime",
+        transport: StringTransport | None = None,
+    ) -> TimestampEcho:
+        """A connection at noon."""
+        self.clock = Clock()
+        self.clock.advance(NOON)
+        self.transport = transport or Transport()
+        self.factory = TimestampEchoFactory(
+            Stamp(style, utc=True), framing, self.clock, lambda: int(self.clock.seconds() * SECOND)
+        )
+        echo = self.factory.buildProtocol(None)
+        assert isinstance(echo, TimestampEcho)
+        echo.makeConnection(self.transport)
+        return echo
+
+    def lose(self, echo: TimestampEcho, error: Exception | None = None) -> str:
+        """The connection is lost; the line that the log gets."""
+        events = logged(self)
+        echo.connectionLost(Failure(error or ConnectionDone()))
+        return formatEvent(events[-1])
+
+    def test_interfaces(self) -> None:
+        """It is what it says that it is."""
+        verifyClass(IHalfCloseableProtocol, TimestampEcho)
+        verifyClass(ITCPTransport, TCPTransport)
+        verifyObject(IProtocolFactory, TimestampEchoFactory(clock=Clock()))
+
+    def test_line(self) -> None:
+        """A line comes back at once with the moment in front of it."""
+        self.connect().dataReceived(b"hello\n")
+        self.assertEqual(self.transport.value(), STAMP + b"hello\n")
+
+    def test_lab_client(self) -> None:
+        """So does a message without a newline, as the lab's client sends it."""
+        self.connect().dataReceived("你好".encode())
+        self.assertEqual(self.transport.value(), STAMP + "你好".encode())
+
+    def test_any_bytes(self) -> None:
+        """Bytes that are no UTF-8, NULs and carriage returns come back as they are."""
+        message = bytes(range(256)).replace(b"\n", b"") + b"\r\n"
+        self.connect().dataReceived(message)
+        self.assertEqual(self.transport.value(), STAMP + message)
+
+    def test_order(self) -> None:
+        """Replies come in the order of the messages, each with its own arrival."""
+        echo = self.connect()
+        echo.dataReceived(b"1\n2\n")
+        self.clock.advance(1)
+        echo.dataReceived(b"3\n")
+        later = STAMP.replace(b":00 ", b":01 ")
+        self.assertEqual(self.transport.value(), STAMP + b"1\n" + STAMP + b"2\n" + later + b"3\n")
+
+    def test_chunk(self) -> None:
+        """In `chunk` a read is a message."""
+        self.connect(ChunkFraming).dataReceived(b"one\ntwo\nthr")
+        self.assertEqual(self.transport.value(), STAMP + b"one\ntwo\nthr")
+
+    def test_pause_ends_message(self) -> None:
+        """In `auto` a pause of 0.1 s ends a message; its stamp is of its last read."""
+        echo = self.connect()
+        echo.dataReceived(b"one\ntw")
+        self.clock.advance(PAUSE / 2)
+        echo.dataReceived(b"o")
+        self.transport.clear()
+        self.clock.advance(PAUSE * 0.9)
+        self.assertEqual(self.transport.value(), b"")
+        self.clock.advance(PAUSE * 0.2)
+        self.assertEqual(self.transport.value(), STAMP + b"two")
+
+    def test_pause_stamp(self) -> None:
+        """The stamp of what a pause ended is the arrival's, not the pause's end."""
+        echo = self.connect(style="unix")
+        echo.dataReceived(b"one\ntwo")
+        self.transport.clear()
+        self.clock.advance(PAUSE)
+        self.assertEqual(self.transport.value(), b"[%d.000000000] two" % NOON)
+
+    def test_pause_over_nothing(self) -> None:
+        """A message that ends before the pause is over leaves nothing to answer."""
+        echo = self.connect()
+        echo.dataReceived(b"one\ntw")
+        echo.dataReceived(b"o\n")
+        self.transport.clear()
+        self.clock.advance(PAUSE)
+        self.assertEqual(self.transport.value(), b"")
+        self.assertEqual(self.clock.getDelayedCalls()[1:], [])
+
+    def test_one_timer(self) -> None:
+        """However many reads leave something pending, there is one timer for it."""
+        echo = self.connect(transport=Transport())
+        before = len(self.clock.getDelayedCalls())
+        for _ in range(5):
+            echo.dataReceived(b"a\nb")
+        self.assertEqual(len(self.clock.getDelayedCalls()), before + 1)
+
+    def test_no_pause_in_line(self) -> None:
+        """In `line` a sender may take as long as it likes."""
+        echo = self.connect(LineFraming)
+        echo.dataReceived(b"one\ntwo")
+        self.clock.advance(3600)
+        echo.dataReceived(b"\n")
+        self.assertEqual(
+            self.transport.value(), STAMP + b"one\n" + STAMP.replace(b"12:00", b"13:00") + b"two\n"
+        )
+
+    def test_half_close(self) -> None:
+        """Where the peer closes its side, what is pending is answered before the close."""
+        for framing in (AutoFraming, LineFraming):
+            echo = self.connect(framing)
+            echo.dataReceived(b"one\ntwo\nthree")
+            echo.readConnectionLost()
+            self.assertEqual(
+                self.transport.value(), STAMP + b"one\n" + STAMP + b"two\n" + STAMP + b"three"
+            )
+            self.assertTrue(self.transport.disconnecting)
+
+    def test_half_close_after_nothing(self) -> None:
+        """An empty stream gets an empty answer."""
+        self.connect().readConnectionLost()
+        self.assertEqual(self.transport.value(), b"")
+        self.assertTrue(self.transport.disconnecting)
+
+    def test_back_pressure(self) -> None:
+        """The connection is its own streaming producer until it closes."""
+        echo = self.connect()
+        self.assertIs(self.transport.producer, self.transport)
+        self.assertTrue(self.transport.streaming)
+        echo.readConnectionLost()
+        self.assertIsNone(self.transport.producer)
+
+    def test_no_delay(self) -> None:
+        """On TCP replies leave at once (TCP_NODELAY)."""
+        transport = TCPTransport()
+        self.connect(transport=transport)
+        self.assertTrue(transport.getTcpNoDelay())
+
+    def test_kernel_time(self) -> None:
+        """A sub-second stamp is the transport's arrival time, where it knows one."""
+        transport = Transport()
+        echo = self.connect(style="unix", transport=transport)
+        transport.arrival = 123_456_789_012
+        echo.dataReceived(b"a\n")
+        transport.arrival = 0
+        echo.dataReceived(b"b\n")
+        self.assertEqual(transport.value(), b"[123.456789012] a\n" + b"[%d.000000000] b\n" % NOON)
+
+    def test_no_kernel_time(self) -> None:
+        """On a transport that knows no arrival times it is the clock's."""
+        echo = self.connect(style="iso", transport=StringTransport())
+        echo.dataReceived(b"a\n")
+        self.assertEqual(self.transport.value(), b"[2026-11-22T12:00:00.000000+00:00] a\n")
+
+    def test_lost_while_pending(self) -> None:
+        """A connection that is lost within a message leaves no timer, and writes nothing."""
+        echo = self.connect()
+        echo.dataReceived(b"one\ntwo")
+        self.transport.clear()
+        self.lose(echo, ConnectionLost())
+        self.clock.advance(2)
+        self.assertEqual(self.transport.value(), b"")
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_log_peer_closed(self) -> None:
+        """The line at the end has how long, how much, and that the peer closed."""
+        echo = self.connect()
+        echo.dataReceived(b"one\ntwo")
+        self.clock.advance(2)
+        echo.readConnectionLost()
+        self.assertEqual(
+            self.lose(echo),
+            "connection from 192.168.1.1:54321 ended after 2.000 s: 2 messages,"
+            " 7 bytes in, 61 bytes out; closed by the peer",
+        )
+
+    def test_log_server_closed(self) -> None:
+        """A clean end that the peer did not begin is the server's."""
+        self.assertIn("; closed by the server", self.lose(self.connect()))
+
+    def test_log_lost(self) -> None:
+        """Any other end has its reason."""
+        self.assertIn("non-clean fashion", self.lose(self.connect(), ConnectionLost()))
+        self.assertIn("aborted", self.lose(self.connect(), ConnectionAborted()))
+
+    def test_log_reason_escaped(self) -> None:
+        """The reason is printable ASCII, whatever it is."""
+        line = self.lose(self.connect(), ValueError("a\n\x1b[31m\u2028"))
+        self.assertIn("; a\\n\\x1b[31m\\u2028", line)
+
+    def test_payload_not_logged(self) -> None:
+        """What a peer sends is nowhere in its line."""
+        echo = self.connect()
+        echo.dataReceived(b"secret\n")
+        self.assertNotIn("secret", self.lose(echo))
+
+    def test_default_clock(self) -> None:
+        """A factory without parameters is a whole one: for one's own service."""
+        factory: Any = TimestampEchoFactory()
+        echo = factory.buildProtocol(None)
+        assert isinstance(echo, TimestampEcho)
+        transport = StringTransport()
+        echo.makeConnection(transport)
+        echo.dataReceived(b"hello\n")
+        self.assertRegex(
+            transport.value(), rb"^\[\w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}\] hello\n$"
+        )
+        for call in factory.clock.getDelayedCalls():
+            call.cancel()
+
+
+class WrapperTests(SynchronousTestCase):
+    """Half-close through Twisted's wrappers, which do not pass it on themselves."""
+
+    def wrapped(self, inner: Protocol) -> ProtocolWrapper:
+        """The protocol in a wrapper."""
+        return ProtocolWrapper(WrappingFactory(None), inner)
+
+    def test_told(self) -> None:
+        """A timestamp echo in a wrapper gets to know its peer's half-close."""
+        echo = TimestampEcho()
+        self.assertIs(IHalfCloseableProtocol(self.wrapped(echo), None), echo)
+
+    def test_not_through_tls(self) -> None:
+        """TLS says for itself when the peer has sent all."""
+        wrapper = self.wrapped(TimestampEcho())
+        directlyProvides(wrapper, INegotiated)
+        self.assertIsNone(IHalfCloseableProtocol(wrapper, None))
+
+    def test_others_untouched(self) -> None:
+        """The wrappers of other protocols in the same process stay as they are."""
+        self.assertIsNone(IHalfCloseableProtocol(self.wrapped(Protocol()), None))

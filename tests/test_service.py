@@ -1,0 +1,163 @@
+"""Tests for `timestamp_echo.service`."""
+
+from __future__ import annotations
+
+import io
+from contextlib import redirect_stderr
+from functools import partial
+from typing import Any
+
+from twisted.application.service import IService
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import Deferred, execute
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import formatEvent
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+from zope.interface.verify import verifyClass, verifyObject
+
+from tests.fakes import logged
+from timestamp_echo.service import CannotListen, EchoService, Listener
+
+
+@implementer(IListeningPort)
+class Port:
+    """A port that listens nowhere, and is closed when it is told to be."""
+
+    def __init__(self, address: IAddress, closing: Deferred[None] | None = None) -> None:
+        self._address = address
+        self._closing = closing
+        self.listening = True
+
+    def startListening(self) -> None:
+        """See `IListeningPort`."""
+
+    def stopListening(self) -> Deferred[None] | None:
+        """See `IListeningPort`."""
+        self.listening = False
+        return self._closing
+
+    def getHost(self) -> IAddress:
+        """See `IListeningPort`."""
+        return self._address
+
+
+class Reactor(MemoryReactorClock):
+    """A reactor that counts its turns."""
+
+    turns = 0
+
+    def iterate(self, delay: float = 0) -> None:
+        """See `IReactorCore`."""
+        self.turns += 1
+
+
+def resulting(result: object) -> object:
+    """The result, or if it is an error, the error."""
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+class EchoServiceTests(SynchronousTestCase):
+    """`EchoService`."""
+
+    def setUp(self) -> None:
+        """A reactor, and what is logged."""
+        self.reactor = Reactor()
+        self.events = logged(self)
+
+    def lines(self) -> list[str]:
+        """What was logged."""
+        return [formatEvent(event) for event in self.events]
+
+    def service(self, *results: tuple[str, Any]) -> EchoService:
+        """A service whose listeners have these descriptions and results."""
+        listeners = [
+            Listener(text, partial(execute, resulting, result)) for text, result in results
+        ]
+        service = EchoService(listeners, self.reactor)
+        verifyObject(IService, service)
+        return service
+
+    def test_interfaces(self) -> None:
+        """The fake port is like a real one."""
+        verifyClass(IListeningPort, Port)
+
+    def test_listening(self) -> None:
+        """The log says, in the words of --listen, where it listens."""
+        self.service(
+            ("tcp:0", Port(IPv4Address("TCP", "0.0.0.0", 40000))),
+            ("tcp:3000:interface=127.0.0.1", Port(IPv4Address("TCP", "127.0.0.1", 3000))),
+            ("tcp6:3000", Port(IPv6Address("TCP", "::", 3000))),
+            ("ssl:3001:privateKey=k", Port(IPv4Address("TCP", "0.0.0.0", 3001))),
+            ("haproxy:tcp:3002", Port(IPv4Address("TCP", "0.0.0.0", 3002))),
+            ("unix:/run/tsecho", Port(UNIXAddress("/run/tsecho"))),
+            ("udp:3000:interface=::1", Port(IPv6Address("UDP", "::1", 3000))),
+        ).startService()
+        self.assertEqual(
+            self.lines(),
+            [
+                "listening on tcp:40000",
+                "listening on tcp:3000:interface=127.0.0.1",
+                "listening on tcp6:3000",
+                "listening on ssl:3001",
+                "listening on haproxy:tcp:3002",
+                "listening on unix:/run/tsecho",
+                "listening on udp:3000:interface=\\:\\:1",
+            ],
+        )
+
+    def test_once(self) -> None:
+        """What was opened with privileges is not opened again without."""
+        service = self.service(("tcp:1", Port(IPv4Address("TCP", "0.0.0.0", 1))))
+        service.privilegedStartService()
+        service.startService()
+        self.assertEqual(self.lines(), ["listening on tcp:1"])
+        self.assertTrue(service.running)
+
+    def test_stop(self) -> None:
+        """The service has stopped when all ports are closed."""
+        closing: Deferred[None] = Deferred()
+        port = Port(IPv4Address("TCP", "0.0.0.0", 1), closing)
+        other = Port(IPv4Address("TCP", "0.0.0.0", 2))
+        service = self.service(("tcp:1", port), ("tcp:2", other))
+        service.startService()
+        stopped = service.stopService()
+        self.assertFalse(port.listening or other.listening or service.running)
+        self.assertNoResult(stopped)
+        closing.callback(None)
+        self.successResultOf(stopped)
+
+    def test_cannot_listen(self) -> None:
+        """A port that can't be opened ends the start; those before it are closed again."""
+        port = Port(IPv4Address("TCP", "0.0.0.0", 1))
+        error = CannotListenError("", 2, OSError(98, "Address already in use"))
+        service = self.service(("tcp:1", port), ("tcp:2", error))
+        raised = self.assertRaises(CannotListen, service.privilegedStartService)
+        self.assertEqual(raised.code, "tsecho: cannot listen on tcp:2: Address already in use")
+        self.assertFalse(port.listening)
+        self.assertEqual(self.reactor.turns, 1)
+
+    def test_words(self) -> None:
+        """Whatever an endpoint fails with is one line."""
+        for error, words in (
+            (CannotListenError(None, b"/x", "Cannot acquire lock"), "Cannot acquire lock"),
+            (PermissionError(13, "Permission denied"), "Permission denied"),
+            (OverflowError("port must be 0-65535."), "port must be 0-65535."),
+        ):
+            service = self.service(("tcp:\n", error))
+            raised = self.assertRaises(CannotListen, service.startService)
+            self.assertEqual(raised.code, f"tsecho: cannot listen on tcp:\\n: {words}")
+
+    def test_both_kinds(self) -> None:
+        """Twistd tidies up after an Exception; Python ends in one line by a SystemExit."""
+        self.assertTrue(issubclass(CannotListen, Exception))
+        self.assertTrue(issubclass(CannotListen, SystemExit))
+        with redirect_stderr(io.StringIO()):
+            self.assertRaises(SystemExit, self._raise)
+
+    def _raise(self) -> None:
+        raise CannotListen("tsecho: cannot listen")

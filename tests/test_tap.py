@@ -1,0 +1,204 @@
+"""Tests for `timestamp_echo.tap` and the plugin."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from twisted.application.service import IService, IServiceMaker
+from twisted.plugin import IPlugin, getPlugins
+from twisted.python.usage import UsageError
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from zope.interface.verify import verifyObject
+
+from tests.certificates import self_signed
+from timestamp_echo import tap
+from timestamp_echo.framing import AutoFraming, ChunkFraming, LineFraming
+from timestamp_echo.service import EchoService
+from timestamp_echo.transport import TimedDatagramPort
+
+
+class OptionsTests(SynchronousTestCase):
+    """`Options`: each option, and what each bad value gets."""
+
+    def parsed(self, *arguments: str) -> tap.Options:
+        """The options that these arguments are."""
+        options = tap.Options()
+        options.parseOptions(list(arguments))
+        return options
+
+    def refused(self, *arguments: str) -> str:
+        """The one line that says why these arguments are refused."""
+        words = str(self.assertRaises(UsageError, self.parsed, *arguments))
+        self.assertNotIn("\n", words)
+        return words
+
+    def listeners(self, *arguments: str) -> list[str]:
+        """The descriptions of what is listened on."""
+        return [listener.description for listener in self.parsed(*arguments).listeners]
+
+    def test_defaults(self) -> None:
+        """Port 3000, ctime in the local zone, auto."""
+        options = self.parsed()
+        self.assertEqual([li.description for li in options.listeners], ["tcp:3000"])
+        self.assertFalse(options.factory.stamp.subsecond)
+        self.assertIs(options.factory.framing, AutoFraming)
+        self.assertEqual((options["stamp"], options["utc"]), ("ctime", 0))
+
+    def test_listen(self) -> None:
+        """--listen, and -l, may be given several times, with every kind of endpoint."""
+        tls = f"ssl:3001:{self_signed(self.mktemp()).endpoint}"
+        given = [
+            "tcp:0",
+            "tcp6:3000",
+            "tcp:interface=127.0.0.1:3000",
+            tls,
+            "unix:/run/tsecho",
+            "haproxy:tcp:3002",
+            "udp:3000",
+            "udp:3000:interface=127.0.0.1",
+            "udp:3000:interface=::1",
+            "udp:3000:interface=\\:\\:1",
+        ]
+        arguments = [word for text in given for word in ("--listen", text)]
+        self.assertEqual(self.listeners(*arguments, "-l", "tcp:1"), [*given, "tcp:1"])
+
+    def test_stamp(self) -> None:
+        """--stamp, -s and --utc."""
+        for arguments in (["--stamp", "unix"], ["-s", "unix"], ["-s", "unix", "--utc"]):
+            stamp = self.parsed(*arguments).factory.stamp
+            self.assertEqual(stamp.prefix(1), b"[0.000000001] ")
+        stamp = self.parsed("--utc", "--stamp=%H").factory.stamp
+        self.assertEqual(stamp.prefix(0), b"[00] ")
+
+    def test_framing(self) -> None:
+        """--framing."""
+        for name, framing in (
+            ("auto", AutoFraming),
+            ("line", LineFraming),
+            ("chunk", ChunkFraming),
+        ):
+            self.assertIs(self.parsed("--framing", name).factory.framing, framing)
+
+    def test_port_out_of_range(self) -> None:
+        """A port that there is not."""
+        for text in (
+            "tcp:70000",
+            "tcp:-1",
+            "tcp6:65536",
+            "udp:65536",
+            "tcp:port=70000",
+            "haproxy:tcp:70000",
+            "ssl:70000",
+        ):
+            words = self.refused("--listen", text)
+            self.assertIn("--listen: expected a port from 0 to 65535, not ", words)
+            self.assertIn(text, words)
+
+    def test_no_endpoint(self) -> None:
+        """Something that is no endpoint, or not a whole one."""
+        for text in (
+            "bogus:1",
+            "",
+            "tcp",
+            "tcp:x",
+            "tcp:1:nonsense=2",
+            "tcp:1\\",
+            "systemd:domain=INET:index=9",
+            "systemd:domain=INET:name=x",
+        ):
+            words = self.refused("--listen", text)
+            self.assertIn("--listen: expected an endpoint such as tcp:3000", words)
+            self.assertIn(f"not {text!r} (", words)
+
+    def test_no_datagram_listener(self) -> None:
+        """Something that begins like a datagram listener."""
+        for text in ("udp:", "udp:x", "udp:1:x"):
+            self.assertIn("expected udp:PORT[:interface=ADDRESS]", self.refused("-l", text))
+        self.assertIn(
+            "expected an IPv4 or IPv6 address, not 'localhost'",
+            self.refused("-l", "udp:1:interface=localhost"),
+        )
+
+    def test_unreadable_certificate(self) -> None:
+        """A certificate that is not there, or is none."""
+        self.assertIn(
+            "/nonexistent: No such file or directory)",
+            self.refused("-l", "ssl:1:privateKey=/nonexistent"),
+        )
+        path = os.path.abspath(self.mktemp())
+        Path(path).write_text("no certificate")
+        self.assertIn("--listen: expected", self.refused("-l", f"ssl:1:privateKey={path}"))
+
+    def test_unknown_stamp(self) -> None:
+        """A stamp that is none."""
+        self.assertIn("--stamp: expected ctime, iso, unix", self.refused("--stamp", "rfc822"))
+        self.assertIn("--stamp: expected a strftime directive", self.refused("-s", "%Q"))
+        self.assertIn("--stamp: expected a strftime pattern", self.refused("-s", "%H\n"))
+
+    def test_unknown_framing(self) -> None:
+        """A framing that is none."""
+        self.assertEqual(
+            self.refused("--framing", "word"), "--framing: expected auto, line, chunk, not 'word'"
+        )
+
+    def test_unknown_words(self) -> None:
+        """An option or an argument that there is not."""
+        self.refused("--nonsense")
+        self.refused("nonsense")
+
+    def test_reasons(self) -> None:
+        """What an endpoint's parser raises is said in one line, whatever it is."""
+        for error, words in (
+            (OSError(2, "No such file", "/x"), "/x: No such file"),
+            (OSError(2, "No such file"), "No such file"),
+            (ValueError("a\nb"), "a b"),
+            (KeyError(), "KeyError"),
+        ):
+            self.assertEqual(tap._reason(error), words)
+
+
+class DatagramListenerTests(TestCase):
+    """`udp:` listeners, on real sockets."""
+
+    async def opened(self, *arguments: str) -> Any:
+        """The port that these arguments open."""
+        options = tap.Options()
+        options.parseOptions(["-l", "udp:0:interface=127.0.0.1", *arguments])
+        (listener,) = options.listeners
+        port = await listener.listen()
+        self.addCleanup(port.stopListening)
+        return port
+
+    async def test_whole(self) -> None:
+        """A port takes the largest datagram whole, where Twisted's own would cut it."""
+        for arguments in ([], ["--stamp", "unix"]):
+            port = await self.opened(*arguments)
+            self.assertGreaterEqual(port.maxPacketSize, 65507)
+            self.assertEqual(port.getHost().host, "127.0.0.1")
+
+    async def test_kernel_times(self) -> None:
+        """A port for sub-second stamps knows arrival times; any other does without."""
+        self.assertNotIsInstance(await self.opened(), TimedDatagramPort)
+        self.assertIsInstance(await self.opened("--stamp", "iso"), TimedDatagramPort)
+
+
+class MakeServiceTests(SynchronousTestCase):
+    """`makeService`, and the plugin that leads to it."""
+
+    def test_service(self) -> None:
+        """The options make a service that can be started."""
+        options = tap.Options()
+        options.parseOptions([])
+        service = tap.makeService(options)
+        verifyObject(IService, service)
+        self.assertIsInstance(service, EchoService)
+
+    def test_plugin(self) -> None:
+        """Twisted finds the plugin, and through it this module."""
+        (maker,) = [plugin for plugin in getPlugins(IServiceMaker) if plugin.tapname == "tsecho"]
+        verifyObject(IServiceMaker, maker)
+        verifyObject(IPlugin, maker)
+        self.assertIs(maker.options, tap.Options)
+        self.assertIs(maker.makeService, tap.makeService)

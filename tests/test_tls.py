@@ -1,0 +1,146 @@
+"""Tests for `timestamp_echo.tls`: each against a TLS client that OpenSSL itself is."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from OpenSSL.SSL import TLS_CLIENT_METHOD, Connection, Context, Error, WantReadError
+from twisted.internet.error import ConnectionLost
+from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.ssl import DefaultOpenSSLContextFactory
+from twisted.internet.task import Clock
+from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyClass
+
+from tests.certificates import self_signed
+from tests.fakes import TCPTransport
+from timestamp_echo.protocol import TimestampEchoFactory
+from timestamp_echo.stamps import SECOND, Stamp
+from timestamp_echo.tls import HalfCloseTLS, with_half_close
+
+STAMP = b"[Thu Jan  1 00:00:01 1970] "
+
+
+class Client:
+    """A TLS client in memory, joined to a server's protocol by strings."""
+
+    def __init__(self, server: Any, transport: TCPTransport) -> None:
+        self._tls = Connection(Context(TLS_CLIENT_METHOD), None)
+        self._tls.set_connect_state()
+        self._server = server
+        self._transport = transport
+        self.received = b""
+        server.makeConnection(transport)
+        try:
+            self._tls.do_handshake()
+        except WantReadError:
+            self.exchange()
+        self._tls.do_handshake()
+        self.exchange()
+
+    def exchange(self) -> None:
+        """Carry bytes both ways until there are none."""
+        while True:
+            with contextlib.suppress(WantReadError):
+                self._server.dataReceived(self._tls.bio_read(2**16))
+            data = self._transport.value()
+            self._transport.clear()
+            if not data:
+                return
+            self._tls.bio_write(data)
+            self._read()
+
+    def _read(self) -> None:
+        with contextlib.suppress(Error):
+            while True:
+                self.received += self._tls.recv(2**16)
+
+    def send(self, data: bytes) -> None:
+        """Encrypt, for the next exchange."""
+        self._tls.send(data)
+
+    def close_notify(self) -> None:
+        """Say that no more comes, for the next exchange."""
+        self._tls.shutdown()
+
+    @property
+    def server_closed(self) -> bool:
+        """Whether the server's own close_notify came."""
+        return bool(self._tls.get_shutdown() & 2)
+
+
+class HalfCloseTLSTests(SynchronousTestCase):
+    """`HalfCloseTLS` around a timestamp echo."""
+
+    def setUp(self) -> None:
+        """A server and a client that have shaken hands."""
+        self.clock = Clock()
+        self.transport = TCPTransport()
+        echoes = TimestampEchoFactory(Stamp(utc=True), clock=self.clock, now=lambda: SECOND)
+        self.server: Any = self.tls(echoes).buildProtocol(None)
+        self.client = Client(self.server, self.transport)
+
+    def tls(self, inner: Any) -> TLSMemoryBIOFactory:
+        """The factory in one of TLS."""
+        files = self_signed(self.mktemp())
+        context = DefaultOpenSSLContextFactory(files.key, files.certificate)
+        factory = TLSMemoryBIOFactory(context, False, inner, self.clock)
+        self.assertIs(with_half_close(factory), factory)
+        return factory
+
+    def test_interfaces(self) -> None:
+        """It is what it says that it is."""
+        verifyClass(IHalfCloseableProtocol, HalfCloseTLS)
+
+    def test_reply(self) -> None:
+        """A reply is written at once."""
+        self.client.send(b"hello\n")
+        self.client.exchange()
+        self.assertEqual(self.client.received, STAMP + b"hello\n")
+
+    def test_close_notify_behind_data(self) -> None:
+        """A close_notify in the same segment as the data loses no reply."""
+        self.client.send(b"one\ntwo\nthree")
+        self.client.close_notify()
+        self.client.exchange()
+        self.assertEqual(
+            self.client.received, STAMP + b"one\n" + STAMP + b"two\n" + STAMP + b"three"
+        )
+        self.assertTrue(self.client.server_closed)
+        self.assertTrue(self.transport.disconnecting)
+
+    def test_fin_without_close_notify(self) -> None:
+        """So does a FIN without it, after which there is no more to wait for."""
+        self.client.send(b"one\ntwo")
+        self.client.exchange()
+        self.server.readConnectionLost()
+        self.client.exchange()
+        self.assertEqual(self.client.received, STAMP + b"one\n" + STAMP + b"two")
+        self.assertTrue(self.client.server_closed)
+        self.assertTrue(self.transport.disconnecting)
+
+    def test_lost(self) -> None:
+        """A connection that is lost in mid-message just ends."""
+        self.client.send(b"one\ntwo")
+        self.client.exchange()
+        self.server.connectionLost(Failure(ConnectionLost()))
+        self.clock.advance(2)
+        self.assertEqual(self.client.received, STAMP + b"one\n")
+
+    def test_inner_without_half_close(self) -> None:
+        """A protocol that knows no half-close is not asked to."""
+        server = self.tls(Factory.forProtocol(Protocol)).buildProtocol(None)
+        client = Client(server, TCPTransport())
+        client.close_notify()
+        client.exchange()
+        self.assertTrue(client.server_closed)
+
+    def test_other_factories(self) -> None:
+        """A factory that is not TLS is left as it is."""
+        factory = Factory.forProtocol(Protocol)
+        self.assertIs(with_half_close(factory), factory)
+        self.assertIs(factory.protocol, Protocol)

@@ -1,0 +1,249 @@
+"""Tests for `timestamp_echo.transport`: real sockets, and a reactor in memory."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import Any
+
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+from twisted.internet.protocol import DatagramProtocol, Factory, Protocol
+from twisted.internet.ssl import CertificateOptions
+from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock
+from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.python.lockfile import FilesystemLock
+from twisted.trial.unittest import SynchronousTestCase
+
+from timestamp_echo import transport
+from timestamp_echo.tls import HalfCloseTLS
+from timestamp_echo.transport import (
+    KERNEL_TIMES,
+    StreamReactor,
+    TimedDatagramPort,
+    TimedServer,
+)
+
+FACTORY = Factory.forProtocol(Protocol)
+
+
+class Received(Protocol):
+    """Keeps what it receives, and the arrival that its transport gave."""
+
+    def __init__(self) -> None:
+        self.reads: list[tuple[bytes, int]] = []
+
+    def dataReceived(self, data: bytes) -> None:
+        """See `IProtocol`."""
+        self.reads.append((data, self.transport.arrival))  # type: ignore[union-attr]
+
+
+class ReceivedDatagrams(DatagramProtocol):
+    """The same for datagrams."""
+
+    def __init__(self) -> None:
+        self.reads: list[tuple[bytes, Any, int]] = []
+
+    def datagramReceived(self, datagram: bytes, addr: Any) -> None:
+        """See `DatagramProtocol`."""
+        self.reads.append((datagram, addr, self.transport.arrival))  # type: ignore[union-attr]
+
+
+class FakePort:
+    """A listening port, as far as `StreamReactor` looks at it."""
+
+    transport: Any = None
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+
+
+class FakeReactor:
+    """A reactor whose ports are real sockets that nobody watches."""
+
+    def __init__(self, port: FakePort) -> None:
+        self._port = port
+
+    def listenTCP(self, *_: object) -> FakePort:
+        """See `IReactorTCP`."""
+        return self._port
+
+    def adoptStreamPort(self, *_: object) -> FakePort:
+        """See `IReactorSocket`."""
+        return self._port
+
+
+class TimedServerTests(SynchronousTestCase):
+    """`TimedServer`, accepted from a listening socket that `StreamReactor` prepared."""
+
+    if not KERNEL_TIMES:
+        skip = "this kernel gives no arrival times"
+
+    def setUp(self) -> None:
+        """A client's socket, and the server's side of its connection."""
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listener.close)
+        port = FakePort(listener)
+        StreamReactor(FakeReactor(port), True).listenTCP(0, FACTORY)
+        self.assertIs(port.transport, TimedServer)
+        self.client = socket.create_connection(listener.getsockname())
+        self.addCleanup(self.client.close)
+        accepted, peer = listener.accept()
+        self.addCleanup(accepted.close)
+        self.received = Received()
+        server: Any = None
+        self.server = TimedServer(accepted, self.received, peer, server, 0, MemoryReactorClock())
+        self.received.makeConnection(self.server)
+
+    def test_arrival(self) -> None:
+        """Bytes that waited before they were read have the time at which they came."""
+        before = time.time_ns()
+        self.client.sendall(b"hello")
+        sent = time.time_ns()
+        while time.time_ns() < sent + 5_000_000:  # a server that is busy for 5 ms
+            pass
+        self.assertIsNone(self.server.doRead())
+        ((data, arrival),) = self.received.reads
+        self.assertEqual(data, b"hello")
+        # Some 1 ms of slack on either side: the kernel's clock for it may be coarser.
+        self.assertTrue(before - 1_000_000 <= arrival <= sent + 1_000_000, arrival - before)
+
+    def test_nothing_there(self) -> None:
+        """A read that finds nothing is no end."""
+        self.assertIsNone(self.server.doRead())
+        self.assertEqual(self.received.reads, [])
+
+    def test_closed(self) -> None:
+        """The peer's FIN."""
+        self.client.close()
+        self.assertIs(self.server.doRead(), CONNECTION_DONE)
+
+    def test_reset(self) -> None:
+        """The peer's RST."""
+        self.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.client.close()
+        self.assertIs(self.server.doRead(), CONNECTION_LOST)
+
+
+class ArrivalTests(SynchronousTestCase):
+    """The kernel's word in a read's ancillary data."""
+
+    def test_without(self) -> None:
+        """Where there is none, or only others, the arrival is not known."""
+        self.assertEqual(transport._arrival([]), 0)
+        self.assertEqual(transport._arrival([(socket.SOL_SOCKET, 1, b""), (41, 50, b"")]), 0)
+
+
+class TimedDatagramPortTests(SynchronousTestCase):
+    """`TimedDatagramPort`, on a real socket."""
+
+    if not KERNEL_TIMES:
+        skip = "this kernel gives no arrival times"
+
+    def setUp(self) -> None:
+        """A port, and a client's socket."""
+        self.received = ReceivedDatagrams()
+        self.port = TimedDatagramPort(0, self.received, "127.0.0.1", 65536, MemoryReactorClock())
+        self.port.startListening()
+        self.addCleanup(self.port.connectionLost)
+        self.client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.addCleanup(self.client.close)
+        self.client.connect(self.port.socket.getsockname())
+
+    def test_arrival(self) -> None:
+        """Each datagram has the time at which it came; all that are there are read."""
+        before = time.time_ns()
+        self.client.send(b"one")
+        self.client.send(b"")
+        self.client.send(b"x" * 65507)
+        sent = time.time_ns()
+        self.port.doRead()
+        self.assertEqual([len(read[0]) for read in self.received.reads], [3, 0, 65507])
+        for _, address, arrival in self.received.reads:
+            self.assertEqual(address, self.client.getsockname())
+            self.assertTrue(before - 1_000_000 <= arrival <= sent + 1_000_000, arrival - before)
+
+    def test_its_turn(self) -> None:
+        """After so many bytes the others get their turn."""
+        self.port.maxThroughput = 2
+        for _ in range(3):
+            self.client.send(b"x")
+        self.port.doRead()
+        self.assertEqual(len(self.received.reads), 2)
+        self.port.doRead()
+        self.assertEqual(len(self.received.reads), 3)
+
+
+class StreamReactorTests(SynchronousTestCase):
+    """`StreamReactor` in front of a reactor in memory."""
+
+    def setUp(self) -> None:
+        """The reactor, and what stands in for it."""
+        self.memory = MemoryReactorClock()
+        self.reactor = StreamReactor(self.memory, False)
+
+    def test_tcp(self) -> None:
+        """A TCP port is Twisted's own."""
+        self.reactor.listenTCP(3000, FACTORY, 7, "127.0.0.1")
+        self.assertEqual(self.memory.tcpServers, [(3000, FACTORY, 7, "127.0.0.1")])
+
+    def test_tls(self) -> None:
+        """A TLS port is a TCP port whose connections can half-close."""
+        self.reactor.listenSSL(3001, FACTORY, CertificateOptions(), 7, "127.0.0.1")
+        servers: Any = self.memory.tcpServers
+        ((port, factory, backlog, interface),) = servers
+        self.assertEqual((port, backlog, interface), (3001, 7, "127.0.0.1"))
+        self.assertIsInstance(factory, TLSMemoryBIOFactory)
+        self.assertIs(factory.protocol, HalfCloseTLS)
+        self.assertIs(factory.wrappedFactory, FACTORY)
+
+    def test_unix(self) -> None:
+        """A UNIX port is Twisted's own."""
+        self.reactor.listenUNIX("/run/tsecho", FACTORY, 7, 0o600, True)
+        self.assertEqual(self.memory.unixServers, [("/run/tsecho", FACTORY, 7, 0o600, True)])
+
+    def test_unix_refused(self) -> None:
+        """A UNIX port that can't be opened does not leave its lock behind."""
+        path = os.path.abspath(self.mktemp())
+
+        class Refusing:
+            def listenUNIX(self, address: str, *_: object) -> IListeningPort:
+                FilesystemLock(address + ".lock").lock()
+                raise CannotListenError(None, address, OSError(98, "in use"))
+
+        reactor = StreamReactor(Refusing(), False)
+        self.assertRaises(CannotListenError, reactor.listenUNIX, path, FACTORY, wantPID=True)
+        self.assertFalse(os.path.lexists(path + ".lock"))
+
+    def test_unix_lock_of_another(self) -> None:
+        """The lock of another process stays."""
+        path = os.path.abspath(self.mktemp())
+        os.symlink("1", path + ".lock")
+
+        class Refusing:
+            def listenUNIX(self, address: str, *_: object) -> IListeningPort:
+                raise CannotListenError(None, address, "Cannot acquire lock")
+
+        reactor = StreamReactor(Refusing(), False)
+        self.assertRaises(CannotListenError, reactor.listenUNIX, path, FACTORY, wantPID=True)
+        self.assertTrue(os.path.lexists(path + ".lock"))
+
+    def test_adopted(self) -> None:
+        """A port that is already open is Twisted's own; with times, if it is TCP."""
+        for timed, family, expected in (
+            (False, socket.AF_INET, None),
+            (True, socket.AF_UNIX, None),
+            (KERNEL_TIMES, socket.AF_INET6, TimedServer if KERNEL_TIMES else None),
+        ):
+            with socket.socket(family) as sock:
+                port = FakePort(sock)
+                StreamReactor(FakeReactor(port), timed).adoptStreamPort(3, family, FACTORY)
+                self.assertIs(port.transport, expected)
+
+    def test_all_else(self) -> None:
+        """Everything else is the reactor's."""
+        self.assertEqual(self.reactor.callLater, self.memory.callLater)
+        self.assertIsInstance(self.memory, Clock)

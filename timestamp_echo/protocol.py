@@ -1,0 +1,174 @@
+"""One stream connection: what comes in goes back behind the moment of its arrival.
+
+Knows a framing, a stamp and a transport; not which kind of socket is below, nor who may
+connect.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IHalfCloseableProtocol,
+    INegotiated,
+    IReactorTime,
+    ITCPTransport,
+)
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.protocols.policies import ProtocolWrapper
+from twisted.python.components import registerAdapter
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from timestamp_echo.framing import AutoFraming, Framing
+from timestamp_echo.journal import Journal, escaped, written
+from timestamp_echo.stamps import Stamp
+
+PAUSE = 0.1
+"""Seconds without a byte that end a message in `auto`: longer than a segment that follows
+on a path across the world takes to come, shorter than a person notices."""
+
+
+@implementer(IHalfCloseableProtocol)
+class TimestampEcho(Protocol):
+    """The server's side of one connection.
+
+    A peer may stop sending before it stops reading (`shutdown(SHUT_WR)`): what is pending
+    is then answered, all replies are delivered, and only then is the connection closed.
+    Without `IHalfCloseableProtocol` Twisted drops what it has not written yet when the
+    peer's FIN arrives.
+    """
+
+    factory: TimestampEchoFactory
+    transport: Any  # ITransport and IConsumer; the rest is asked for before it is used
+
+    _pause: IDelayedCall | None = None
+    _why = "closed by the server"
+
+    def connectionMade(self) -> None:
+        """Begin: a framing of its own, and no reading while replies pile up."""
+        factory = self.factory
+        self._framing: Framing = factory.framing()
+        self._prefix = factory.stamp.prefix
+        self._now = self._arrival if factory.stamp.subsecond else factory.now
+        self._into = self._out = 0
+        self._since = factory.clock.seconds()
+        if ITCPTransport.providedBy(self.transport):
+            # A reply is whole when it is written: nothing is gained by waiting for more.
+            self.transport.setTcpNoDelay(True)
+        # The connection is its own producer: with 64 KiB of replies unsent, it is not read.
+        self.transport.registerProducer(self.transport, True)
+        factory.journal.opened(written(self.transport.getPeer()))
+
+    def dataReceived(self, data: bytes) -> None:
+        """Answer what one read brought."""
+        framing = self._framing
+        self._into += len(data)
+        reply = framing.received(data, self._prefix(self._now()))
+        if reply:
+            self._out += len(reply)
+            self.transport.write(reply)
+        if framing.waiting and framing.ends_at_pause:
+            self._await_pause()
+
+    def readConnectionLost(self) -> None:
+        """The peer closed its side: answer what is pending, deliver all, then close."""
+        self._why = "closed by the peer"
+        self._end_message()
+        # A producer that is left registered would be resumed instead of closed.
+        self.transport.unregisterProducer()
+        self.transport.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        """Never called: this side closes both directions at once."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The connection is over."""
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        if not reason.check(ConnectionDone):
+            self._why = escaped(reason.getErrorMessage())
+        self.factory.journal.ended(
+            written(self.transport.getPeer()),
+            self._why,
+            seconds=self.factory.clock.seconds() - self._since,
+            messages=self._framing.messages,
+            into=self._into,
+            out=self._out,
+        )
+
+    def _await_pause(self) -> None:
+        # One timer is moved on, at no cost to the reactor's heap; a message that ends
+        # meanwhile leaves it to run out.
+        if self._pause is None:
+            self._pause = self.factory.clock.callLater(PAUSE, self._paused)
+        else:
+            self._pause.reset(PAUSE)
+
+    def _paused(self) -> None:
+        self._pause = None
+        self._end_message()
+
+    def _end_message(self) -> None:
+        reply = self._framing.ended()
+        self._out += len(reply)
+        self.transport.write(reply)
+
+    def _arrival(self) -> int:
+        """When the kernel got the bytes of this read, if the transport says; or now."""
+        arrival: int = getattr(self.transport, "arrival", 0)
+        return arrival or self.factory.now()
+
+
+class TimestampEchoFactory(Factory[TimestampEcho]):
+    """Builds the connections of a timestamp echo service.
+
+    It is an ordinary Twisted factory, for any endpoint of one's own service::
+
+        endpoint.listen(TimestampEchoFactory())
+
+    @param stamp: the writer of stamps; `ctime` in the local zone if none is given.
+    @param framing: makes the framing of a connection.
+    @param clock: for pauses and durations; the global reactor if none is given.
+    @param now: the wall clock, in nanoseconds since the epoch.
+    """
+
+    protocol = TimestampEcho
+    noisy = False  # the service says what it listens on
+
+    def __init__(
+        self,
+        stamp: Stamp | None = None,
+        framing: Callable[[], Framing] = AutoFraming,
+        clock: IReactorTime | None = None,
+        now: Callable[[], int] = time.time_ns,
+    ) -> None:
+        if clock is None:
+            from twisted.internet import reactor
+
+            clock = cast(IReactorTime, reactor)
+        self.stamp = stamp or Stamp()
+        self.framing = framing
+        self.clock = clock
+        self.now = now
+        self.journal = Journal(clock)
+
+
+def _half_close_through(wrapper: ProtocolWrapper) -> IHalfCloseableProtocol | None:
+    """Tell a `TimestampEcho` in a wrapper, such as that of `haproxy:`, of a half-close.
+
+    Twisted's wrappers do not pass it on, and lose the replies that are not written yet.
+    Not through TLS, where only its own closing says that the peer has sent all.
+    """
+    inner = wrapper.wrappedProtocol
+    if isinstance(inner, TimestampEcho) and not INegotiated.providedBy(wrapper):
+        return cast(IHalfCloseableProtocol, inner)
+    return None
+
+
+registerAdapter(_half_close_through, ProtocolWrapper, IHalfCloseableProtocol)

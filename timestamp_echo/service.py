@@ -1,0 +1,111 @@
+"""Listening and stopping: the service that twistd runs.
+
+Knows ports and their addresses; no connection and no message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from twisted.application.service import Service
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.endpoints import quoteStringArgument
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IAddress, IListeningPort, IReactorCore
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from timestamp_echo.journal import escaped, written
+
+
+class CannotListen(SystemExit, Exception):
+    """A listener could not be opened, so that the service does not start.
+
+    An `Exception`, so that twistd tells its parent and removes its pidfile; a `SystemExit`
+    too, so that Python then ends with this one line and status 1, not with a traceback.
+    """
+
+
+class Listener(NamedTuple):
+    """One `--listen`."""
+
+    description: str
+    """As it was given."""
+
+    listen: Callable[[], Deferred[Any]]
+    """Opens the port; fires with an `IListeningPort`."""
+
+
+class EchoService(Service):
+    """All listeners of one tsecho.
+
+    @param listeners: what to listen on.
+    @param reactor: the reactor that they use.
+    """
+
+    _log = Logger()
+
+    def __init__(self, listeners: Sequence[Listener], reactor: IReactorCore) -> None:
+        self._listeners = listeners
+        self._reactor = reactor
+        self._ports: list[IListeningPort] = []
+
+    def privilegedStartService(self) -> None:
+        """Open all ports, while the process may still have the right to.
+
+        @raise CannotListen: one could not be opened. Those before it are closed again.
+        """
+        super().privilegedStartService()
+        for listener in self._listeners:
+            failures: list[Failure] = []
+            listener.listen().addCallbacks(
+                self._listening, failures.append, callbackArgs=(listener.description,)
+            )
+            if failures:
+                self._undo()
+                raise CannotListen(_explained(listener.description, failures[0].value))
+
+    def startService(self) -> None:
+        """Open all ports, unless that was done with privileges."""
+        super().startService()
+        if not self._ports:
+            self.privilegedStartService()
+
+    def stopService(self) -> Deferred[Any]:
+        """Close all ports."""
+        super().stopService()
+        ports, self._ports = self._ports, []
+        stopping = [port.stopListening() for port in ports]
+        return DeferredList([d for d in stopping if d is not None])
+
+    def _listening(self, port: IListeningPort, description: str) -> None:
+        self._ports.append(port)
+        self._log.info("listening on {where}", where=_where(description, port.getHost()))
+
+    def _undo(self) -> None:
+        self.stopService()
+        # Ports are closed in the reactor's next turn, but it is not running yet.
+        self._reactor.iterate(0)
+
+
+def _where(description: str, address: IAddress) -> str:
+    """An address in the words of `--listen`, so that port 0 shows which one it took."""
+    if not isinstance(address, (IPv4Address, IPv6Address)):
+        return written(address)
+    kind = description.split(":", maxsplit=1)[0]
+    if kind == "haproxy":
+        kind = ":".join(description.split(":")[:2])
+    interface = (
+        ""
+        if address.host in ("0.0.0.0", "::")
+        else f":interface={quoteStringArgument(address.host)}"
+    )
+    return f"{kind}:{address.port}{interface}"
+
+
+def _explained(description: str, error: BaseException | None) -> str:
+    cause = error.socketError if isinstance(error, CannotListenError) else error
+    words = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+    return f"tsecho: cannot listen on {escaped(description)}: {words}"

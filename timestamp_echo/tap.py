@@ -1,0 +1,139 @@
+"""From the command line to the service: the only place that composes.
+
+`twistd tsecho` calls `Options`, then `makeService`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+from twisted.application.service import IService
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.defer import Deferred, execute
+from twisted.internet.endpoints import serverFromString
+from twisted.python import usage
+
+from timestamp_echo.datagram import TimestampDatagram
+from timestamp_echo.framing import FRAMINGS
+from timestamp_echo.protocol import TimestampEchoFactory
+from timestamp_echo.service import EchoService, Listener
+from timestamp_echo.stamps import Stamp
+from timestamp_echo.transport import StreamReactor, TimedDatagramPort
+
+DATAGRAM = 65536
+"""Bytes that hold any datagram whole (RFC 768); Twisted's own default cuts at 8192."""
+
+_UDP = re.compile(r"udp:(?P<port>\d+)(?::interface=(?P<interface>.+))?", re.ASCII)
+
+# Where the endpoints of Twisted that have a port have it. What this passes over they check.
+_PORT = re.compile(r"(?:haproxy:)?(?:tcp6?|ssl|udp):(?:port=)?(?P<port>-?\d+)(?::|$)", re.ASCII)
+
+
+class Options(usage.Options):
+    """The service's command line."""
+
+    synopsis = "[options]"
+    longdesc = (
+        "A timestamp echo: every message comes back with the moment it arrived in front"
+        " of it, as in '[Sun Nov 22 14:08:00 2026] hello'."
+    )
+    optParameters: ClassVar = [
+        ["stamp", "s", "ctime", "ctime, iso, unix, or a strftime pattern (with %f)."],
+        ["framing", None, "auto", "Where a message ends: auto, line or chunk."],
+    ]
+    optFlags: ClassVar = [["utc", None, "Stamps in UTC instead of the local zone."]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self["listen"] = []
+
+    def opt_listen(self, description: str) -> None:
+        """Listen on a Twisted server endpoint or udp:PORT[:interface=ADDRESS]; repeatable.
+
+        [default: tcp:3000].
+        """
+        self["listen"].append(description)
+
+    opt_l = opt_listen
+
+    def postOptions(self) -> None:
+        """Check all values, and make of them what `makeService` needs.
+
+        @raise usage.UsageError: says what was expected and what came.
+        """
+        from twisted.internet import reactor
+
+        if self["framing"] not in FRAMINGS:
+            raise usage.UsageError(
+                f"--framing: expected {', '.join(FRAMINGS)}, not {self['framing']!r}"
+            )
+        try:
+            self.moment = Stamp(self["stamp"], bool(self["utc"]))
+        except ValueError as error:
+            raise usage.UsageError(f"--stamp: {error}") from error
+        self.reactor = reactor
+        self.factory = TimestampEchoFactory(self.moment, FRAMINGS[self["framing"]], reactor)
+        self.listeners = [
+            _listener(description, self.factory, reactor)
+            for description in self["listen"] or ["tcp:3000"]
+        ]
+
+
+def makeService(options: Options) -> IService:
+    """The service that these options describe."""
+    service: IService = EchoService(options.listeners, options.reactor)
+    return service
+
+
+def _listener(description: str, factory: TimestampEchoFactory, reactor: Any) -> Listener:
+    port = _PORT.match(description)
+    if port is not None and not 0 <= int(port["port"]) <= 65535:
+        raise usage.UsageError(
+            f"--listen: expected a port from 0 to 65535, not {port['port']} in {description!r}"
+        )
+    if description.startswith("udp:"):
+        return _datagram_listener(description, factory, reactor)
+    return _stream_listener(description, factory, reactor)
+
+
+def _stream_listener(description: str, factory: TimestampEchoFactory, reactor: Any) -> Listener:
+    try:
+        endpoint = serverFromString(StreamReactor(reactor, factory.stamp.subsecond), description)
+    except Exception as error:  # each kind of endpoint has its own ways to refuse
+        raise usage.UsageError(
+            "--listen: expected an endpoint such as tcp:3000, tcp6:3000, unix:/run/tsecho,"
+            f" ssl:3001:privateKey=key.pem:certKey=cert.pem or udp:3000, not {description!r}"
+            f" ({_reason(error)})"
+        ) from error
+    return Listener(description, lambda: endpoint.listen(factory))
+
+
+def _datagram_listener(description: str, factory: TimestampEchoFactory, reactor: Any) -> Listener:
+    match = _UDP.fullmatch(description)
+    if match is None:
+        raise usage.UsageError(
+            f"--listen: expected udp:PORT[:interface=ADDRESS], not {description!r}"
+        )
+    # In Twisted's descriptions a colon within a value has a backslash before it.
+    interface = (match["interface"] or "").replace("\\:", ":")
+    if interface and not (isIPAddress(interface) or isIPv6Address(interface)):
+        raise usage.UsageError(
+            f"--listen: expected an IPv4 or IPv6 address, not {interface!r} in {description!r}"
+        )
+    protocol = TimestampDatagram(factory.stamp, factory.now)
+
+    def listen() -> Deferred[Any]:
+        if not factory.stamp.subsecond:
+            return execute(reactor.listenUDP, int(match["port"]), protocol, interface, DATAGRAM)
+        port = TimedDatagramPort(int(match["port"]), protocol, interface, DATAGRAM, reactor)
+        return execute(port.startListening).addCallback(lambda _: port)
+
+    return Listener(description, listen)
+
+
+def _reason(error: Exception) -> str:
+    """What an endpoint's parser raised, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,54 @@
+"""Half-close through TLS. Needs the extra `tls`; knows no message and no stamp."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from OpenSSL.SSL import RECEIVED_SHUTDOWN
+from twisted.internet.interfaces import IHalfCloseableProtocol, IProtocolFactory
+from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
+from zope.interface import implementer
+
+
+@implementer(IHalfCloseableProtocol)
+class HalfCloseTLS(TLSMemoryBIOProtocol):
+    """The server's side of TLS, whose peer may stop sending before it stops reading.
+
+    TLS 1.3 has the same half-close as TCP: a `close_notify` ends one direction alone
+    (RFC 8446, section 6.1). Twisted answers it by closing both, and by default holds writes
+    back until its next turn, by which time they are lost (twisted#5341).
+
+    This class writes at once, and tells the protocol inside before it closes.
+    """
+
+    transport: Any  # the TCP connection
+
+    _told = False
+
+    def readConnectionLost(self) -> None:
+        """The peer's FIN came without its `close_notify`, which will not come any more."""
+        self._tell()
+        self.transport.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        """Never called: this side closes both directions at once."""
+
+    def _shutdownTLS(self) -> None:
+        # The one place that Twisted comes by when a close_notify was received.
+        if self._tlsConnection.get_shutdown() & RECEIVED_SHUTDOWN:
+            self._tell()
+        super()._shutdownTLS()
+
+    def _tell(self) -> None:
+        if not self._told:
+            self._told = True
+            inner = IHalfCloseableProtocol(self.wrappedProtocol, None)
+            if inner is not None:
+                inner.readConnectionLost()
+
+
+def with_half_close(factory: IProtocolFactory) -> IProtocolFactory:
+    """The factory itself; if it is one of TLS, its connections learn to half-close."""
+    if isinstance(factory, TLSMemoryBIOFactory):
+        factory.protocol = HalfCloseTLS
+    return factory

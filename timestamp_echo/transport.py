@@ -1,0 +1,166 @@
+"""What a connection needs of its transport that Twisted's own leave out.
+
+The kernel's arrival time of each read, half-close through TLS, and no lock left behind.
+Endpoints get there through `StreamReactor`, which stands in for the reactor; all else
+stays Twisted's. Knows no message and no stamp.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+from twisted.internet import tcp, udp
+from twisted.internet.error import CannotListenError, ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+from twisted.python.lockfile import FilesystemLock
+
+try:
+    from timestamp_echo.tls import with_half_close
+except ImportError:  # pragma: no cover  # without the extra `tls` no endpoint speaks TLS
+
+    def with_half_close(factory: IProtocolFactory) -> IProtocolFactory:
+        """See `timestamp_echo.tls`."""
+        return factory
+
+
+KERNEL_TIMES = sys.platform == "linux"
+"""Whether the kernel can say when bytes arrived."""
+
+# socket(7). Python has the name from 3.14 on; the number is asm-generic/socket.h's.
+_SO_TIMESTAMPNS: int = getattr(socket, "SO_TIMESTAMPNS", 35)
+_TIMESPEC = struct.Struct("@ll")
+_ANCILLARY = socket.CMSG_SPACE(_TIMESPEC.size)
+
+
+def _arrival(ancillary: Iterable[tuple[int, int, bytes]]) -> int:
+    """The kernel's arrival time in ancillary data, nanoseconds since the epoch, or 0."""
+    for level, kind, value in ancillary:
+        if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
+            seconds, nanoseconds = _TIMESPEC.unpack(value)
+            return int(seconds * 10**9 + nanoseconds)
+    return 0
+
+
+class TimedServer(tcp.Server):
+    """A TCP connection that knows when the kernel got the bytes of its last read.
+
+    Where a read takes in several segments, that is the last one's time.
+    """
+
+    arrival = 0
+    """Nanoseconds since the epoch; 0 if the kernel did not say."""
+
+    def doRead(self) -> ConnectionLost | ConnectionDone | None:  # type: ignore[override]  # abortConnection's
+        """As `tcp.Connection.doRead`, by `recvmsg`."""
+        try:
+            data, ancillary, _, _ = self.socket.recvmsg(self.bufferSize, _ANCILLARY)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return CONNECTION_LOST
+        if not data:
+            return CONNECTION_DONE
+        self.arrival = _arrival(ancillary)
+        self.protocol.dataReceived(data)
+        return None
+
+
+class TimedDatagramPort(udp.Port):
+    """A UDP port that knows when the kernel got the last datagram."""
+
+    arrival = 0
+    """Nanoseconds since the epoch; 0 if the kernel did not say."""
+
+    def startListening(self) -> None:
+        """Ask the kernel for arrival times from the first datagram on."""
+        super().startListening()
+        self.socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+
+    def doRead(self) -> None:
+        """As `udp.Port.doRead`, by `recvmsg`."""
+        taken = 0
+        while taken < self.maxThroughput:
+            try:
+                data, ancillary, _, address = self.socket.recvmsg(self.maxPacketSize, _ANCILLARY)
+            except OSError:  # nothing more, or an ICMP error about an earlier reply
+                return
+            taken += len(data) or 1
+            self.arrival = _arrival(ancillary)
+            self.protocol.datagramReceived(data, address[:2])
+
+
+class StreamReactor:
+    """What a server endpoint sees in place of the reactor.
+
+    @param reactor: the real one.
+    @param kernel_times: whether TCP connections are to know arrival times; the others do
+        without the one more system call's result that it costs.
+    """
+
+    def __init__(self, reactor: Any, kernel_times: bool) -> None:
+        self._reactor = reactor
+        self._timed = kernel_times and KERNEL_TIMES
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+    def listenTCP(
+        self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = ""
+    ) -> IListeningPort:
+        """See `IReactorTCP.listenTCP`."""
+        factory = with_half_close(factory)
+        return self._with_times(self._reactor.listenTCP(port, factory, backlog, interface))
+
+    def listenSSL(
+        self,
+        port: int,
+        factory: IProtocolFactory,
+        contextFactory: Any,
+        backlog: int = 50,
+        interface: str = "",
+    ) -> IListeningPort:
+        """See `IReactorSSL.listenSSL`."""
+        from twisted.protocols.tls import TLSMemoryBIOFactory
+
+        tls = TLSMemoryBIOFactory(contextFactory, False, factory, self._reactor)
+        return self.listenTCP(port, tls, backlog, interface)
+
+    def listenUNIX(
+        self,
+        address: str,
+        factory: IProtocolFactory,
+        backlog: int = 50,
+        mode: int = 0o666,
+        wantPID: bool = False,
+    ) -> IListeningPort:
+        """See `IReactorUNIX.listenUNIX`. If it fails, its lock does not stay behind."""
+        try:
+            port: IListeningPort = self._reactor.listenUNIX(
+                address, factory, backlog, mode, wantPID
+            )
+        except CannotListenError:
+            with suppress(OSError, ValueError):  # there is none, or it is another's
+                FilesystemLock(address + ".lock").unlock()
+            raise
+        return port
+
+    def adoptStreamPort(
+        self, fileDescriptor: int, addressFamily: int, factory: IProtocolFactory
+    ) -> IListeningPort:
+        """See `IReactorSocket.adoptStreamPort`."""
+        port = self._reactor.adoptStreamPort(fileDescriptor, addressFamily, factory)
+        return port if addressFamily == socket.AF_UNIX else self._with_times(port)
+
+    def _with_times(self, port: Any) -> IListeningPort:
+        if self._timed:
+            port.transport = TimedServer
+            # Accepted connections inherit it, and so have it from their first segment on.
+            port.socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        listening: IListeningPort = port
+        return listening
