@@ -51,7 +51,7 @@ class Options(usage.Options):
     def opt_listen(self, description: str) -> None:
         """Listen on a Twisted server endpoint or udp:PORT[:interface=ADDRESS]; repeatable.
 
-        [default: tcp:3000].
+        The default is tcp:3000.
         """
         self["listen"].append(description)
 

@@ -1,0 +1,434 @@
+"""Tests for `timestamp_echo.client.session`."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any, cast
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone, ConnectionLost, MessageLengthError
+from twisted.internet.interfaces import (
+    IHandshakeListener,
+    INegotiated,
+    IProtocolFactory,
+    IPushProducer,
+    IStreamClientEndpoint,
+)
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from zope.interface import directlyProvides, implementer
+from zope.interface.verify import verifyClass
+
+from tests.fakes import TCPTransport
+from timestamp_echo.client import session
+from timestamp_echo.client.address import DatagramServer, StreamServer
+from timestamp_echo.client.session import (
+    LINGER,
+    REPLY_TIMEOUT,
+    DatagramSession,
+    StreamSession,
+    Tally,
+)
+from timestamp_echo.datagram import TimestampDatagram
+from timestamp_echo.framing import ChunkFraming, LineFraming
+from timestamp_echo.stamps import Stamp
+
+STAMP = b"[stamp] "
+
+
+class Listener:
+    """A `User` that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.replies = b""
+        self.answers = 0
+        self.ends: list[str] = []
+        self.ended: Deferred[str] = Deferred()
+
+    def replied(self, data: bytes) -> None:
+        """See `User`."""
+        self.replies += data
+
+    def answered(self) -> None:
+        """See `User`."""
+        self.answers += 1
+
+    def over(self, why: str) -> None:
+        """See `User`."""
+        self.ends.append(why)
+        self.ended.callback(why)
+
+
+@implementer(IPushProducer)
+class Producer:
+    """A producer that remembers whether it is paused."""
+
+    paused = False
+
+    def pauseProducing(self) -> None:
+        """See `IPushProducer`."""
+        self.paused = True
+
+    def resumeProducing(self) -> None:
+        """See `IPushProducer`."""
+        self.paused = False
+
+    def stopProducing(self) -> None:
+        """See `IPushProducer`."""
+
+
+class TallyTests(SynchronousTestCase):
+    """`Tally`: which of the lines are answered."""
+
+    @given(
+        st.lists(st.sampled_from([b"a", b"bb", b"\n", b"c" * 2000])).map(b"".join),
+        st.sampled_from([LineFraming, ChunkFraming]),
+        st.integers(1, 5000),
+        st.integers(1, 5000),
+    )
+    def test_echo(self, text: bytes, framing: Any, size: int, cut: int) -> None:
+        """After an echo of lines or of chunks, however both ways are cut, none is missing."""
+        echo = framing()
+        out, into = Tally(), Tally()
+        pieces = [text[i : i + size] for i in range(0, len(text), size)]
+        replies = b""
+        for piece in pieces:
+            out.add(piece)
+            replies += echo.received(piece, STAMP)
+        replies += echo.ended()
+        for i in range(0, len(replies), cut):
+            into.add(replies[i : i + cut])
+        lines = text.count(b"\n") + (not text.endswith(b"\n") and bool(text))
+        self.assertEqual(out.messages, lines)
+        # A chunk may cut the last line: then its end alone comes back behind the last stamp.
+        if framing is LineFraming or len(pieces) < 2:
+            self.assertEqual(into.answered(out), lines)
+        self.assertGreaterEqual(into.answered(out), text.count(b"\n"))
+
+    def test_missing(self) -> None:
+        """What did not come back is missing: lines, and the line without a newline."""
+        out, into = Tally(), Tally()
+        out.add(b"a\nb\nend")
+        for reply, answered in ((b"[] a\n", 1), (b"[] b\n", 2), (b"[] en", 2), (b"d", 3)):
+            into.add(reply)
+            self.assertEqual(into.answered(out), answered)
+
+
+class StreamSessionTests(SynchronousTestCase):
+    """`StreamSession`, on a transport of strings and a clock."""
+
+    def setUp(self) -> None:
+        """A session that is connected."""
+        self.clock = Clock()
+        self.user = Listener()
+        self.session = StreamSession(self.user, self.clock)
+        self.transport = TCPTransport()
+        self.session.makeConnection(self.transport)
+        self.session.feed_from(Producer())
+
+    def test_interfaces(self) -> None:
+        """It is what it says that it is."""
+        verifyClass(IHandshakeListener, StreamSession)
+        typed: session.Session = self.session
+        self.assertIs(typed, self.session)
+
+    def test_talk(self) -> None:
+        """Lines go out, replies come in, and the user hears when all are answered."""
+        self.session.write(b"a\nb\n")
+        self.assertEqual(self.transport.value(), b"a\nb\n")
+        self.session.dataReceived(b"[] a\n[]")
+        self.assertEqual((self.user.replies, self.user.answers), (b"[] a\n[]", 0))
+        self.assertEqual((self.session.sent, self.session.missing), (2, 1))
+        self.session.dataReceived(b" b\n")
+        self.assertEqual((self.user.answers, self.session.missing), (1, 0))
+
+    def test_finish(self) -> None:
+        """At the end its side is closed; the server's closing ends it."""
+        self.session.write(b"a")
+        self.session.finish()
+        self.assertIsNone(self.transport.producer)
+        self.assertTrue(self.transport.half_closed)
+        self.session.dataReceived(b"[] a")
+        self.session.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.user.ends, [""])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_finish_tls(self) -> None:
+        """Through TLS closing is a close_notify, after which replies still come."""
+        tls = TCPTransport()
+        directlyProvides(tls, INegotiated)
+        talk = StreamSession(self.user, self.clock)
+        talk.makeConnection(tls)
+        talk.handshakeCompleted()
+        talk.feed_from(Producer())
+        talk.finish()
+        self.assertTrue(tls.disconnecting)
+        self.assertFalse(tls.half_closed)
+
+    def test_linger(self) -> None:
+        """A server that has answered all and does not close is left, unless it says more."""
+        self.session.write(b"a\n")
+        self.session.finish()
+        self.clock.advance(10 * LINGER)
+        self.assertFalse(self.transport.aborted)
+        self.session.dataReceived(b"[] a\n")
+        self.clock.advance(LINGER * 0.9)
+        self.session.dataReceived(b"more\n")
+        self.clock.advance(LINGER * 0.9)
+        self.assertFalse(self.transport.aborted)
+        self.clock.advance(LINGER * 0.2)
+        self.assertTrue(self.transport.aborted)
+        self.session.connectionLost(Failure(ConnectionLost()))
+        self.assertEqual(self.user.ends, [""])
+
+    def test_lost(self) -> None:
+        """A connection that is lost before the end, or before the last reply, is said."""
+        self.session.write(b"a\n")
+        self.session.finish()
+        self.session.connectionLost(Failure(ConnectionLost()))
+        self.assertIn("non-clean", self.user.ends[0])
+        self.assertEqual(self.session.missing, 1)
+
+    def test_finish_after_loss(self) -> None:
+        """Where the connection is lost already, there is nothing to finish."""
+        self.session.connectionLost(Failure(ConnectionLost()))
+        self.session.finish()
+        self.assertFalse(self.transport.half_closed)
+        self.assertEqual(len(self.user.ends), 1)
+
+    def test_lost_before_the_end(self) -> None:
+        """So is one that the server closes while nothing is missing, but more may come."""
+        self.session.connectionLost(Failure(ConnectionDone()))
+        self.assertIn("closed cleanly", self.user.ends[0])
+
+    def test_pressure(self) -> None:
+        """A slow standard output stops the reading, and its loss ends it."""
+        self.session.pauseProducing()
+        self.assertEqual(self.transport.producerState, "paused")
+        self.session.resumeProducing()
+        self.assertEqual(self.transport.producerState, "producing")
+        self.session.stopProducing()
+        self.assertTrue(self.transport.aborted)
+
+
+@implementer(IStreamClientEndpoint)
+class Endpoint:
+    """An endpoint whose connection is a transport of strings."""
+
+    def __init__(self, transport: TCPTransport) -> None:
+        self.transport = transport
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
+        """See `IStreamClientEndpoint`."""
+        protocol = cast(Any, protocolFactory.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1)))
+        result: Deferred[Any] = Deferred()
+        result.callback(protocol)
+        protocol.makeConnection(self.transport)
+        return result
+
+
+class ConnectTests(SynchronousTestCase):
+    """`StreamSession.connect`."""
+
+    def connect(self, transport: TCPTransport) -> tuple[StreamSession, Deferred[StreamSession]]:
+        """A session, and when it is connected."""
+        endpoint = Endpoint(transport)
+        verifyClass(IStreamClientEndpoint, Endpoint)
+        talk = StreamSession(Listener(), Clock())
+        return talk, Deferred.fromCoroutine(talk.connect(StreamServer("host", endpoint)))
+
+    def test_plain(self) -> None:
+        """A plain connection is ready when it is made."""
+        talk, connected = self.connect(TCPTransport())
+        self.assertIs(self.successResultOf(connected), talk)
+
+    def test_tls(self) -> None:
+        """One of TLS is ready when hands are shaken."""
+        tls = TCPTransport()
+        directlyProvides(tls, INegotiated)
+        talk, connected = self.connect(tls)
+        self.assertNoResult(connected)
+        talk.handshakeCompleted()
+        self.assertIs(self.successResultOf(connected), talk)
+
+    def test_tls_refused(self) -> None:
+        """Where they are not shaken, there is no connection."""
+        tls = TCPTransport()
+        directlyProvides(tls, INegotiated)
+        talk, connected = self.connect(tls)
+        talk.connectionLost(Failure(ConnectionLost()))
+        self.failureResultOf(connected, ConnectionLost)
+
+
+class FakePort:
+    """A UDP port, connected to nowhere."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.listening = True
+        self.error: Exception | None = None
+
+    def write(self, datagram: bytes) -> None:
+        """See `IUDPTransport`."""
+        if self.error is not None:
+            raise self.error
+        self.sent.append(datagram)
+
+    def stopListening(self) -> None:
+        """See `IUDPTransport`."""
+        self.listening = False
+
+
+class DatagramSessionTests(SynchronousTestCase):
+    """`DatagramSession`, on a port in memory and a clock."""
+
+    def setUp(self) -> None:
+        """A session that is connected, and fed by a producer."""
+        self.clock = Clock()
+        self.user = Listener()
+        self.session = DatagramSession(self.user, self.clock)
+        self.port = FakePort()
+        self.session.transport = self.port
+        self.producer = Producer()
+        self.session.feed_from(self.producer)
+
+    def reply(self, message: bytes) -> None:
+        """The server answers this."""
+        self.session.datagramReceived(STAMP + message, ("192.0.2.1", 1))
+
+    def test_one_at_a_time(self) -> None:
+        """Each line is a datagram that waits for the reply to the one before."""
+        self.session.write(b"a\nb\nc")
+        self.assertEqual(self.port.sent, [b"a\n"])
+        self.assertTrue(self.producer.paused)
+        self.reply(b"a\n")
+        self.assertEqual(self.port.sent, [b"a\n", b"b\n"])
+        self.reply(b"b\n")
+        self.assertFalse(self.producer.paused)
+        self.assertEqual(self.user.answers, 0)
+        self.session.write(b"d\n")
+        self.reply(b"cd\n")
+        self.assertEqual(self.user.answers, 1)
+        self.assertEqual((self.session.sent, self.session.missing), (3, 0))
+
+    def test_finish(self) -> None:
+        """The line without a newline is sent at the end, which its reply is."""
+        self.session.write(b"a\nb")
+        self.session.finish()
+        self.reply(b"a\n")
+        self.assertEqual(self.user.ends, [])
+        self.reply(b"b")
+        self.assertEqual(self.user.ends, [""])
+        self.assertFalse(self.port.listening)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_finish_at_once(self) -> None:
+        """Nothing sent, nothing to wait for."""
+        self.session.finish()
+        self.assertEqual(self.user.ends, [""])
+
+    def test_lost_reply(self) -> None:
+        """A reply that does not come is missing, and the next line is sent."""
+        self.session.write(b"a\nb\n")
+        self.clock.advance(REPLY_TIMEOUT)
+        self.assertEqual(self.port.sent, [b"a\n", b"b\n"])
+        self.reply(b"a\n")  # too late
+        self.assertEqual(self.user.replies, b"")
+        self.reply(b"b\n")
+        self.session.finish()
+        self.assertEqual(self.user.ends, ["no reply came in time"])
+        self.assertEqual((self.session.sent, self.session.missing), (2, 1))
+
+    def test_unasked(self) -> None:
+        """A datagram that answers nothing is not taken for a reply."""
+        self.reply(b"a\n")
+        self.assertEqual(self.user.replies, b"")
+
+    def test_too_long(self) -> None:
+        """A line that is no datagram ends it, in words that say how long it is."""
+        self.port.error = MessageLengthError("too long")
+        self.session.write(b"x" * 70000 + b"\n")
+        self.assertIn("a datagram of 70001 bytes could not be sent", self.user.ends[0])
+        self.assertEqual(self.session.missing, 1)
+
+    def test_refused(self) -> None:
+        """Where nobody listens, the port's end says so; and it is said once."""
+        self.session.write(b"a\n")
+        self.session.transport = None  # as DatagramProtocol.doStop leaves it
+        self.session.stopProtocol()
+        self.session.connectionRefused()
+        self.assertTrue(self.session.refused)
+        self.assertEqual(self.user.ends, ["Connection refused"])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_end_is_no_refusal(self) -> None:
+        """The end of the port that this side closed is not taken for a refusal."""
+        self.session.finish()
+        self.session.stopProtocol()
+        self.assertFalse(self.session.refused)
+
+    def test_abort(self) -> None:
+        """It can be ended at any time."""
+        self.session.write(b"a\n")
+        self.session.abort()
+        self.assertFalse(self.port.listening)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_without_producer(self) -> None:
+        """It can do without a producer."""
+        talk = DatagramSession(self.user, self.clock)
+        talk.transport = self.port
+        talk.write(b"a\n")
+        talk.datagramReceived(b"[] a\n", None)
+        self.assertEqual(self.user.answers, 1)
+
+    def test_consumer(self) -> None:
+        """With one reply under way there is nothing to hold back."""
+        for act in ("pauseProducing", "resumeProducing", "stopProducing"):
+            getattr(self.session, act)()
+        self.assertTrue(self.port.listening)
+
+
+class RealDatagramTests(TestCase):
+    """`DatagramSession` on real sockets."""
+
+    async def talk(self, host: str, interface: str) -> None:
+        """A line there and back."""
+        from twisted.internet import reactor
+
+        real: Any = reactor
+        port = real.listenUDP(0, TimestampDatagram(Stamp()), interface)
+        self.addCleanup(port.stopListening)
+        user = Listener()
+        server = DatagramServer("name", host, port.getHost().port)
+        talk = await DatagramSession(user, real).connect(server)
+        talk.write(b"hello\n")
+        talk.finish()
+        self.assertEqual(await user.ended, "")
+        self.assertTrue(user.replies.endswith(b"] hello\n"))
+
+    async def test_ipv4(self) -> None:
+        """Over IPv4."""
+        await self.talk("127.0.0.1", "127.0.0.1")
+
+    async def test_ipv6(self) -> None:
+        """Over IPv6."""
+        await self.talk("::1", "::1")
+
+    async def test_refused(self) -> None:
+        """The error that Linux gives for a closed port is a refusal, with epoll as well."""
+        from twisted.internet import reactor
+
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+            taken.bind(("127.0.0.1", 0))
+            number = taken.getsockname()[1]
+        user = Listener()
+        server = DatagramServer("name", "127.0.0.1", number)
+        talk = await DatagramSession(user, reactor).connect(server)
+        talk.write(b"hello\n")
+        self.assertEqual(await user.ended, "Connection refused")
+        self.assertTrue(talk.refused)

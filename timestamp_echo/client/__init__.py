@@ -1,0 +1,1 @@
+"""The client: `tsecho`, also `python -m timestamp_echo`."""

@@ -1,0 +1,139 @@
+"""The `tsecho` command: arguments in, exit status out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.stdio import StandardIO
+
+from timestamp_echo import __version__
+from timestamp_echo.client import report
+from timestamp_echo.client.address import DatagramServer, StreamServer, Trust, server_from
+from timestamp_echo.client.session import DatagramSession, Session, StreamSession
+from timestamp_echo.client.stdio import Pipe, Terminal
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Talk to a server, from a terminal or in a pipe.
+
+    @param argv: the arguments; the process's own if none are given.
+    @return: the exit status, as `report` has them; 128 and the signal's number if one came.
+    """
+    for fd, name in ((0, "standard input"), (1, "standard output")):
+        if not _is_open(fd):  # looked at before the reactor's own files take the number
+            _say(f"expected an open {name}; it is closed")
+            return report.UNREACHABLE
+    from twisted.internet import reactor
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    arguments = parser.parse_args(words[1:] if words[:1] == ["connect"] else words)
+    try:
+        server = server_from(arguments.server, Trust(arguments.ca, arguments.insecure), reactor)
+    except ValueError as error:
+        parser.error(str(error))
+    if arguments.insecure:
+        _say("warning: --insecure: whoever answers is believed to be the server")
+    return _run(reactor, server)
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="tsecho",
+        usage="%(prog)s [connect] [options] [SERVER]",
+        description="Send lines to a timestamp echo and print what comes back.",
+        epilog="On a terminal an empty line or Ctrl-D ends it. Exit status: 0 every line was"
+        " answered; 1 the connection was lost or replies are missing; 2 usage, name not"
+        " found, connection refused; 130 Ctrl-C.",
+    )
+    parser.add_argument(
+        "server",
+        nargs="?",
+        default="localhost",
+        metavar="SERVER",
+        help="host, host:port, [::1]:3000, unix:/path, udp:host:port, tls:host:port or any"
+        " Twisted client endpoint (default: localhost:3000)",
+    )
+    parser.add_argument("--ca", metavar="FILE", help="tls: the authorities to trust, in PEM")
+    parser.add_argument("--insecure", action="store_true", help="tls: trust any certificate")
+    parser.add_argument("--version", action="version", version=f"tsecho {__version__}")
+    return parser
+
+
+def _run(reactor: Any, server: StreamServer | DatagramServer) -> int:
+    """Run the reactor until the talk is over, or a signal ends it."""
+    statuses: list[int] = []
+
+    def start() -> None:
+        talk = Deferred.fromCoroutine(_talk(reactor, server))
+
+        def interrupt(number: int, frame: object) -> None:
+            statuses.append(128 + number)
+            reactor.callFromThread(talk.cancel)
+
+        # After the reactor has set its own, which would end it with status 0.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, interrupt)
+        talk.addCallbacks(statuses.append, lambda failure: failure.trap(CancelledError))
+        talk.addBoth(stop)
+
+    def stop(result: object) -> object:
+        reactor.stop()
+        return result
+
+    blocking = [os.get_blocking(fd) for fd in (0, 1)]
+    reactor.callWhenRunning(start)
+    try:
+        reactor.run()
+    finally:
+        # A terminal is shared with the shell, which expects it as it was.
+        for fd, was in enumerate(blocking):
+            os.set_blocking(fd, was)
+    return statuses[0]
+
+
+async def _talk(reactor: Any, server: StreamServer | DatagramServer) -> int:
+    user = Terminal(os.isatty(1)) if os.isatty(0) else Pipe(os.isatty(1))
+    session = await _connected(reactor, server, user)
+    if session is None:
+        return report.UNREACHABLE
+    user.session = session
+    StandardIO(user, reactor=reactor)
+    why = await user.ended
+    if not why:
+        return report.ANSWERED
+    answered = session.sent - session.missing
+    _say(report.lost(server.name, why, session.missing, session.sent))
+    return report.UNREACHABLE if session.refused and not answered else report.MISSING
+
+
+async def _connected(
+    reactor: Any, server: StreamServer | DatagramServer, user: Pipe
+) -> Session | None:
+    try:
+        if isinstance(server, DatagramServer):
+            return await DatagramSession(user, reactor).connect(server)
+        return await StreamSession(user, reactor).connect(server)
+    except CancelledError:
+        raise
+    except Exception as error:  # each kind of endpoint has its own
+        _say(report.unreachable(server.name, error))
+        return None
+
+
+def _say(words: str) -> None:
+    print(f"tsecho: {words}", file=sys.stderr)

@@ -1,0 +1,382 @@
+"""One talk with a server: lines go out, replies come in, and each side is counted.
+
+Knows a transport, and the `User` that the replies are for; not where lines come from.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import connectProtocol
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IHandshakeListener,
+    INegotiated,
+    IPushProducer,
+    IReactorTime,
+)
+from twisted.internet.protocol import DatagramProtocol, connectionDone
+from twisted.internet.protocol import Protocol as StreamProtocol
+from twisted.internet.threads import deferToThread
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from timestamp_echo.client.address import DatagramServer, StreamServer
+
+LINGER = 1.0
+"""Seconds that a server which has answered everything gets to close as well."""
+
+REPLY_TIMEOUT = 1.0
+"""Seconds after which the reply to a datagram counts as lost: RFC 6298's first timeout."""
+
+DATAGRAM = 65536
+"""Bytes that hold any datagram whole."""
+
+_TAIL = 1024  # bytes by which the reply to a line without a newline is known
+
+
+class User(Protocol):
+    """Whom a session serves."""
+
+    def replied(self, data: bytes) -> None:
+        """Bytes of a reply came."""
+
+    def answered(self) -> None:
+        """Everything that was sent so far is answered, or given up."""
+
+    def over(self, why: str) -> None:
+        """The session has ended.
+
+        @param why: how, in words; empty if it was this side that wanted it.
+        """
+
+
+class Session(Protocol):
+    """What both kinds of session can do."""
+
+    @property
+    def missing(self) -> int:
+        """Lines that are not answered."""
+
+    @property
+    def sent(self) -> int:
+        """Lines that were sent."""
+
+    @property
+    def refused(self) -> bool:
+        """Whether nobody listens there, as came out only after a line was sent."""
+
+    def write(self, data: bytes) -> None:
+        """Send these bytes of lines."""
+
+    def finish(self) -> None:
+        """No more will be written: deliver all of it, wait for the last reply, end."""
+
+    def abort(self) -> None:
+        """End at once."""
+
+    def feed_from(self, producer: IPushProducer) -> None:
+        """Pause this producer while the server can't take more."""
+
+    def pauseProducing(self) -> None:
+        """Take no more replies for now."""
+
+    def resumeProducing(self) -> None:
+        """Take replies again."""
+
+    def stopProducing(self) -> None:
+        """Take no more replies."""
+
+
+class Tally:
+    """How many lines a stream has brought, and how the one without a newline began.
+
+    A reply ends with its message's own ending, so in a line echo and a chunk echo alike as
+    many newlines come back as were sent, and after the last the stream ends alike.
+    """
+
+    def __init__(self) -> None:
+        self.lines = 0
+        self._rest = 0
+        self._end = b""
+
+    def add(self, data: bytes) -> None:
+        """Count what passed."""
+        before, newline, rest = data.rpartition(b"\n")
+        if newline:
+            self.lines += 1 + before.count(b"\n")
+            self._rest = 0
+            self._end = b""
+        self._rest += len(rest)
+        self._end = (self._end + rest)[-_TAIL:]
+
+    @property
+    def messages(self) -> int:
+        """Lines, with the one that has no newline."""
+        return self.lines + bool(self._rest)
+
+    def answered(self, sent: Tally) -> int:
+        """How many of the messages `sent` this tally of replies answers."""
+        whole = self.lines >= sent.lines
+        if whole and sent._rest and self._rest >= sent._rest and self._end.endswith(sent._end):
+            return sent.messages
+        return min(self.lines, sent.messages)
+
+
+@implementer(IHandshakeListener)
+class StreamSession(StreamProtocol):
+    """A session over a connection.
+
+    @param user: whom it serves.
+    @param clock: counts the seconds.
+    """
+
+    transport: Any  # ITransport, IConsumer and IPushProducer
+
+    refused = False  # else there is no connection
+    _linger: IDelayedCall | None = None
+
+    def __init__(self, user: User, clock: IReactorTime) -> None:
+        self._user = user
+        self._clock = clock
+        self._out = Tally()
+        self._into = Tally()
+        self._finished = False
+        self._lost = False
+        self._ready: Deferred[None] = Deferred()
+
+    async def connect(self, server: StreamServer) -> StreamSession:
+        """Connect, and if it is TLS, shake hands.
+
+        @return: this session.
+        @raise Exception: there is no connection to be had; the kinds of endpoint have their
+            own, such as `ConnectError` or `OpenSSL.SSL.Error`.
+        """
+        await connectProtocol(server.endpoint, self)
+        await self._ready
+        return self
+
+    @property
+    def sent(self) -> int:
+        """See `Session.sent`."""
+        return self._out.messages
+
+    @property
+    def missing(self) -> int:
+        """See `Session.missing`."""
+        return self._out.messages - self._into.answered(self._out)
+
+    def connectionMade(self) -> None:
+        """Ready, unless hands have to be shaken first."""
+        if not INegotiated.providedBy(self.transport):
+            self._ready.callback(None)
+
+    def handshakeCompleted(self) -> None:
+        """TLS is ready, and the certificate is good."""
+        self._ready.callback(None)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Hand a piece of the replies on."""
+        self._into.add(data)
+        self._user.replied(data)
+        if self._finished:
+            self._end_soon()
+        elif not self.missing:
+            self._user.answered()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The connection is over, or there never was one."""
+        self._lost = True
+        if self._linger is not None and self._linger.active():
+            self._linger.cancel()
+        if not self._ready.called:
+            self._ready.errback(reason)
+        elif self._finished and not self.missing:
+            self._user.over("")
+        else:
+            self._user.over(reason.getErrorMessage())
+
+    def write(self, data: bytes) -> None:
+        """See `Session.write`."""
+        self._out.add(data)
+        self.transport.write(data)
+
+    def finish(self) -> None:
+        """See `Session.finish`."""
+        self._finished = True
+        if self._lost:
+            return
+        self.transport.unregisterProducer()
+        if INegotiated.providedBy(self.transport):
+            # Sends close_notify, then reads on until the server's own comes.
+            self.transport.loseConnection()
+        else:
+            self.transport.loseWriteConnection()
+        self._end_soon()
+
+    def abort(self) -> None:
+        """See `Session.abort`."""
+        self.transport.abortConnection()
+
+    def feed_from(self, producer: IPushProducer) -> None:
+        """See `Session.feed_from`."""
+        self.transport.registerProducer(producer, True)
+
+    def pauseProducing(self) -> None:
+        """See `Session.pauseProducing`."""
+        self.transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """See `Session.resumeProducing`."""
+        self.transport.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """See `Session.stopProducing`."""
+        self.abort()
+
+    def _end_soon(self) -> None:
+        # All is answered; a server that would never close does not keep us for ever.
+        if self._linger is not None:
+            self._linger.reset(LINGER)
+        elif not self.missing:
+            self._linger = self._clock.callLater(LINGER, self.abort)
+
+
+class DatagramSession(DatagramProtocol):
+    """A session over datagrams: each line is one, and waits for its reply or for a second.
+
+    A datagram may be lost on the way, and nothing but the reply tells how much the server
+    can take, so one at a time is under way.
+
+    @param user: whom it serves.
+    @param reactor: the reactor; of a Clock its time alone is used.
+    """
+
+    transport: Any  # IUDPTransport
+
+    noisy = False
+
+    def __init__(self, user: User, reactor: Any) -> None:
+        self._user = user
+        self._reactor = reactor
+        self._queue: deque[bytes] = deque()
+        self._partial = b""
+        self._awaited: bytes | None = None
+        self._timeout: IDelayedCall | None = None
+        self._finished = False
+        self._over = False
+        self._producer: IPushProducer | None = None
+        self.sent = self.missing = 0
+        self.refused = False
+
+    async def connect(self, server: DatagramServer) -> DatagramSession:
+        """Find the address; datagrams to and from it alone will pass.
+
+        @return: this session.
+        @raise OSError: the name is not known.
+        """
+        found = await deferToThread(
+            socket.getaddrinfo, server.host, server.port, 0, socket.SOCK_DGRAM
+        )
+        family, _, _, _, (host, port, *_) = found[0]
+        local = "::" if family == socket.AF_INET6 else "0.0.0.0"
+        self._reactor.listenUDP(0, self, local, DATAGRAM).connect(host, port)
+        return self
+
+    def write(self, data: bytes) -> None:
+        """See `Session.write`."""
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        self._queue.extend(line + b"\n" for line in lines)
+        self._send_next()
+
+    def finish(self) -> None:
+        """See `Session.finish`."""
+        self._finished = True
+        if self._partial:
+            self._queue.append(self._partial)
+        self._send_next()
+
+    def abort(self) -> None:
+        """See `Session.abort`."""
+        self._end("")
+
+    def feed_from(self, producer: IPushProducer) -> None:
+        """See `Session.feed_from`."""
+        self._producer = producer
+
+    def pauseProducing(self) -> None:
+        """See `Session.pauseProducing`: there is at most one reply to come."""
+
+    def resumeProducing(self) -> None:
+        """See `Session.resumeProducing`."""
+
+    def stopProducing(self) -> None:
+        """See `Session.stopProducing`."""
+
+    def datagramReceived(self, datagram: bytes, addr: object) -> None:
+        """Take the reply to the line that waits for it; one that comes too late is none."""
+        if self._awaited is not None and datagram.endswith(self._awaited):
+            self._user.replied(datagram)
+            self.missing -= 1
+            self._done_waiting()
+
+    def stopProtocol(self) -> None:
+        """The port is closed, and if it was not this side that did it, by an error.
+
+        The host answered that nobody listens there (ICMP port unreachable). That should be
+        `connectionRefused`, but epoll tells of the error alone, which Twisted takes for the
+        port's end (twisted#6287).
+        """
+        self.refused = self.refused or not self._over
+        self._end("Connection refused")
+
+    def connectionRefused(self) -> None:
+        """The same, where the reactor does as it should."""
+        self.stopProtocol()
+
+    def _send_next(self) -> None:
+        if self._awaited is not None:
+            return
+        if not self._queue:
+            self._all_sent()
+            return
+        if self._producer is not None:
+            self._producer.pauseProducing()
+        self._awaited = self._queue.popleft()
+        self.sent += 1
+        self.missing += 1
+        self._timeout = self._reactor.callLater(REPLY_TIMEOUT, self._done_waiting)
+        try:
+            self.transport.write(self._awaited)
+        except Exception as error:  # OSError, or Twisted's MessageLengthError
+            self._end(f"a datagram of {len(self._awaited)} bytes could not be sent: {error}")
+
+    def _done_waiting(self) -> None:
+        self._awaited = None
+        self._cancel_timeout()
+        self._send_next()
+
+    def _all_sent(self) -> None:
+        if self._finished:
+            self._end("no reply came in time" if self.missing else "")
+        elif not self._partial:
+            self._user.answered()
+        if self._producer is not None:
+            self._producer.resumeProducing()
+
+    def _cancel_timeout(self) -> None:
+        if self._timeout is not None and self._timeout.active():
+            self._timeout.cancel()
+
+    def _end(self, why: str) -> None:
+        if self._over:
+            return
+        self._over = True
+        self._cancel_timeout()
+        self._producer = None
+        if self.transport is not None:
+            self.transport.stopListening()
+        self._user.over(why)
