@@ -1,0 +1,184 @@
+"""Real processes for the tests: `twistd tsecho` and `tsecho`, as a user would start them."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+from unittest import SkipTest
+
+from twisted.trial.unittest import SynchronousTestCase
+
+PATIENCE = 20.0
+"""Seconds after which what should have happened never will: far beyond any of them."""
+
+BIN = Path(sys.executable).parent
+"""Where `twistd` and `tsecho` are installed."""
+
+STAMP = rb"\[\w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}\] "
+"""A ctime stamp, with its brackets."""
+
+Status = subprocess.CompletedProcess[bytes]
+
+
+class Log:
+    """The lines of a running process, as they come."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._lines: list[str] = []
+        self._news = threading.Condition()
+        self._ended = False
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        for line in self._stream:
+            with self._news:
+                self._lines.append(line.decode(errors="replace"))
+                self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+    @property
+    def text(self) -> str:
+        """All that came until now."""
+        with self._news:
+            return "".join(self._lines)
+
+    def wait_for(self, pattern: str, times: int = 1) -> list[Any]:
+        """Wait until the pattern is there so many times; what it found."""
+
+        def there() -> bool:
+            found[:] = re.findall(pattern, "".join(self._lines), re.MULTILINE)
+            return len(found) >= times or self._ended
+
+        found: list[Any] = []
+        with self._news:
+            self._news.wait_for(there, PATIENCE)
+            if len(found) < times:
+                raise AssertionError(f"{pattern!r} is not in:\n{''.join(self._lines)}")
+        return found
+
+    def finish(self) -> str:
+        """Wait until the process writes no more; all that it wrote."""
+        self._thread.join(PATIENCE)
+        return self.text
+
+
+class Service:
+    """`twistd -n tsecho` with these options, listening.
+
+    @param case: the test, at whose end the service is stopped.
+    @param options: of tsecho.
+    @param twistd: options of twistd itself.
+    @param environment: variables to add.
+    @param prefix: a command that runs it.
+    @param pass_fds: files that it inherits.
+    """
+
+    def __init__(
+        self,
+        case: SynchronousTestCase,
+        *options: str,
+        twistd: Sequence[str] = (),
+        environment: dict[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        pass_fds: Sequence[int] = (),
+    ) -> None:
+        self.folder = os.path.abspath(case.mktemp())
+        os.makedirs(self.folder)
+        arguments = ["-n", "--pidfile=", *twistd, "tsecho", *options]
+        self.process = subprocess.Popen(
+            [*prefix, BIN / "twistd", *arguments],
+            pass_fds=pass_fds,
+            cwd=self.folder,
+            env=os.environ | (environment or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        case.addCleanup(self.stop)
+        assert self.process.stdout is not None
+        self.log = Log(self.process.stdout)
+        count = sum(option in {"-l", "--listen"} for option in options) or 1
+        found = self.log.wait_for(r"listening on (\S+)$", count)
+        self.listening: list[str] = found
+
+    def port(self, index: int = 0) -> int:
+        """The port of this listener."""
+        match = re.search(r":(\d+)", self.listening[index])
+        assert match is not None
+        return int(match[1])
+
+    def path(self, name: str = "socket") -> str:
+        """A file in the service's folder, from here: a UNIX address has 108 bytes (unix(7))."""
+        return os.path.relpath(os.path.join(self.folder, name))
+
+    def connect(self, index: int = 0) -> socket.socket:
+        """A connection to this listener, over IPv4."""
+        return socket.create_connection(("127.0.0.1", self.port(index)), PATIENCE)
+
+    def resident(self) -> int:
+        """The memory that the process has now, in bytes (proc(5))."""
+        pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Stop it by a signal; its exit status, and its log is complete."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        status = self.process.wait(PATIENCE)
+        self.log.finish()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return status
+
+
+def twistd(folder: str | Path, *arguments: str) -> Status:
+    """A `twistd` that is expected to end by itself."""
+    return run([BIN / "twistd", *arguments], cwd=folder)
+
+
+def tsecho(*arguments: str, stdin: bytes = b"") -> Status:
+    """The client in a pipe, with this standard input."""
+    return run([BIN / "tsecho", *arguments], input=stdin)
+
+
+def run(command: Sequence[str | Path], **how: Any) -> Status:
+    """Run a command to its end."""
+    if "input" not in how:
+        how.setdefault("stdin", subprocess.DEVNULL)
+    return subprocess.run(command, capture_output=True, timeout=PATIENCE, check=False, **how)
+
+
+def needs(program: str) -> str:
+    """Where this program is; without it the test is skipped, and says so."""
+    for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
+        if os.access(os.path.join(folder, program), os.X_OK):
+            return os.path.join(folder, program)
+    raise SkipTest(f"{program} is not installed")
+
+
+def talk(sock: socket.socket, data: bytes) -> bytes:
+    """Send, close this side at once, and read to the end."""
+    with sock:
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        return read_all(sock)
+
+
+def read_all(sock: socket.socket) -> bytes:
+    """Read until the peer closes."""
+    data = b""
+    while piece := sock.recv(2**16):
+        data += piece
+    return data

@@ -1,0 +1,510 @@
+"""The server as a process, on real sockets, among real peers."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests import lab
+from tests.certificates import self_signed
+from tests.running import (
+    PATIENCE,
+    STAMP,
+    Service,
+    needs,
+    run,
+    talk,
+    twistd,
+)
+from timestamp_echo.stamps import SECOND, parse
+
+LINES = b"one\ntwo\nthree"
+REPLIES = re.compile(STAMP + b"one\n" + STAMP + b"two\n" + STAMP + b"three")
+
+
+class TLSClient:
+    """A TLS client that closes its sending side alone, which `ssl.SSLSocket` can't.
+
+    @param authority: the certificate to trust.
+    """
+
+    def __init__(self, sock: socket.socket, authority: str) -> None:
+        self._sock = sock
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = ssl.create_default_context(cafile=authority).wrap_bio(
+            self._incoming, self._outgoing, server_hostname="localhost"
+        )
+
+    def talk(self, data: bytes) -> bytes:
+        """Shake hands, send, close this side at once, and read to the end."""
+        while not self._done(self._tls.do_handshake):
+            self._exchange()
+        self._tls.write(data)
+        self._done(self._tls.unwrap)
+        replies: list[bytes] = []
+        while self._exchange():
+            while self._done(lambda: replies.append(self._tls.read(2**16))):
+                pass
+        return b"".join(replies)
+
+    def _done(self, act: Callable[[], object]) -> bool:
+        """Whether OpenSSL could do this with what has come."""
+        try:
+            act()
+        except ssl.SSLError:  # wants more, or the server has closed as well
+            return False
+        return True
+
+    def _exchange(self) -> bool:
+        """Send what is to be sent; whether anything came."""
+        self._sock.sendall(self._outgoing.read())
+        data = self._sock.recv(2**16)
+        self._incoming.write(data)
+        return bool(data)
+
+
+class StreamTests(SynchronousTestCase):
+    """Every family of stream sockets."""
+
+    def assert_echo(self, sock: socket.socket) -> None:
+        """Three lines, the last without a newline, and a close: three stamps."""
+        self.assertRegex(talk(sock, LINES), REPLIES)
+
+    def connected(self, family: int, address: Any) -> socket.socket:
+        """A connection to this address."""
+        sock = socket.socket(family)
+        sock.settimeout(PATIENCE)
+        sock.connect(address)
+        return sock
+
+    def test_all_at_once(self) -> None:
+        """IPv4, IPv6, UNIX and PROXY from one process, and one log that names them."""
+        service = Service(
+            self,
+            *("-l", "tcp:0:interface=127.0.0.1"),
+            *("-l", "tcp6:0:interface=\\:\\:1"),
+            *("-l", "unix:socket"),
+            *("-l", "haproxy:tcp:0:interface=127.0.0.1"),
+        )
+        self.assertEqual(service.listening[2], "unix:socket")
+        self.assert_echo(service.connect())
+        self.assert_echo(self.connected(socket.AF_INET6, ("::1", service.port(1))))
+        self.assert_echo(self.connected(socket.AF_UNIX, service.path()))
+        balancer = service.connect(3)
+        balancer.sendall(b"PROXY TCP4 192.0.2.7 192.0.2.8 1111 2222\r\n")
+        self.assert_echo(balancer)
+        service.log.wait_for(r"connection from 192\.0\.2\.7:1111 ended .*closed by the peer")
+        service.stop()
+        self.assertEqual(os.listdir(service.folder), [])
+        self.assertNotIn("Traceback", service.log.text)
+
+    def test_tls(self) -> None:
+        """TLS; a close_notify right behind the lines loses nothing."""
+        files = self_signed(self.mktemp())
+        service = Service(self, "-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}")
+        with service.connect() as sock:
+            client = TLSClient(sock, files.certificate)
+            self.assertRegex(client.talk(LINES), REPLIES)
+
+    def test_systemd(self) -> None:
+        """A socket that systemd opened, handed over as sd_listen_fds(3) says."""
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listener.close)
+        script = (
+            "import os, sys; os.dup2(int(sys.argv[1]), 3);"
+            " os.environ.update(LISTEN_FDS='1', LISTEN_FDNAMES='x', LISTEN_PID=str(os.getpid()));"
+            " os.execv(sys.argv[2], sys.argv[2:])"
+        )
+        service = Service(
+            self,
+            *("-l", "systemd:domain=INET:index=0", "-s", "iso"),
+            prefix=[sys.executable, "-c", script, str(listener.fileno())],
+            pass_fds=[listener.fileno()],
+        )
+        reply = talk(service.connect(), b"hello\n")
+        self.assertTrue(parse(reply[1 : reply.index(b"]")].decode()).zoned)
+
+    def test_thousand_half_closes(self) -> None:
+        """A client that sends a line and at once closes its side always gets its reply."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "-l", "unix:socket")
+        reply = re.compile(STAMP + b"hello\n")
+        for _ in range(1000):
+            self.assertTrue(reply.fullmatch(talk(service.connect(), b"hello\n")))
+            unix = self.connected(socket.AF_UNIX, service.path())
+            self.assertTrue(reply.fullmatch(talk(unix, b"hello\n")))
+
+    def test_kernel_times(self) -> None:
+        """A sub-second stamp is close to when the message was sent."""
+        for style in ("iso", "unix"):
+            service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "-s", style)
+            before = time.time_ns()
+            reply = talk(service.connect(), b"hello\n")
+            after = time.time_ns()
+            stamp = parse(reply[1 : reply.index(b"]")].decode()).nanoseconds
+            self.assertTrue(before - SECOND // 100 <= stamp <= after + SECOND // 100)
+
+    def test_chunk_and_line(self) -> None:
+        """--framing reaches the connection."""
+        for framing, expected in (("chunk", STAMP + LINES), ("line", REPLIES.pattern)):
+            service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--framing", framing)
+            self.assertRegex(talk(service.connect(), LINES), b"^" + expected + b"$")
+
+    def test_pattern_in_utc(self) -> None:
+        """--stamp and --utc reach it as well, whatever the locale and the zone."""
+        service = Service(
+            self,
+            *("-l", "tcp:0:interface=127.0.0.1", "-s", "%H%z %b", "--utc"),
+            environment={"TZ": "Asia/Singapore", "LC_ALL": "C.UTF-8"},
+        )
+        self.assertRegex(talk(service.connect(), b"x"), rb"^\[\d\d\+0000 \w{3}\] x$")
+
+
+class UnfriendlyTests(SynchronousTestCase):
+    """What is no good, and what it gets."""
+
+    def setUp(self) -> None:
+        """A service in the default framing, which is looked at again in the end."""
+        self.service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        self.addCleanup(self.assert_well)
+
+    def assert_well(self) -> None:
+        """It still serves, and has nothing to regret."""
+        self.assertRegex(talk(self.service.connect(), LINES), REPLIES)
+        self.service.stop()
+        self.assertNotIn("Traceback", self.service.log.text)
+        self.assertNotIn("Unhandled", self.service.log.text)
+
+    def test_bytes(self) -> None:
+        """Bytes that are no UTF-8 and NULs are echoed."""
+        message = bytes(byte for byte in range(256) if byte != ord("\n"))
+        reply = talk(self.service.connect(), message + b"\n")
+        self.assertTrue(reply.endswith(b"] " + message + b"\n"))
+
+    def test_million_empty_lines(self) -> None:
+        """A million empty lines are a million stamps, and no memory to speak of."""
+        before = self.service.resident()
+        with self.service.connect() as sock:
+            replies = self.exchange(sock, b"\n" * 10**6)
+        self.assertEqual(replies, 10**6)
+        self.assertLess(self.service.resident() - before, 16 * 2**20)
+
+    def exchange(self, sock: socket.socket, data: bytes) -> int:
+        """Send all this while reading, close this side; how many lines came back."""
+
+        def send() -> None:
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        lines = 0
+        while piece := sock.recv(2**20):
+            lines += piece.count(b"\n")
+        sender.join(PATIENCE)
+        return lines
+
+    def test_nothing(self) -> None:
+        """An empty stream gets an empty answer."""
+        self.assertEqual(talk(self.service.connect(), b""), b"")
+
+    def test_connect_and_leave(self) -> None:
+        """A peer that leaves without a word is a line in the log."""
+        self.service.connect().close()
+        self.service.log.wait_for("connection from .* ended after .*: 0 messages, 0 bytes in")
+
+    def test_reset_in_mid_message(self) -> None:
+        """So is one that resets within a message."""
+        sock = self.service.connect()
+        sock.sendall(b"one\ntw")
+        self.assertRegex(sock.recv(1024), STAMP + b"one\n")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        sock.close()
+        self.service.log.wait_for(
+            "connection from .* ended .*; Connection to the other side was lost"
+        )
+
+    def test_slow_reader(self) -> None:
+        """A peer that sends and never reads costs little memory, and gets all in the end."""
+        before = self.service.resident()
+        block = (b"x" * 1023 + b"\n") * 64
+        with self.service.connect() as sock:
+            sock.setblocking(False)
+            sent = 0
+            # The server stops reading when it has 64 KiB unsent, and the kernel takes no more
+            # when its buffers are full; a quarter of a second without room tells that it is so.
+            while select.select([], [sock], [], 0.25)[1]:
+                sent += sock.send(block[sent % len(block) :])
+            self.assertLess(self.service.resident() - before, 2**20)
+            self.assertGreater(sent, 2**20)
+            sock.settimeout(PATIENCE)
+            lines = self.exchange(sock, block[sent % len(block) :])
+        self.assertEqual(lines, (sent + len(block) - sent % len(block)) // 1024)
+
+
+class StartTests(SynchronousTestCase):
+    """What can't be started, and what it gets."""
+
+    def refused(self, *arguments: str, there: Sequence[str] = ()) -> str:
+        """The last line of a twistd that ends with status 1, and without a traceback.
+
+        It leaves the files in its folder that were there, and no others.
+        """
+        folder = Path(self.mktemp())
+        folder.mkdir(parents=True)
+        for name in there:
+            (folder / name).touch()
+        done = twistd(folder, "-n", *arguments)
+        output = (done.stdout + done.stderr).decode()
+        self.assertEqual(done.returncode, 1, output)
+        self.assertNotIn("Traceback", output)
+        self.assertEqual(os.listdir(folder), list(there))
+        return output.strip().splitlines()[-1]
+
+    def test_bad_values(self) -> None:
+        """Usage, and one line that says what was expected and what came."""
+        for arguments, words in (
+            (["--listen", "tcp:70000"], "expected a port from 0 to 65535, not 70000"),
+            (["--listen", "bogus:1"], "not 'bogus:1' (Unknown endpoint type: 'bogus')"),
+            (["--stamp", "rfc822"], "--stamp: expected ctime, iso, unix"),
+            (["--stamp", "%Q"], "--stamp: expected a strftime directive, not '%Q'"),
+            (["--framing", "word"], "--framing: expected auto, line, chunk, not 'word'"),
+            (["--listen", "ssl:0:privateKey=/nonexistent"], "No such file or directory"),
+        ):
+            self.assertIn(words, self.refused("tsecho", *arguments))
+
+    def test_port_in_use(self) -> None:
+        """A port that another has: the ports that were open by then are closed again."""
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            there = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
+            line = self.refused("tsecho", "-l", "unix:socket", "-l", there)
+        self.assertIn(f"tsecho: cannot listen on {there}: Address already in use", line)
+
+    def test_datagram_port_in_use(self) -> None:
+        """The same for datagrams."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+            taken.bind(("127.0.0.1", 0))
+            there = f"udp:{taken.getsockname()[1]}:interface=127.0.0.1"
+            for stamp in ("ctime", "iso"):
+                line = self.refused("tsecho", "-l", there, "-s", stamp)
+                self.assertIn(f"cannot listen on {there}: Address already in use", line)
+
+    def test_address_not_ours(self) -> None:
+        """An address that this machine does not have (RFC 5737)."""
+        line = self.refused("tsecho", "-l", "tcp:0:interface=192.0.2.1")
+        self.assertIn("tcp:0:interface=192.0.2.1: Cannot assign requested address", line)
+
+    def test_path_exists(self) -> None:
+        """A file where the UNIX socket would be: it stays."""
+        line = self.refused("tsecho", "-l", "unix:socket", there=["socket"])
+        self.assertIn("cannot listen on unix:socket: Address already in use", line)
+
+    def test_daemon_told(self) -> None:
+        """A daemon that can't start tells the shell, and leaves no pidfile."""
+        folder = self.mktemp()
+        os.makedirs(folder)
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            there = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
+            done = twistd(folder, "--logfile=log", "tsecho", "-l", there)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn(b"cannot listen on tcp:", done.stderr)
+        self.assertEqual(os.listdir(folder), ["log"])
+        log = Path(folder, "log").read_text()
+        self.assertIn("Address already in use", log)
+        self.assertNotIn("Traceback", log)
+
+
+class DaemonTests(SynchronousTestCase):
+    """`twistd` with a pidfile and a logfile."""
+
+    def test_daemon(self) -> None:
+        """It goes on in the background, and stops by its pidfile."""
+        folder = os.path.abspath(self.mktemp())
+        os.makedirs(folder)
+        done = twistd(
+            folder,
+            *("--pidfile=pid", "--logfile=log", "tsecho"),
+            *("-l", "unix:socket", "-l", "udp:0:interface=127.0.0.1", "-s", "iso"),
+        )
+        # The parent ends when the service has started: nothing is left to wait for.
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, b"", b""))
+        pid = int(Path(folder, "pid").read_text())
+        try:
+            self.assertTrue(stat.S_ISSOCK(os.stat(f"{folder}/socket").st_mode))
+            sock = socket.socket(socket.AF_UNIX)
+            sock.settimeout(PATIENCE)
+            sock.connect(os.path.relpath(f"{folder}/socket"))
+            self.assertEqual(len(parse(talk(sock, b"hello")[1:33].decode())), 3)
+        finally:
+            watch = os.pidfd_open(pid)
+            os.kill(pid, signal.SIGTERM)
+            self.assertTrue(select.select([watch], [], [], PATIENCE)[0])
+            os.close(watch)
+        self.assertEqual(os.listdir(folder), ["log"])
+        log = Path(folder, "log").read_text()
+        self.assertIn("listening on unix:", log)
+        self.assertNotIn("Traceback", log)
+
+    def test_privileges(self) -> None:
+        """A port under 1024 is opened before the rights to it are given up."""
+        if os.getuid() != 0:
+            self.skipTest("only root can give rights up")  # pragma: no cover
+        port = self.low_port()
+        service = Service(
+            self,
+            *("-l", f"tcp:{port}:interface=127.0.0.1"),
+            twistd=["--uid=65534", "--gid=65534"],
+        )
+        self.assertRegex(talk(service.connect(), LINES), REPLIES)
+        status = Path(f"/proc/{service.process.pid}/status").read_text()
+        self.assertRegex(status, r"Uid:\t65534\t65534")
+
+    def low_port(self) -> int:
+        """A free port under 1024."""
+        for port in range(1023, 512, -1):
+            with socket.socket() as sock:
+                try:
+                    sock.bind(("127.0.0.1", port))
+                except OSError:
+                    continue
+                return port
+        raise AssertionError("no free port under 1024")
+
+    def test_reactors(self) -> None:
+        """It works with every reactor that Linux has."""
+        for reactor in ("epoll", "poll", "select", "asyncio"):
+            service = Service(
+                self,
+                *("-l", "tcp:0:interface=127.0.0.1", "-s", "iso"),
+                twistd=[f"--reactor={reactor}"],
+            )
+            self.assertEqual(talk(service.connect(), b"a\nb").count(b"] "), 2)
+            service.stop()
+            self.assertNotIn("Traceback", service.log.text)
+
+
+class DatagramTests(SynchronousTestCase):
+    """Datagrams over real sockets."""
+
+    def ask(self, family: int, address: Any, message: bytes) -> bytes:
+        """A datagram, and its reply."""
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(PATIENCE)
+            sock.connect(address)
+            sock.send(message)
+            return sock.recv(2**16)
+
+    def test_families(self) -> None:
+        """Over IPv4 and IPv6, with every kind of stamp."""
+        for style in ("ctime", "unix"):
+            service = Service(
+                self,
+                *("-l", "udp:0:interface=127.0.0.1", "-l", "udp:0:interface=::1"),
+                *("--stamp", style),
+            )
+            for index, family, host in (
+                (0, socket.AF_INET, "127.0.0.1"),
+                (1, socket.AF_INET6, "::1"),
+            ):
+                reply = self.ask(family, (host, service.port(index)), b"a\nb")
+                self.assertTrue(reply.endswith(b"] a\nb"))
+
+    def test_large(self) -> None:
+        """A datagram comes back whole up to the largest that its reply fits into."""
+        service = Service(self, "-l", "udp:0:interface=127.0.0.1")
+        address = ("127.0.0.1", service.port())
+        message = b"x" * (65507 - 27)
+        self.assertTrue(self.ask(socket.AF_INET, address, message).endswith(b"] " + message))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"x" * 65507, address)
+        self.ask(socket.AF_INET, address, b"after it")
+        service.stop()
+        self.assertIn("datagrams: 2 answered, 1 could not be", service.log.text)
+        self.assertNotIn("Traceback", service.log.text)
+
+
+class PeerTests(SynchronousTestCase):
+    """Programs that were there before tsecho."""
+
+    def setUp(self) -> None:
+        """A service in the default framing."""
+        self.service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        self.port = str(self.service.port())
+
+    def test_lab_client(self) -> None:
+        """The lab's client: blocking, no newline, recv(1024), 你好."""
+        words = ["hello", "你好", "x" * 900, "👋"]
+        replies = lab.ask(("127.0.0.1", int(self.port)), words)
+        for word, reply in zip(words, replies, strict=True):
+            self.assertRegex(reply, "^" + STAMP.decode() + word + "$")
+
+    def test_nc(self) -> None:
+        """`nc -N` closes its side at the end of its input."""
+        done = run([needs("nc"), "-N", "127.0.0.1", self.port], input=LINES)
+        self.assertRegex(done.stdout, REPLIES)
+
+    def test_socat(self) -> None:
+        """So does `socat`, whose wait for the rest is half a second by default."""
+        done = run([needs("socat"), "-", f"TCP:127.0.0.1:{self.port}"], input=LINES)
+        self.assertRegex(done.stdout, REPLIES)
+
+    def test_socat_tls(self) -> None:
+        """And through TLS, by a close_notify."""
+        files = self_signed(self.mktemp())
+        service = Service(self, "-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}")
+        where = f"OPENSSL:localhost:{service.port()},pf=ip4,cafile={files.certificate}"
+        done = run([needs("socat"), "-", where], input=LINES)
+        self.assertRegex(done.stdout, REPLIES)
+
+    def test_openssl(self) -> None:
+        """`openssl s_client` gets an answer while it is connected."""
+        files = self_signed(self.mktemp())
+        service = Service(self, "-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}")
+        process = subprocess.Popen(
+            [
+                *(needs("openssl"), "s_client", "-quiet", "-verify_return_error"),
+                *("-CAfile", files.certificate, "-connect", f"127.0.0.1:{service.port()}"),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert process.stdin is not None and process.stdout is not None
+        with process.stdin, process.stdout:
+            process.stdin.write(b"hello\n")
+            process.stdin.flush()
+            self.assertRegex(process.stdout.readline(), STAMP + b"hello\n")
+            process.terminate()
+        process.wait(PATIENCE)
+
+    def test_telnet(self) -> None:
+        """`telnet` sends lines with CRLF, which come back so."""
+        process = subprocess.Popen(
+            [needs("telnet"), "127.0.0.1", self.port],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert process.stdin is not None and process.stdout is not None
+        with process.stdin, process.stdout:
+            process.stdin.write(b"hello\n")
+            process.stdin.flush()
+            for line in process.stdout:
+                if line.startswith(b"["):
+                    break
+            self.assertRegex(line, STAMP + b"hello\r?\n")
+            process.terminate()
+        process.wait(PATIENCE)
