@@ -239,7 +239,7 @@ class ConnectTests(SynchronousTestCase):
         endpoint = Endpoint(transport)
         verifyClass(IStreamClientEndpoint, Endpoint)
         talk = StreamSession(Listener(), Clock())
-        return talk, Deferred.fromCoroutine(talk.connect(StreamServer("host", endpoint)))
+        return talk, talk.connect(StreamServer("host", endpoint))
 
     def test_plain(self) -> None:
         """A plain connection is ready when it is made."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.stdio import StandardIO
+from twisted.python.failure import Failure
 
 from timestamp_echo import __version__
 from timestamp_echo.client import report
@@ -121,18 +122,22 @@ async def _talk(reactor: Any, server: StreamServer | DatagramServer) -> int:
     return report.UNREACHABLE if session.refused and not answered else report.MISSING
 
 
-async def _connected(
+def _connected(
     reactor: Any, server: StreamServer | DatagramServer, user: Pipe
-) -> Session | None:
-    try:
-        if isinstance(server, DatagramServer):
-            return await DatagramSession(user, reactor).connect(server)
-        return await StreamSession(user, reactor).connect(server)
-    except CancelledError:
-        raise
-    except Exception as error:  # each kind of endpoint has its own
-        _say(report.unreachable(server.name, error))
-        return None
+) -> Deferred[Session | None]:
+    """Fire with a session, or, if there is none to be had, say why and fire with nothing."""
+
+    def unreachable(failure: Failure) -> None:
+        if failure.check(CancelledError):  # by a signal: nothing to say
+            failure.raiseException()
+        _say(report.unreachable(server.name, failure.value))
+
+    connecting: Deferred[Any] = (
+        DatagramSession(user, reactor).connect(server)
+        if isinstance(server, DatagramServer)
+        else StreamSession(user, reactor).connect(server)
+    )
+    return connecting.addErrback(unreachable)
 
 
 def _say(words: str) -> None:

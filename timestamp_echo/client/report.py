@@ -16,7 +16,7 @@ UNREACHABLE = 2
 """Exit status: usage, name not found, connection refused."""
 
 
-def unreachable(name: str, error: BaseException) -> str:
+def unreachable(name: str, error: BaseException | None) -> str:
     """Why there is no talking to this server."""
     return f"cannot connect to {name}: {_reason(error)}"
 
@@ -28,7 +28,7 @@ def lost(name: str, why: str, missing: int, sent: int) -> str:
     return f"{name}: {why}"
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException | None) -> str:
     """The cause of a failed connection, in one line."""
     if isinstance(error, DNSLookupError):
         return "name not found"
@@ -44,12 +44,12 @@ def _reason(error: BaseException) -> str:
     return words
 
 
-def _openssl_reason(error: BaseException) -> str:
+def _openssl_reason(error: BaseException | None) -> str:
     """The last reason in an `OpenSSL.SSL.Error`.
 
     Its argument is OpenSSL's queue of errors: triples of library, function and reason.
     """
-    match error.args:
+    match getattr(error, "args", ()):
         case ([*_, (_, _, str(reason))],):
             return reason
     return ""

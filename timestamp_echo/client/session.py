@@ -148,16 +148,14 @@ class StreamSession(StreamProtocol):
         self._lost = False
         self._ready: Deferred[None] = Deferred()
 
-    async def connect(self, server: StreamServer) -> StreamSession:
+    def connect(self, server: StreamServer) -> Deferred[StreamSession]:
         """Connect, and if it is TLS, shake hands.
 
-        @return: this session.
-        @raise Exception: there is no connection to be had; the kinds of endpoint have their
-            own, such as `ConnectError` or `OpenSSL.SSL.Error`.
+        @return: fires with this session, or if there is no connection to be had, with the
+            endpoint's own kind of failure, such as `ConnectError` or `OpenSSL.SSL.Error`.
         """
-        await connectProtocol(server.endpoint, self)
-        await self._ready
-        return self
+        connected: Deferred[object] = connectProtocol(server.endpoint, self)
+        return connected.addCallback(lambda _: self._ready).addCallback(lambda _: self)
 
     @property
     def sent(self) -> int:
@@ -272,15 +270,17 @@ class DatagramSession(DatagramProtocol):
         self.sent = self.missing = 0
         self.refused = False
 
-    async def connect(self, server: DatagramServer) -> DatagramSession:
+    def connect(self, server: DatagramServer) -> Deferred[DatagramSession]:
         """Find the address; datagrams to and from it alone will pass.
 
-        @return: this session.
-        @raise OSError: the name is not known.
+        @return: fires with this session, or an `OSError` if the name is not known.
         """
-        found = await deferToThread(
+        found: Deferred[Any] = deferToThread(
             socket.getaddrinfo, server.host, server.port, 0, socket.SOCK_DGRAM
         )
+        return found.addCallback(self._open)
+
+    def _open(self, found: list[tuple[Any, ...]]) -> DatagramSession:
         family, _, _, _, (host, port, *_) = found[0]
         local = "::" if family == socket.AF_INET6 else "0.0.0.0"
         self._reactor.listenUDP(0, self, local, DATAGRAM).connect(host, port)
