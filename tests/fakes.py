@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from twisted.internet.interfaces import ITCPTransport
+from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
@@ -43,6 +44,19 @@ class TCPTransport(StringTransport):
     def setTcpKeepAlive(self, enabled: bool) -> None:
         """See `ITCPTransport`."""
         self.keep_alive = enabled
+
+
+class Turns(Clock):
+    """A clock that goes in turns: as in a reactor, a call made for now waits for the next."""
+
+    def advance(self, amount: float) -> None:
+        """Call what is due when the turn begins."""
+        self.rightNow += amount
+        for call in [call for call in self.calls if call.getTime() <= self.seconds()]:
+            if call.active():
+                self.calls.remove(call)
+                call.called = 1
+                call.func(*call.args, **call.kw)
 
 
 def logged(case: SynchronousTestCase) -> list[LogEvent]:

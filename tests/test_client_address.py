@@ -111,7 +111,9 @@ class ServerTests(SynchronousTestCase):
             self.assertIn(f"not {text!r} (", words)
             self.assertNotIn("\n", words)
         self.assertIn("expected udp:host:port, not 'udp:'", self.refused("udp:"))
-        self.assertIn("expected unix:/path, not 'unix:'", self.refused("unix:"))
+        for text in ("unix:", "unix:/" + "x" * 107, "unix:/" + "é" * 54):
+            self.assertIn("expected unix:/path with a path of 1 to 107", self.refused(text))
+        self.stream("unix:/" + "x" * 106)
 
     def test_trust_without_tls(self) -> None:
         """An option for TLS where there is none."""

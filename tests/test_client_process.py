@@ -233,6 +233,13 @@ class OtherServerTests(SynchronousTestCase):
         done = tsecho(self.serve(act), stdin=b"one\n")
         self.assertEqual((done.returncode, done.stdout), (0, b"one\n"))
 
+    def test_two_stamps_in_a_rest(self) -> None:
+        """A message without a newline that the server took for two is answered all the same."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--framing", "chunk")
+        done = tsecho(f"localhost:{service.port()}", stdin=b"x" * 300_000)
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        self.assertGreater(len(re.findall(STAMP, done.stdout)), 1)
+
     def test_refused(self) -> None:
         """Nobody listens there, over TCP, UNIX and UDP: what was tried, in one line."""
         with self.listener() as listener:
@@ -310,6 +317,21 @@ class UsageTests(SynchronousTestCase):
             done = run(["bash", "-c", f"{BIN}/tsecho localhost:1 {closed}"])
             self.assertEqual(done.returncode, 2)
             self.assertEqual(done.stderr, b"tsecho: expected an open " + name + b"; it is closed\n")
+
+    def test_output_limited(self) -> None:
+        """Nor is one that fills only after the server has closed."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        folder = self.mktemp()
+        os.makedirs(folder)
+        command = f"ulimit -f 4; seq 1 300 | {BIN}/tsecho localhost:{service.port()} > out"
+        done = run(["bash", "-c", command], cwd=folder)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn(b"standard output could not be written", done.stderr)
+
+    def test_no_stderr(self) -> None:
+        """Without a standard error nothing of it goes elsewhere."""
+        done = run(["bash", "-c", f"{BIN}/tsecho unix:/nonexistent 2>&-"])
+        self.assertEqual((done.returncode, done.stdout), (2, b""))
 
     def test_signals(self) -> None:
         """Ctrl-C is status 130, SIGTERM 143."""

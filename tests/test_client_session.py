@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectionDone, ConnectionLost, MessageLengthError
+from twisted.internet.error import ConnectionDone, ConnectionLost, MessageLengthError, TimeoutError
 from twisted.internet.interfaces import (
     IHandshakeListener,
     INegotiated,
@@ -27,6 +27,7 @@ from tests.fakes import TCPTransport
 from timestamp_echo.client import session
 from timestamp_echo.client.address import DatagramServer, StreamServer
 from timestamp_echo.client.session import (
+    HANDSHAKE_TIMEOUT,
     LINGER,
     REPLY_TIMEOUT,
     DatagramSession,
@@ -103,19 +104,16 @@ class TallyTests(SynchronousTestCase):
         for i in range(0, len(replies), cut):
             into.add(replies[i : i + cut])
         lines = text.count(b"\n") + (not text.endswith(b"\n") and bool(text))
-        self.assertEqual(out.messages, lines)
-        # A chunk may cut the last line: then its end alone comes back behind the last stamp.
-        if framing is LineFraming or len(pieces) < 2:
-            self.assertEqual(into.answered(out), lines)
-        self.assertGreaterEqual(into.answered(out), text.count(b"\n"))
+        self.assertEqual((out.messages, into.answered(out, True)), (lines, lines))
+        self.assertEqual(into.answered(out, False), text.count(b"\n"))
 
     def test_missing(self) -> None:
         """What did not come back is missing: lines, and the line without a newline."""
         out, into = Tally(), Tally()
         out.add(b"a\nb\nend")
-        for reply, answered in ((b"[] a\n", 1), (b"[] b\n", 2), (b"[] en", 2), (b"d", 3)):
+        for reply, answered in ((b"[] a\n", 1), (b"[] b\n", 2), (b"en", 2), (b"d", 3)):
             into.add(reply)
-            self.assertEqual(into.answered(out), answered)
+            self.assertEqual(into.answered(out, True), answered)
 
 
 class StreamSessionTests(SynchronousTestCase):
@@ -185,6 +183,24 @@ class StreamSessionTests(SynchronousTestCase):
         self.session.connectionLost(Failure(ConnectionLost()))
         self.assertEqual(self.user.ends, [""])
 
+    def test_no_linger_after_a_rest(self) -> None:
+        """After a line without a newline only the server's closing says that it is whole."""
+        self.session.write(b"a" * 2000)
+        self.session.finish()
+        self.session.dataReceived(b"[] " + b"a" * 2000)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.session.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.user.ends, [""])
+
+    def test_rest_cut(self) -> None:
+        """If it does not close in order, the reply may be cut."""
+        self.session.write(b"aaa")
+        self.session.finish()
+        self.session.dataReceived(b"[] aa")
+        self.session.connectionLost(Failure(ConnectionLost()))
+        self.assertEqual(self.session.missing, 1)
+        self.assertIn("non-clean", self.user.ends[0])
+
     def test_lost(self) -> None:
         """A connection that is lost before the end, or before the last reply, is said."""
         self.session.write(b"a\n")
@@ -238,7 +254,8 @@ class ConnectTests(SynchronousTestCase):
         """A session, and when it is connected."""
         endpoint = Endpoint(transport)
         verifyClass(IStreamClientEndpoint, Endpoint)
-        talk = StreamSession(Listener(), Clock())
+        self.clock = Clock()
+        talk = StreamSession(Listener(), self.clock)
         return talk, talk.connect(StreamServer("host", endpoint))
 
     def test_plain(self) -> None:
@@ -254,6 +271,16 @@ class ConnectTests(SynchronousTestCase):
         self.assertNoResult(connected)
         talk.handshakeCompleted()
         self.assertIs(self.successResultOf(connected), talk)
+
+    def test_tls_silent(self) -> None:
+        """A peer that never shakes hands is given up."""
+        tls = TCPTransport()
+        directlyProvides(tls, INegotiated)
+        talk, connected = self.connect(tls)
+        self.clock.advance(HANDSHAKE_TIMEOUT)
+        self.failureResultOf(connected, TimeoutError)
+        self.assertTrue(tls.aborted)
+        talk.connectionLost(Failure(ConnectionLost()))
 
     def test_tls_refused(self) -> None:
         """Where they are not shaken, there is no connection."""
@@ -348,6 +375,37 @@ class DatagramSessionTests(SynchronousTestCase):
         self.reply(b"a\n")
         self.assertEqual(self.user.replies, b"")
 
+    def test_another_s_reply(self) -> None:
+        """Nor is the late reply to another line, though it ends alike; nor one of two stamps."""
+        self.session.write(b"\n")
+        for reply in (b"[t] abc\n", b"[t] [t] \n", b"x\n", b"[t] "):
+            self.session.datagramReceived(reply, None)
+        self.assertEqual(self.user.replies, b"")
+        self.session.datagramReceived(b"[t] \n", None)
+        self.assertEqual(self.user.replies, b"[t] \n")
+
+    def test_plain_echo(self) -> None:
+        """A reply may be without a stamp."""
+        self.session.write(b"a\n")
+        self.session.datagramReceived(b"a\n", None)
+        self.assertEqual(self.user.replies, b"a\n")
+
+    def test_pressure(self) -> None:
+        """While standard output is full nothing is sent that would be replied to."""
+        self.session.write(b"a\nb\n")
+        self.session.pauseProducing()
+        self.reply(b"a\n")
+        self.assertEqual(self.port.sent, [b"a\n"])
+        self.assertTrue(self.producer.paused)
+        self.session.resumeProducing()
+        self.assertEqual(self.port.sent, [b"a\n", b"b\n"])
+
+    def test_endless_line(self) -> None:
+        """A line that has become too long is not waited for to end."""
+        self.session.write(b"a\n" + b"x" * 70000)
+        self.assertIn("does not fit into a datagram", self.user.ends[0])
+        self.assertEqual((self.session.sent, self.session.missing), (2, 2))
+
     def test_too_long(self) -> None:
         """A line that is no datagram ends it, in words that say how long it is."""
         self.port.error = MessageLengthError("too long")
@@ -356,14 +414,21 @@ class DatagramSessionTests(SynchronousTestCase):
         self.assertEqual(self.session.missing, 1)
 
     def test_refused(self) -> None:
-        """Where nobody listens, the port's end says so; and it is said once."""
-        self.session.write(b"a\n")
+        """Where nobody listens, the port's end says so; what waits to be sent is missing too."""
+        self.session.write(b"a\nb\nc\n")
         self.session.transport = None  # as DatagramProtocol.doStop leaves it
         self.session.stopProtocol()
-        self.session.connectionRefused()
+        self.session.stopProtocol()
         self.assertTrue(self.session.refused)
         self.assertEqual(self.user.ends, ["Connection refused"])
+        self.assertEqual((self.session.sent, self.session.missing), (3, 3))
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_refused_as_it_should(self) -> None:
+        """A reactor that tells of the refusal itself has yet to close the port."""
+        self.session.write(b"a\n")
+        self.session.connectionRefused()
+        self.assertFalse(self.port.listening)
 
     def test_end_is_no_refusal(self) -> None:
         """The end of the port that this side closed is not taken for a refusal."""
@@ -386,10 +451,9 @@ class DatagramSessionTests(SynchronousTestCase):
         talk.datagramReceived(b"[] a\n", None)
         self.assertEqual(self.user.answers, 1)
 
-    def test_consumer(self) -> None:
-        """With one reply under way there is nothing to hold back."""
-        for act in ("pauseProducing", "resumeProducing", "stopProducing"):
-            getattr(self.session, act)()
+    def test_stop_producing(self) -> None:
+        """A standard output that is lost is said by its own protocol."""
+        self.session.stopProducing()
         self.assertTrue(self.port.listening)
 
 
@@ -418,6 +482,27 @@ class RealDatagramTests(TestCase):
     async def test_ipv6(self) -> None:
         """Over IPv6."""
         await self.talk("::1", "::1")
+
+    async def test_second_address(self) -> None:
+        """Where nobody listens at a name's first address, the next is asked."""
+        from twisted.internet import reactor
+
+        real: Any = reactor
+        port = real.listenUDP(0, TimestampDatagram(Stamp()), "127.0.0.1")
+        self.addCleanup(port.stopListening)
+        number = port.getHost().port
+        user = Listener()
+        talk = DatagramSession(user, real)
+        talk._open(
+            [
+                (socket.AF_INET6, socket.SOCK_DGRAM, 0, "", ("::1", number, 0, 0)),
+                (socket.AF_INET, socket.SOCK_DGRAM, 0, "", ("127.0.0.1", number)),
+            ]
+        )
+        talk.write(b"hello\n")
+        talk.finish()
+        self.assertEqual(await user.ended, "")
+        self.assertEqual((talk.sent, talk.missing), (1, 0))
 
     async def test_refused(self) -> None:
         """The error that Linux gives for a closed port is a refusal, with epoll as well."""

@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet.error import ConnectionDone
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
@@ -16,6 +16,8 @@ from zope.interface.verify import verifyClass
 
 from timestamp_echo.client.stdio import Display, Pipe, Terminal
 
+FULL = "standard output could not be written"
+
 
 class DisplayTests(SynchronousTestCase):
     """`Display`: replies made harmless for a terminal."""
@@ -23,7 +25,7 @@ class DisplayTests(SynchronousTestCase):
     def shown(self, *pieces: bytes) -> str:
         """What these pieces of a reply look like."""
         display = Display()
-        return b"".join(display.shown(piece) for piece in pieces).decode()
+        return b"".join([*(display.shown(piece) for piece in pieces), display.rest()]).decode()
 
     def test_plain(self) -> None:
         """Text in any script passes, with its newlines and tabs, emoji joined or not."""
@@ -43,6 +45,11 @@ class DisplayTests(SynchronousTestCase):
         """A carriage return passes before a newline alone."""
         self.assertEqual(self.shown(b"a\r\nb\rc\n"), "a\r\nb\\rc\n")
         self.assertEqual(self.shown(b"a\r", b"\nb\r", b"c\n"), "a\r\nb\\rc\n")
+
+    def test_end(self) -> None:
+        """What was held because it might have gone on is shown in the end."""
+        self.assertEqual(self.shown(b"a\xe4\xbd"), "a\\xe4\\xbd")
+        self.assertEqual(self.shown(b"a\r"), "a\\r")
 
     def test_no_utf8(self) -> None:
         """Bytes that are no UTF-8 are shown as escapes."""
@@ -125,8 +132,9 @@ class PipeTests(SynchronousTestCase):
     def test_to_a_terminal(self) -> None:
         """On a terminal they are harmless."""
         pipe = self.pipe(terminal=True)
-        pipe.replied(b"\x1b")
-        self.assertEqual(self.stdio.value(), b"\\x1b")
+        pipe.replied(b"\x1b\xe4")
+        pipe.over("")
+        self.assertEqual(self.stdio.value(), b"\\x1b\\xe4")
 
     def test_pressure_both_ways(self) -> None:
         """Each side is the other's producer."""
@@ -165,7 +173,24 @@ class PipeTests(SynchronousTestCase):
             patch("timestamp_echo.client.stdio.fstat", lambda _: os.fstat(null.fileno())),
         ):
             pipe.writeConnectionLost()
-        self.assertEqual(self.successResultOf(pipe.ended), "standard output could not be written")
+            self.assertEqual(self.successResultOf(pipe.ended), FULL)
+
+    def test_output_full_in_the_end(self) -> None:
+        """So it is where the server has closed by then."""
+        pipe = self.pipe()
+        pipe.over("")
+        with (
+            open(os.devnull) as null,
+            patch("timestamp_echo.client.stdio.fstat", lambda _: os.fstat(null.fileno())),
+        ):
+            pipe.connectionLost(Failure(ConnectionLost()))
+        self.assertEqual(self.successResultOf(pipe.ended), FULL)
+
+    def test_over_before_it_began(self) -> None:
+        """A session that ends before standard input is there has nothing to write out."""
+        pipe = Pipe()
+        pipe.over("why")
+        self.assertNoResult(pipe.ended)
 
 
 class TerminalTests(SynchronousTestCase):
@@ -226,7 +251,20 @@ class TerminalTests(SynchronousTestCase):
         terminal = self.terminal()
         terminal.dataReceived(b"a\nb\n\n")
         self.assertEqual(self.session.did, [b"a\n"])
+        self.assertEqual(self.stdio.producerState, "paused")
         terminal.answered()
-        terminal.answered()
+        self.assertEqual(self.session.did, [b"a\n", b"b\n"])
         terminal.answered()
         self.assertEqual(self.session.did, [b"a\n", b"b\n", "finish"])
+        terminal.answered()
+        self.assertEqual(self.session.did, [b"a\n", b"b\n", "finish"])
+
+    def test_typed_ahead_of_the_end(self) -> None:
+        """So they do where Ctrl-D came before the reply, in their order."""
+        terminal = self.terminal()
+        terminal.dataReceived(b"a\nb\nc")
+        terminal.readConnectionLost()
+        self.assertEqual(self.session.did, [b"a\n"])
+        terminal.answered()
+        terminal.answered()
+        self.assertEqual(self.session.did, [b"a\n", b"b\n", b"c", "finish"])

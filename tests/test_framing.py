@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from timestamp_echo.framing import (
     FRAMINGS,
-    FULL_READS,
+    FULL_READ,
     HOLD,
     AutoFraming,
     ChunkFraming,
@@ -207,11 +207,17 @@ class AutoTests(SynchronousTestCase):
 
     def test_full_read_waits(self) -> None:
         """A read that filled the receive buffer may have been cut by it."""
-        for size in sorted(FULL_READS):
+        for size in (FULL_READ, FULL_READ + 1, 2**16 - 30, 2**16):
             framing = AutoFraming()
             reply = framing.received(b"x" * size, STAMP)
             self.assertTrue(framing.waiting)
             self.assertEqual(reply + framing.received(b"y\n", STAMP), STAMP + b"x" * size + b"y\n")
+
+    def test_shorter_read_at_once(self) -> None:
+        """One that is shorter was not."""
+        framing = AutoFraming()
+        text = b"x" * (FULL_READ - 1)
+        self.assertEqual(framing.received(text, STAMP), STAMP + text)
 
     def test_pause_ends_message(self) -> None:
         """After a pause the next bytes are another message; so, after a long one's start."""

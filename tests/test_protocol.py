@@ -8,21 +8,18 @@ from typing import Any
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
-    INegotiated,
     IProtocolFactory,
+    IPushProducer,
     ITCPTransport,
 )
-from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.logger import formatEvent
-from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface import directlyProvides
 from zope.interface.verify import verifyClass, verifyObject
 
-from tests.fakes import TCPTransport, logged
+from tests.fakes import TCPTransport, Turns, logged
 from timestamp_echo.framing import AutoFraming, ChunkFraming, Framing, LineFraming
 from timestamp_echo.protocol import PAUSE, TimestampEcho, TimestampEchoFactory
 from timestamp_echo.stamps import SECOND, Stamp
@@ -47,7 +44,7 @@ class TimestampEchoTests(SynchronousTestCase):
         transport: StringTransport | None = None,
     ) -> TimestampEcho:
         """A connection at noon."""
-        self.clock = Clock()
+        self.clock = Turns()
         self.clock.advance(NOON)
         self.transport = transport or Transport()
         self.factory = TimestampEchoFactory(
@@ -67,6 +64,7 @@ class TimestampEchoTests(SynchronousTestCase):
     def test_interfaces(self) -> None:
         """It is what it says that it is."""
         verifyClass(IHalfCloseableProtocol, TimestampEcho)
+        verifyClass(IPushProducer, TimestampEcho)
         verifyClass(ITCPTransport, TCPTransport)
         verifyObject(IProtocolFactory, TimestampEchoFactory(clock=Clock()))
 
@@ -110,6 +108,7 @@ class TimestampEchoTests(SynchronousTestCase):
         self.clock.advance(PAUSE * 0.9)
         self.assertEqual(self.transport.value(), b"")
         self.clock.advance(PAUSE * 0.2)
+        self.clock.advance(0)
         self.assertEqual(self.transport.value(), STAMP + b"two")
 
     def test_pause_stamp(self) -> None:
@@ -117,7 +116,7 @@ class TimestampEchoTests(SynchronousTestCase):
         echo = self.connect(style="unix")
         echo.dataReceived(b"one\ntwo")
         self.transport.clear()
-        self.clock.advance(PAUSE)
+        self.paused()
         self.assertEqual(self.transport.value(), b"[%d.000000000] two" % NOON)
 
     def test_pause_over_nothing(self) -> None:
@@ -126,7 +125,7 @@ class TimestampEchoTests(SynchronousTestCase):
         echo.dataReceived(b"one\ntw")
         echo.dataReceived(b"o\n")
         self.transport.clear()
-        self.clock.advance(PAUSE)
+        self.paused()
         self.assertEqual(self.transport.value(), b"")
         self.assertEqual(self.clock.getDelayedCalls()[1:], [])
 
@@ -168,10 +167,91 @@ class TimestampEchoTests(SynchronousTestCase):
     def test_back_pressure(self) -> None:
         """The connection is its own streaming producer until it closes."""
         echo = self.connect()
-        self.assertIs(self.transport.producer, self.transport)
+        self.assertIs(self.transport.producer, echo)
         self.assertTrue(self.transport.streaming)
         echo.readConnectionLost()
         self.assertIsNone(self.transport.producer)
+
+    def test_pressure_is_no_pause(self) -> None:
+        """While the server itself does not read, the sender's line is not at its end."""
+        echo = self.connect()
+        echo.dataReceived(b"one\ntw")
+        self.transport.clear()
+        echo.pauseProducing()
+        self.assertEqual(self.transport.producerState, "paused")
+        self.clock.advance(10)
+        self.assertEqual(self.transport.value(), b"")
+        echo.resumeProducing()
+        self.assertEqual(self.transport.producerState, "producing")
+        self.clock.advance(PAUSE / 2)
+        echo.dataReceived(b"o\n")
+        self.assertEqual(self.transport.value(), STAMP.replace(b"00:00 ", b"00:10 ") + b"two\n")
+
+    def test_pressure_within_a_read(self) -> None:
+        """So it is where the very replies of the read that brought a piece are too many."""
+        echo = self.connect()
+        written = self.transport.write
+
+        def write(data: bytes) -> None:
+            written(data)
+            echo.pauseProducing()
+
+        self.patch(self.transport, "write", write)
+        echo.dataReceived(b"one\ntw")
+        self.assertEqual(self.clock.getDelayedCalls()[1:], [])
+
+    def test_pause_after_pressure(self) -> None:
+        """A sender that does pause after that has ended its message."""
+        echo = self.connect()
+        echo.dataReceived(b"one\ntwo")
+        self.transport.clear()
+        echo.pauseProducing()
+        echo.resumeProducing()
+        self.paused()
+        self.assertEqual(self.transport.value(), STAMP + b"two")
+
+    def test_pressure_without_a_message(self) -> None:
+        """Where nothing is pending, or no pause counts, there is nothing to wait for."""
+        for framing, data in ((AutoFraming, b"one\n"), (LineFraming, b"one\ntwo")):
+            echo = self.connect(framing)
+            before = len(self.clock.getDelayedCalls())
+            echo.dataReceived(data)
+            echo.pauseProducing()
+            echo.resumeProducing()
+            self.assertEqual(len(self.clock.getDelayedCalls()), before)
+
+    def test_stop_producing(self) -> None:
+        """A transport that is lost says so to its producer; that closes nothing more."""
+        self.connect().stopProducing()
+        self.assertFalse(self.transport.disconnecting)
+
+    def test_late_server(self) -> None:
+        """Where the server is late itself, what has come by now is read before it decides."""
+        echo = self.connect()
+        echo.dataReceived(b"one\nha")
+        self.transport.clear()
+        self.clock.advance(10 * PAUSE)  # the timer, which the reactor looks at first
+        echo.dataReceived(b"lf\n")  # then the sockets, in the same turn
+        self.paused()
+        self.assertEqual(self.transport.value().count(b"] "), 1)
+        self.assertTrue(self.transport.value().endswith(b"] half\n"))
+
+    def test_late_server_more_to_come(self) -> None:
+        """So it is where what has come is not yet all of the message."""
+        echo = self.connect()
+        echo.dataReceived(b"one\nh")
+        self.transport.clear()
+        self.clock.advance(10 * PAUSE)
+        echo.dataReceived(b"a")
+        self.clock.advance(PAUSE / 2)
+        self.assertEqual(self.transport.value(), b"")
+        echo.dataReceived(b"lf\n")
+        self.assertTrue(self.transport.value().endswith(b"] half\n"))
+
+    def paused(self) -> None:
+        """A pause passes, and then the turn of the reactor in which nothing has come."""
+        self.clock.advance(PAUSE)
+        self.clock.advance(0)
 
     def test_no_delay(self) -> None:
         """On TCP replies leave at once (TCP_NODELAY)."""
@@ -201,6 +281,7 @@ class TimestampEchoTests(SynchronousTestCase):
         echo.dataReceived(b"one\ntwo")
         self.transport.clear()
         self.lose(echo, ConnectionLost())
+        self.paused()
         self.clock.advance(2)
         self.assertEqual(self.transport.value(), b"")
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -250,26 +331,3 @@ class TimestampEchoTests(SynchronousTestCase):
         )
         for call in factory.clock.getDelayedCalls():
             call.cancel()
-
-
-class WrapperTests(SynchronousTestCase):
-    """Half-close through Twisted's wrappers, which do not pass it on themselves."""
-
-    def wrapped(self, inner: Protocol) -> ProtocolWrapper:
-        """The protocol in a wrapper."""
-        return ProtocolWrapper(WrappingFactory(None), inner)
-
-    def test_told(self) -> None:
-        """A timestamp echo in a wrapper gets to know its peer's half-close."""
-        echo = TimestampEcho()
-        self.assertIs(IHalfCloseableProtocol(self.wrapped(echo), None), echo)
-
-    def test_not_through_tls(self) -> None:
-        """TLS says for itself when the peer has sent all."""
-        wrapper = self.wrapped(TimestampEcho())
-        directlyProvides(wrapper, INegotiated)
-        self.assertIsNone(IHalfCloseableProtocol(wrapper, None))
-
-    def test_others_untouched(self) -> None:
-        """The wrappers of other protocols in the same process stay as they are."""
-        self.assertIsNone(IHalfCloseableProtocol(self.wrapped(Protocol()), None))

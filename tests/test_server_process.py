@@ -138,6 +138,50 @@ class StreamTests(SynchronousTestCase):
         reply = talk(service.connect(), b"hello\n")
         self.assertTrue(parse(reply[1 : reply.index(b"]")].decode()).zoned)
 
+    def test_proxied(self) -> None:
+        """Behind a proxy: the header in pieces, of no one, of nonsense; in TLS as well."""
+        files = self_signed(self.mktemp())
+        service = Service(
+            self,
+            *("-l", "haproxy:tcp:0:interface=127.0.0.1"),
+            *("-l", f"haproxy:ssl:0:interface=127.0.0.1:{files.endpoint}"),
+        )
+        for pieces in (
+            [b"PROXY UNKNOWN\r\n"],
+            [b"PRO", b"XY TCP4 192.0.2.7 192.0.2.8 1", b"111 2222\r\n"],
+            [b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"],  # version 2, LOCAL
+        ):
+            sock = service.connect()
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for piece in pieces:
+                sock.sendall(piece)
+                select.select([], [], [], 0.01)  # so that each is most likely a read of its own
+            self.assert_echo(sock)
+        for header in (
+            b"PROXY TCP4 \xff x y z\r\n",
+            b"PROXY TCP4 1.2.3.4 5.6.7.8 x 1\r\n",
+            b"no\n",
+        ):
+            self.assertEqual(talk(service.connect(), header + LINES), b"")
+        service.log.wait_for("; no PROXY header came first", 3)
+        with service.connect(1) as sock:
+            client = TLSClient(sock, files.certificate)
+            self.assertRegex(client.talk(b"PROXY UNKNOWN\r\n" + LINES), REPLIES)
+        service.stop()
+        self.assertNotIn("Traceback", service.log.text)
+
+    def test_long_line_in_auto(self) -> None:
+        """A long line that is sent at once has one stamp, behind a PROXY header too."""
+        service = Service(
+            self,
+            *("-l", "tcp:0:interface=127.0.0.1", "-l", "haproxy:tcp:0:interface=127.0.0.1"),
+        )
+        line = b"x" * 200_000 + b"\n"
+        for _ in range(5):
+            self.assertEqual(len(re.findall(STAMP, talk(service.connect(), line))), 1)
+            reply = talk(service.connect(1), b"PROXY UNKNOWN\r\n" + line)
+            self.assertEqual(len(re.findall(STAMP, reply)), 1)
+
     def test_thousand_half_closes(self) -> None:
         """A client that sends a line and at once closes its side always gets its reply."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "-l", "unix:socket")
@@ -199,11 +243,11 @@ class UnfriendlyTests(SynchronousTestCase):
         before = self.service.resident()
         with self.service.connect() as sock:
             replies = self.exchange(sock, b"\n" * 10**6)
-        self.assertEqual(replies, 10**6)
+        self.assertEqual(replies, (10**6, 10**6))
         self.assertLess(self.service.resident() - before, 16 * 2**20)
 
-    def exchange(self, sock: socket.socket, data: bytes) -> int:
-        """Send all this while reading, close this side; how many lines came back."""
+    def exchange(self, sock: socket.socket, data: bytes) -> tuple[int, int]:
+        """Send all this while reading, close this side; lines and stamps that came back."""
 
         def send() -> None:
             sock.sendall(data)
@@ -211,11 +255,12 @@ class UnfriendlyTests(SynchronousTestCase):
 
         sender = threading.Thread(target=send)
         sender.start()
-        lines = 0
+        lines = stamps = 0
         while piece := sock.recv(2**20):
             lines += piece.count(b"\n")
+            stamps += piece.count(b"[")
         sender.join(PATIENCE)
-        return lines
+        return lines, stamps
 
     def test_nothing(self) -> None:
         """An empty stream gets an empty answer."""
@@ -251,8 +296,10 @@ class UnfriendlyTests(SynchronousTestCase):
             self.assertLess(self.service.resident() - before, 2**20)
             self.assertGreater(sent, 2**20)
             sock.settimeout(PATIENCE)
-            lines = self.exchange(sock, block[sent % len(block) :])
+            lines, stamps = self.exchange(sock, block[sent % len(block) :])
         self.assertEqual(lines, (sent + len(block) - sent % len(block)) // 1024)
+        # The server's own pause was none of the sender's: no line was cut.
+        self.assertEqual(stamps, lines)
 
 
 class StartTests(SynchronousTestCase):
@@ -291,7 +338,7 @@ class StartTests(SynchronousTestCase):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             there = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
             line = self.refused("tsecho", "-l", "unix:socket", "-l", there)
-        self.assertIn(f"tsecho: cannot listen on {there}: Address already in use", line)
+        self.assertIn(f"tsecho: Address already in use: cannot listen on {there}", line)
 
     def test_datagram_port_in_use(self) -> None:
         """The same for datagrams."""
@@ -300,17 +347,24 @@ class StartTests(SynchronousTestCase):
             there = f"udp:{taken.getsockname()[1]}:interface=127.0.0.1"
             for stamp in ("ctime", "iso"):
                 line = self.refused("tsecho", "-l", there, "-s", stamp)
-                self.assertIn(f"cannot listen on {there}: Address already in use", line)
+                self.assertIn(f"Address already in use: cannot listen on {there}", line)
 
     def test_address_not_ours(self) -> None:
         """An address that this machine does not have (RFC 5737)."""
         line = self.refused("tsecho", "-l", "tcp:0:interface=192.0.2.1")
-        self.assertIn("tcp:0:interface=192.0.2.1: Cannot assign requested address", line)
+        self.assertIn(
+            "Cannot assign requested address: cannot listen on tcp:0:interface=192.0.2.1", line
+        )
 
     def test_path_exists(self) -> None:
         """A file where the UNIX socket would be: it stays."""
         line = self.refused("tsecho", "-l", "unix:socket", there=["socket"])
-        self.assertIn("cannot listen on unix:socket: Address already in use", line)
+        self.assertIn("Address already in use: cannot listen on unix:socket", line)
+
+    def test_path_twice(self) -> None:
+        """The same path twice: the second fails, and takes nothing of the first away."""
+        line = self.refused("tsecho", "-l", "unix:socket", "-l", "unix:socket")
+        self.assertIn("cannot listen on unix:socket", line)
 
     def test_daemon_told(self) -> None:
         """A daemon that can't start tells the shell, and leaves no pidfile."""
@@ -320,7 +374,7 @@ class StartTests(SynchronousTestCase):
             there = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
             done = twistd(folder, "--logfile=log", "tsecho", "-l", there)
         self.assertEqual(done.returncode, 1)
-        self.assertIn(b"cannot listen on tcp:", done.stderr)
+        self.assertIn(b"tsecho: Address already in use: cannot", done.stderr)
         self.assertEqual(os.listdir(folder), ["log"])
         log = Path(folder, "log").read_text()
         self.assertIn("Address already in use", log)

@@ -137,7 +137,7 @@ class EchoServiceTests(SynchronousTestCase):
         error = CannotListenError("", 2, OSError(98, "Address already in use"))
         service = self.service(("tcp:1", port), ("tcp:2", error))
         raised = self.assertRaises(CannotListen, service.privilegedStartService)
-        self.assertEqual(raised.code, "tsecho: cannot listen on tcp:2: Address already in use")
+        self.assertEqual(raised.code, "tsecho: Address already in use: cannot listen on tcp:2")
         self.assertFalse(port.listening)
         self.assertEqual(self.reactor.turns, 1)
 
@@ -150,7 +150,7 @@ class EchoServiceTests(SynchronousTestCase):
         ):
             service = self.service(("tcp:\n", error))
             raised = self.assertRaises(CannotListen, service.startService)
-            self.assertEqual(raised.code, f"tsecho: cannot listen on tcp:\\n: {words}")
+            self.assertEqual(raised.code, f"tsecho: {words}: cannot listen on tcp:\\n")
 
     def test_both_kinds(self) -> None:
         """Twistd tidies up after an Exception; Python ends in one line by a SystemExit."""

@@ -190,6 +190,12 @@ class ReadingTests(SynchronousTestCase):
         text = Stamp(pattern, utc=True).prefix(moment)[1:-2].decode()
         self.assertEqual(parse(text, pattern), Moment(moment // 1000 * 1000, 1000, True))
 
+    def test_pattern_with_percent(self) -> None:
+        """A %% is a % and nothing more."""
+        pattern = "%Y-%m-%d %H:%M:%S %%:z %%f"
+        text = Stamp(pattern, utc=True).prefix(MOMENT)[1:-2].decode()
+        self.assertEqual(parse(text, pattern), Moment(MOMENT // SECOND * SECOND, SECOND, False))
+
     def test_pattern_without_zone(self) -> None:
         """A pattern without a zone or a fraction leaves both open."""
         expected = Moment(MOMENT // SECOND * SECOND, SECOND, False)

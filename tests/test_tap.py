@@ -89,6 +89,7 @@ class OptionsTests(SynchronousTestCase):
             "tcp6:65536",
             "udp:65536",
             "tcp:port=70000",
+            "tcp:interface=127.0.0.1:port=70000",
             "haproxy:tcp:70000",
             "ssl:70000",
         ):

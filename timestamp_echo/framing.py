@@ -14,9 +14,9 @@ HOLD = 64 * 1024
 """Bytes of one message that are held; with so many, its reply starts. As much as one read
 brings, so that what a connection costs does not grow with what its peer sends."""
 
-FULL_READS = frozenset({2**14, 2**16})
-"""Sizes of a read that the buffer may have cut: a TLS record (RFC 8446, section 5.1) and
-Twisted's receive buffer (`FileDescriptor.bufferSize`)."""
+FULL_READ = 16 * 1024
+"""Bytes from which on a read may be a cut one. A TLS record has no more (RFC 8446, section
+5.1); Twisted's receive buffer has 64 KiB, of which a PROXY header may be gone."""
 
 _NEWLINE = ord("\n")
 
@@ -130,15 +130,15 @@ class AutoFraming(LineFraming):
     """As `LineFraming`, but a message may also come without a newline.
 
     It is answered at once if it is a read of its own: nothing is pending, there is no
-    newline in it, and the read did not fill the receive buffer. Otherwise the sender's
-    pause ends it; the caller says when that is.
+    newline in it, and it is too short to have been cut by the receive buffer. Otherwise the
+    sender's pause ends it; the caller says when that is.
     """
 
     ends_at_pause = True
 
     def received(self, data: bytes, prefix: bytes) -> bytes:
         """See `Framing.received`."""
-        if data[-1] == _NEWLINE or self.waiting or b"\n" in data or len(data) in FULL_READS:
+        if data[-1] == _NEWLINE or self.waiting or b"\n" in data or len(data) >= FULL_READ:
             return LineFraming.received(self, data, prefix)
         self.messages += 1
         return prefix + data

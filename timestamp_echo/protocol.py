@@ -14,13 +14,11 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IDelayedCall,
     IHalfCloseableProtocol,
-    INegotiated,
+    IPushProducer,
     IReactorTime,
     ITCPTransport,
 )
 from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.protocols.policies import ProtocolWrapper
-from twisted.python.components import registerAdapter
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -33,7 +31,7 @@ PAUSE = 0.1
 on a path across the world takes to come, shorter than a person notices."""
 
 
-@implementer(IHalfCloseableProtocol)
+@implementer(IHalfCloseableProtocol, IPushProducer)
 class TimestampEcho(Protocol):
     """The server's side of one connection.
 
@@ -46,8 +44,11 @@ class TimestampEcho(Protocol):
     factory: TimestampEchoFactory
     transport: Any  # ITransport and IConsumer; the rest is asked for before it is used
 
+    why = "closed by the server"
+    """How it ends, in words, for the log."""
+
     _pause: IDelayedCall | None = None
-    _why = "closed by the server"
+    _quiet = False
 
     def connectionMade(self) -> None:
         """Begin: a framing of its own, and no reading while replies pile up."""
@@ -60,8 +61,8 @@ class TimestampEcho(Protocol):
         if ITCPTransport.providedBy(self.transport):
             # A reply is whole when it is written: nothing is gained by waiting for more.
             self.transport.setTcpNoDelay(True)
-        # The connection is its own producer: with 64 KiB of replies unsent, it is not read.
-        self.transport.registerProducer(self.transport, True)
+        # What is read is what is written: with 64 KiB of replies unsent, it is not read.
+        self.transport.registerProducer(self, True)
         factory.journal.opened(written(self.transport.getPeer()))
 
     def dataReceived(self, data: bytes) -> None:
@@ -69,15 +70,29 @@ class TimestampEcho(Protocol):
         framing = self._framing
         self._into += len(data)
         reply = framing.received(data, self._prefix(self._now()))
+        if framing.waiting and framing.ends_at_pause:
+            self._await_pause()  # before the write, which may be one too many: pauseProducing
         if reply:
             self._out += len(reply)
             self.transport.write(reply)
-        if framing.waiting and framing.ends_at_pause:
+
+    def pauseProducing(self) -> None:
+        """Too many replies are unsent: do not read. Then a pause is not the sender's."""
+        self.transport.pauseProducing()
+        self._cancel_pause()
+
+    def resumeProducing(self) -> None:
+        """There is room again: read on."""
+        self.transport.resumeProducing()
+        if self._framing.waiting and self._framing.ends_at_pause:
             self._await_pause()
+
+    def stopProducing(self) -> None:
+        """Nothing to do: the connection is lost, as `connectionLost` will say."""
 
     def readConnectionLost(self) -> None:
         """The peer closed its side: answer what is pending, deliver all, then close."""
-        self._why = "closed by the peer"
+        self.why = "closed by the peer"
         self._end_message()
         # A producer that is left registered would be resumed instead of closed.
         self.transport.unregisterProducer()
@@ -88,14 +103,12 @@ class TimestampEcho(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is over."""
-        if self._pause is not None:
-            self._pause.cancel()
-            self._pause = None
+        self._cancel_pause()
         if not reason.check(ConnectionDone):
-            self._why = escaped(reason.getErrorMessage())
+            self.why = escaped(reason.getErrorMessage())
         self.factory.journal.ended(
             written(self.transport.getPeer()),
-            self._why,
+            self.why,
             seconds=self.factory.clock.seconds() - self._since,
             messages=self._framing.messages,
             into=self._into,
@@ -105,6 +118,7 @@ class TimestampEcho(Protocol):
     def _await_pause(self) -> None:
         # One timer is moved on, at no cost to the reactor's heap; a message that ends
         # meanwhile leaves it to run out.
+        self._quiet = False
         if self._pause is None:
             self._pause = self.factory.clock.callLater(PAUSE, self._paused)
         else:
@@ -112,7 +126,18 @@ class TimestampEcho(Protocol):
 
     def _paused(self) -> None:
         self._pause = None
-        self._end_message()
+        if self._quiet:
+            self._end_message()
+        else:
+            # The server may be late, and a reactor's timers come before its reads: what has
+            # arrived by now is read first.
+            self._quiet = True
+            self._pause = self.factory.clock.callLater(0, self._paused)
+
+    def _cancel_pause(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
 
     def _end_message(self) -> None:
         reply = self._framing.ended()
@@ -157,18 +182,3 @@ class TimestampEchoFactory(Factory[TimestampEcho]):
         self.clock = clock
         self.now = now
         self.journal = Journal(clock)
-
-
-def _half_close_through(wrapper: ProtocolWrapper) -> IHalfCloseableProtocol | None:
-    """Tell a `TimestampEcho` in a wrapper, such as that of `haproxy:`, of a half-close.
-
-    Twisted's wrappers do not pass it on, and lose the replies that are not written yet.
-    Not through TLS, where only its own closing says that the peer has sent all.
-    """
-    inner = wrapper.wrappedProtocol
-    if isinstance(inner, TimestampEcho) and not INegotiated.providedBy(wrapper):
-        return cast(IHalfCloseableProtocol, inner)
-    return None
-
-
-registerAdapter(_half_close_through, ProtocolWrapper, IHalfCloseableProtocol)

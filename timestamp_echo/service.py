@@ -108,4 +108,5 @@ def _where(description: str, address: IAddress) -> str:
 def _explained(description: str, error: BaseException | None) -> str:
     cause = error.socketError if isinstance(error, CannotListenError) else error
     words = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
-    return f"tsecho: cannot listen on {escaped(description)}: {words}"
+    # The reason first: of a daemon's words twistd passes on 100 bytes.
+    return f"tsecho: {words}: cannot listen on {escaped(description)}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import calendar
 import re
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import NamedTuple
 
 SECOND = 10**9
@@ -149,7 +149,7 @@ _CTIME_SHAPE = re.compile(
 )
 _ISO_SHAPE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}[+-]\d\d:\d\d", re.ASCII)
 _UNIX_SHAPE = re.compile(r"(\d+)\.(\d{9})", re.ASCII)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 def parse(text: str, pattern: str | None = None) -> Moment:
@@ -178,10 +178,11 @@ def parse(text: str, pattern: str | None = None) -> Moment:
 
 def _parse_pattern(text: str, pattern: str) -> Moment:
     # strptime reads +08:00 with %z; %:z is a directive of strftime alone.
-    date = datetime.strptime(text, pattern.replace("%:z", "%z"))
+    tokens = ["%z" if token == "%:z" else token for token in _TOKEN.findall(pattern)]
+    date = datetime.strptime(text, "".join(tokens))
     zoned = date.tzinfo is not None
-    aware = date if zoned else date.replace(tzinfo=UTC)
-    return Moment(_since_epoch(aware), 1000 if "%f" in pattern else SECOND, zoned)
+    aware = date if zoned else date.replace(tzinfo=timezone.utc)
+    return Moment(_since_epoch(aware), 1000 if "%f" in tokens else SECOND, zoned)
 
 
 def _since_epoch(date: datetime) -> int:

@@ -27,7 +27,7 @@ DATAGRAM = 65536
 _UDP = re.compile(r"udp:(?P<port>\d+)(?::interface=(?P<interface>.+))?", re.ASCII)
 
 # Where the endpoints of Twisted that have a port have it. What this passes over they check.
-_PORT = re.compile(r"(?:haproxy:)?(?:tcp6?|ssl|udp):(?:port=)?(?P<port>-?\d+)(?::|$)", re.ASCII)
+_PORT = re.compile(r"(?:(?:haproxy:)?(?:tcp6?|ssl|udp):|.*:port=)(?P<port>-?\d+)(?::|$)", re.ASCII)
 
 
 class Options(usage.Options):

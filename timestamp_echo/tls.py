@@ -47,8 +47,7 @@ class HalfCloseTLS(TLSMemoryBIOProtocol):
                 inner.readConnectionLost()
 
 
-def with_half_close(factory: IProtocolFactory) -> IProtocolFactory:
-    """The factory itself; if it is one of TLS, its connections learn to half-close."""
+def with_half_close(factory: IProtocolFactory) -> None:
+    """Let the connections of this factory half-close, if it is one of TLS."""
     if isinstance(factory, TLSMemoryBIOFactory):
         factory.protocol = HalfCloseTLS
-    return factory

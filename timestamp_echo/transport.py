@@ -7,26 +7,28 @@ stays Twisted's. Knows no message and no stamp.
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Any
 
 from twisted.internet import tcp, udp
 from twisted.internet.error import CannotListenError, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+from twisted.protocols.policies import WrappingFactory
 from twisted.python.lockfile import FilesystemLock
 
-try:
-    from timestamp_echo.tls import with_half_close
-except ImportError:  # pragma: no cover  # without the extra `tls` no endpoint speaks TLS
+from timestamp_echo import proxy
 
-    def with_half_close(factory: IProtocolFactory) -> IProtocolFactory:
-        """See `timestamp_echo.tls`."""
-        return factory
+try:
+    from timestamp_echo import tls
+except ImportError:  # pragma: no cover  # without the extra `tls` no endpoint speaks TLS
+    HALF_CLOSES = [proxy.with_half_close]
+else:
+    HALF_CLOSES = [proxy.with_half_close, tls.with_half_close]
 
 
 KERNEL_TIMES = sys.platform == "linux"
@@ -45,6 +47,14 @@ def _arrival(ancillary: Iterable[tuple[int, int, bytes]]) -> int:
             seconds, nanoseconds = _TIMESPEC.unpack(value)
             return int(seconds * 10**9 + nanoseconds)
     return 0
+
+
+def _holder(lock: str) -> int:
+    """Whose lock this is, by its process id, or 0: Twisted's are symbolic links to it."""
+    try:
+        return int(os.readlink(lock))
+    except (OSError, ValueError):
+        return 0
 
 
 class TimedServer(tcp.Server):
@@ -114,7 +124,11 @@ class StreamReactor:
         self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = ""
     ) -> IListeningPort:
         """See `IReactorTCP.listenTCP`."""
-        factory = with_half_close(factory)
+        layer: Any = factory
+        while isinstance(layer, WrappingFactory):  # TLS, the PROXY protocol, or one in the other
+            for with_half_close in HALF_CLOSES:
+                with_half_close(layer)
+            layer = layer.wrappedFactory
         return self._with_times(self._reactor.listenTCP(port, factory, backlog, interface))
 
     def listenSSL(
@@ -128,8 +142,8 @@ class StreamReactor:
         """See `IReactorSSL.listenSSL`."""
         from twisted.protocols.tls import TLSMemoryBIOFactory
 
-        tls = TLSMemoryBIOFactory(contextFactory, False, factory, self._reactor)
-        return self.listenTCP(port, tls, backlog, interface)
+        wrapping = TLSMemoryBIOFactory(contextFactory, False, factory, self._reactor)
+        return self.listenTCP(port, wrapping, backlog, interface)
 
     def listenUNIX(
         self,
@@ -140,13 +154,15 @@ class StreamReactor:
         wantPID: bool = False,
     ) -> IListeningPort:
         """See `IReactorUNIX.listenUNIX`. If it fails, its lock does not stay behind."""
+        lock = address + ".lock"
+        held = _holder(lock) == os.getpid()  # by an earlier listener of this process
         try:
             port: IListeningPort = self._reactor.listenUNIX(
                 address, factory, backlog, mode, wantPID
             )
         except CannotListenError:
-            with suppress(OSError, ValueError):  # there is none, or it is another's
-                FilesystemLock(address + ".lock").unlock()
+            if not held and _holder(lock) == os.getpid():
+                FilesystemLock(lock).unlock()
             raise
         return port
 

@@ -5,6 +5,7 @@ Knows names, ports and certificates; opens nothing.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 
 PORT = 3000
 """The server's port where none is named: the lab's."""
+
+_LONGEST_PATH = 107
+"""Bytes of a UNIX socket's path: 108 with its NUL (unix(7))."""
 
 _EXPECTED = (
     "expected host, host:port, [::1]:port, unix:/path, udp:host:port, tls:host:port"
@@ -73,8 +77,10 @@ def server_from(text: str, trust: Trust, reactor: Any) -> StreamServer | Datagra
             raise ValueError(f"expected udp:host:port, not {text!r}")
         return DatagramServer(f"udp:{_name(*place)}", *place)
     if kind == "unix" and not rest.startswith("path="):
-        if not rest:
-            raise ValueError(f"expected unix:/path, not {text!r}")
+        if not 0 < len(os.fsencode(rest)) <= _LONGEST_PATH:
+            raise ValueError(
+                f"expected unix:/path with a path of 1 to {_LONGEST_PATH} bytes, not {text!r}"
+            )
         return StreamServer(text, UNIXClientEndpoint(reactor, rest))
     if place := _host_and_port(text):
         return StreamServer(_name(*place), HostnameEndpoint(reactor, *place))

@@ -9,7 +9,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.stdio import StandardIO
 from twisted.python.failure import Failure
 
@@ -78,32 +78,34 @@ def _parser() -> ArgumentParser:
 def _run(reactor: Any, server: StreamServer | DatagramServer) -> int:
     """Run the reactor until the talk is over, or a signal ends it."""
     statuses: list[int] = []
+    blocking = [os.get_blocking(fd) for fd in (0, 1)]
+
+    def restore() -> None:
+        # A terminal is shared with the shell, which expects it as it was.
+        for fd, was in enumerate(blocking):
+            os.set_blocking(fd, was)
+
+    # Tested, but its process ends before coverage could write anything down.
+    def interrupt(number: int, frame: object) -> None:  # pragma: no cover
+        # At once: the reactor's own way would wait for a look-up of a name in its thread.
+        restore()
+        os._exit(128 + number)
 
     def start() -> None:
-        talk = Deferred.fromCoroutine(_talk(reactor, server))
-
-        def interrupt(number: int, frame: object) -> None:
-            statuses.append(128 + number)
-            reactor.callFromThread(talk.cancel)
-
-        # After the reactor has set its own, which would end it with status 0.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM):  # after the reactor has set its own
             signal.signal(number, interrupt)
-        talk.addCallbacks(statuses.append, lambda failure: failure.trap(CancelledError))
-        talk.addBoth(stop)
+        talk = Deferred.fromCoroutine(_talk(reactor, server))
+        talk.addCallback(statuses.append).addBoth(stop)
 
     def stop(result: object) -> object:
         reactor.stop()
         return result
 
-    blocking = [os.get_blocking(fd) for fd in (0, 1)]
     reactor.callWhenRunning(start)
     try:
         reactor.run()
     finally:
-        # A terminal is shared with the shell, which expects it as it was.
-        for fd, was in enumerate(blocking):
-            os.set_blocking(fd, was)
+        restore()
     return statuses[0]
 
 
@@ -128,8 +130,6 @@ def _connected(
     """Fire with a session, or, if there is none to be had, say why and fire with nothing."""
 
     def unreachable(failure: Failure) -> None:
-        if failure.check(CancelledError):  # by a signal: nothing to say
-            failure.raiseException()
         _say(report.unreachable(server.name, failure.value))
 
     connecting: Deferred[Any] = (
@@ -141,4 +141,5 @@ def _connected(
 
 
 def _say(words: str) -> None:
-    print(f"tsecho: {words}", file=sys.stderr)
+    if sys.stderr is not None:  # it may be closed; print would then take standard output
+        print(f"tsecho: {words}", file=sys.stderr)

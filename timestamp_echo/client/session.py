@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import connectProtocol
+from twisted.internet.error import ConnectionDone, TimeoutError
 from twisted.internet.interfaces import (
     IDelayedCall,
     IHandshakeListener,
@@ -33,9 +34,10 @@ REPLY_TIMEOUT = 1.0
 """Seconds after which the reply to a datagram counts as lost: RFC 6298's first timeout."""
 
 DATAGRAM = 65536
-"""Bytes that hold any datagram whole."""
+"""Bytes that hold any datagram whole; a line that is longer is none."""
 
-_TAIL = 1024  # bytes by which the reply to a line without a newline is known
+HANDSHAKE_TIMEOUT = 30
+"""Seconds that TLS may take to be set up: as long as Twisted gives TCP."""
 
 
 class User(Protocol):
@@ -92,38 +94,40 @@ class Session(Protocol):
 
 
 class Tally:
-    """How many lines a stream has brought, and how the one without a newline began.
+    """How many lines a stream has brought, and how much of one without a newline.
 
     A reply ends with its message's own ending, so in a line echo and a chunk echo alike as
-    many newlines come back as were sent, and after the last the stream ends alike.
+    many newlines come back as were sent.
     """
 
     def __init__(self) -> None:
         self.lines = 0
-        self._rest = 0
-        self._end = b""
+        self.rest = 0
+        """Bytes after the last newline."""
 
     def add(self, data: bytes) -> None:
         """Count what passed."""
         before, newline, rest = data.rpartition(b"\n")
         if newline:
             self.lines += 1 + before.count(b"\n")
-            self._rest = 0
-            self._end = b""
-        self._rest += len(rest)
-        self._end = (self._end + rest)[-_TAIL:]
+            self.rest = 0
+        self.rest += len(rest)
 
     @property
     def messages(self) -> int:
         """Lines, with the one that has no newline."""
-        return self.lines + bool(self._rest)
+        return self.lines + bool(self.rest)
 
-    def answered(self, sent: Tally) -> int:
-        """How many of the messages `sent` this tally of replies answers."""
-        whole = self.lines >= sent.lines
-        if whole and sent._rest and self._rest >= sent._rest and self._end.endswith(sent._end):
+    def answered(self, sent: Tally, closed: bool) -> int:
+        """How many of the messages `sent` this tally of replies answers.
+
+        @param closed: whether the server has closed in order. Nothing else tells that the
+            reply to a message without a newline is whole: who knows how long its stamp is,
+            and how many there are in it?
+        """
+        if closed and self.lines >= sent.lines and self.rest >= sent.rest:
             return sent.messages
-        return min(self.lines, sent.messages)
+        return min(self.lines, sent.lines)
 
 
 @implementer(IHandshakeListener)
@@ -146,6 +150,7 @@ class StreamSession(StreamProtocol):
         self._into = Tally()
         self._finished = False
         self._lost = False
+        self._closed = False
         self._ready: Deferred[None] = Deferred()
 
     def connect(self, server: StreamServer) -> Deferred[StreamSession]:
@@ -155,7 +160,14 @@ class StreamSession(StreamProtocol):
             endpoint's own kind of failure, such as `ConnectError` or `OpenSSL.SSL.Error`.
         """
         connected: Deferred[object] = connectProtocol(server.endpoint, self)
-        return connected.addCallback(lambda _: self._ready).addCallback(lambda _: self)
+        return connected.addCallback(self._handshake).addCallback(lambda _: self)
+
+    def _handshake(self, _: object) -> Deferred[None]:
+        return self._ready.addTimeout(HANDSHAKE_TIMEOUT, self._clock, self._give_up)
+
+    def _give_up(self, result: object, timeout: float) -> None:
+        self.transport.abortConnection()
+        raise TimeoutError(f"no handshake within {timeout} s")
 
     @property
     def sent(self) -> int:
@@ -165,7 +177,7 @@ class StreamSession(StreamProtocol):
     @property
     def missing(self) -> int:
         """See `Session.missing`."""
-        return self._out.messages - self._into.answered(self._out)
+        return self._out.messages - self._into.answered(self._out, self._closed)
 
     def connectionMade(self) -> None:
         """Ready, unless hands have to be shaken first."""
@@ -188,6 +200,7 @@ class StreamSession(StreamProtocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is over, or there never was one."""
         self._lost = True
+        self._closed = reason.check(ConnectionDone) is not None
         if self._linger is not None and self._linger.active():
             self._linger.cancel()
         if not self._ready.called:
@@ -236,7 +249,8 @@ class StreamSession(StreamProtocol):
         self.abort()
 
     def _end_soon(self) -> None:
-        # All is answered; a server that would never close does not keep us for ever.
+        # All is answered; a server that would never close does not keep us for ever. After a
+        # line without a newline its closing alone tells that all is answered.
         if self._linger is not None:
             self._linger.reset(LINGER)
         elif not self.missing:
@@ -262,6 +276,8 @@ class DatagramSession(DatagramProtocol):
         self._reactor = reactor
         self._queue: deque[bytes] = deque()
         self._partial = b""
+        self._addresses: deque[tuple[Any, ...]] = deque()
+        self._held = False
         self._awaited: bytes | None = None
         self._timeout: IDelayedCall | None = None
         self._finished = False
@@ -281,15 +297,22 @@ class DatagramSession(DatagramProtocol):
         return found.addCallback(self._open)
 
     def _open(self, found: list[tuple[Any, ...]]) -> DatagramSession:
-        family, _, _, _, (host, port, *_) = found[0]
+        self._addresses.extend(found)
+        self._open_next()
+        return self
+
+    def _open_next(self) -> None:
+        family, _, _, _, (host, port, *_) = self._addresses.popleft()
         local = "::" if family == socket.AF_INET6 else "0.0.0.0"
         self._reactor.listenUDP(0, self, local, DATAGRAM).connect(host, port)
-        return self
 
     def write(self, data: bytes) -> None:
         """See `Session.write`."""
         *lines, self._partial = (self._partial + data).split(b"\n")
         self._queue.extend(line + b"\n" for line in lines)
+        if len(self._partial) > DATAGRAM:
+            self._queue.append(self._partial)
+            self._end("a line of more than 65,507 bytes does not fit into a datagram")
         self._send_next()
 
     def finish(self) -> None:
@@ -308,17 +331,20 @@ class DatagramSession(DatagramProtocol):
         self._producer = producer
 
     def pauseProducing(self) -> None:
-        """See `Session.pauseProducing`: there is at most one reply to come."""
+        """See `Session.pauseProducing`: nothing is sent that would be replied to."""
+        self._held = True
 
     def resumeProducing(self) -> None:
         """See `Session.resumeProducing`."""
+        self._held = False
+        self._send_next()
 
     def stopProducing(self) -> None:
         """See `Session.stopProducing`."""
 
     def datagramReceived(self, datagram: bytes, addr: object) -> None:
         """Take the reply to the line that waits for it; one that comes too late is none."""
-        if self._awaited is not None and datagram.endswith(self._awaited):
+        if self._awaited is not None and _is_reply(datagram, self._awaited):
             self._user.replied(datagram)
             self.missing -= 1
             self._done_waiting()
@@ -330,15 +356,22 @@ class DatagramSession(DatagramProtocol):
         `connectionRefused`, but epoll tells of the error alone, which Twisted takes for the
         port's end (twisted#6287).
         """
-        self.refused = self.refused or not self._over
+        if self._over:
+            return
+        if self._addresses and self._awaited is not None and self.sent == self.missing:
+            # The name has another address, as localhost has ::1 and 127.0.0.1.
+            self._open_next()
+            self.transport.write(self._awaited)
+            return
+        self.refused = True
         self._end("Connection refused")
 
     def connectionRefused(self) -> None:
-        """The same, where the reactor does as it should."""
-        self.stopProtocol()
+        """The same, where the reactor does as it should: first it is to close the port."""
+        self.transport.stopListening()
 
     def _send_next(self) -> None:
-        if self._awaited is not None:
+        if self._awaited is not None or self._held or self._over:
             return
         if not self._queue:
             self._all_sent()
@@ -377,6 +410,16 @@ class DatagramSession(DatagramProtocol):
         self._over = True
         self._cancel_timeout()
         self._producer = None
+        self.sent += len(self._queue)
+        self.missing += len(self._queue)
         if self.transport is not None:
             self.transport.stopListening()
         self._user.over(why)
+
+
+def _is_reply(datagram: bytes, message: bytes) -> bool:
+    """Whether this is the message, behind one stamp or, from a plain echo, none."""
+    stamp = datagram.removesuffix(message)
+    if not datagram.endswith(message):
+        return False
+    return not stamp or (stamp[:1] == b"[" and stamp.find(b"] ") == len(stamp) - 2)

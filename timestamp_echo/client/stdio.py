@@ -14,6 +14,7 @@ from os import fstat
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -23,8 +24,8 @@ from timestamp_echo.client.session import Session
 
 PROMPT = b"> "
 
-# C0 and C1 but newline and tab; the separators and the marks of direction, which can make
-# a line look like another. A carriage return passes where it belongs to the newline.
+# C0 and C1 but newline and tab; separators, embeddings and overrides of direction, which can
+# make a line look like another. A carriage return passes where it belongs to the newline.
 _HARMFUL = re.compile("\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
@@ -42,7 +43,13 @@ class Display:
         """What to write for the next bytes of the replies."""
         text = self._return + self._decoder.decode(data)
         self._return = "\r" if text.endswith("\r") else ""
-        text = text.removesuffix("\r")
+        return self._escaped(text.removesuffix("\r"))
+
+    def rest(self) -> bytes:
+        """What to write at the end of the replies: what was held, for it might have gone on."""
+        return self._escaped(self._return + self._decoder.decode(b"", final=True))
+
+    def _escaped(self, text: str) -> bytes:
         return _HARMFUL.sub(lambda found: ascii(found[0])[1:-1], text).encode()
 
 
@@ -79,11 +86,11 @@ class Pipe(Protocol):
     def writeConnectionLost(self) -> None:
         """Nobody reads standard output any more, as behind `| head`; or it is full."""
         self.session.abort()
-        self._end("" if _is_pipe(1) else "standard output could not be written")
+        self._end(_loss())
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Standard output is written out."""
-        self._end("")
+        """Standard output is written out; or, after the server closed, it could not be."""
+        self._end("" if reason.check(ConnectionDone) else _loss())
 
     def replied(self, data: bytes) -> None:
         """See `User.replied`."""
@@ -96,6 +103,8 @@ class Pipe(Protocol):
         """See `User.over`: end as soon as the replies are written out."""
         if self.transport is not None and not self.ended.called:
             self._why = why
+            if self._display:
+                self.transport.write(self._display.rest())
             self.transport.unregisterProducer()
             self.transport.loseConnection()
 
@@ -115,6 +124,7 @@ class Terminal(Pipe):
         self._lines: deque[bytes] = deque()
         self._typed = b""
         self._waiting = False
+        self._ended = False  # there is no more to come from the person
         self._done = False
 
     def connectionMade(self) -> None:
@@ -125,44 +135,48 @@ class Terminal(Pipe):
     def dataReceived(self, data: bytes) -> None:
         """The person typed something, perhaps ahead of the reply."""
         *lines, self._typed = (self._typed + data).split(b"\n")
-        self._lines.extend(lines)
+        self._lines.extend(line + b"\n" for line in lines)
         self._next()
 
     def readConnectionLost(self) -> None:
-        """Ctrl-D."""
+        """Ctrl-D, perhaps twice and within a line."""
+        self._ended = True
         if self._display:
             self.transport.write(b"\n")
         if self._typed:
-            self.session.write(self._typed)
-        self._finish()
+            self._lines.append(self._typed)
+        self._next()
 
     def answered(self) -> None:
         """See `User.answered`: ask for the next line."""
         if self._waiting:
             self._waiting = False
+            self.transport.resumeProducing()
             self._prompt()
             self._next()
 
     def _prompt(self) -> None:
-        if self._display:
+        if self._display and not self._ended:
             self.transport.write(PROMPT)
 
     def _next(self) -> None:
-        if self._waiting or self._done or not self._lines:
+        if self._waiting or self._done:
             return
-        line = self._lines.popleft()
-        if not line:
-            self._finish()
-            return
-        self._waiting = True
-        self.session.write(line + b"\n")
-
-    def _finish(self) -> None:
-        if not self._done:
+        if self._lines and self._lines[0] != b"\n":
+            line = self._lines.popleft()
+            self.session.write(line)
+            self._waiting = line.endswith(b"\n")
+            if self._waiting:
+                self.transport.pauseProducing()  # what is typed ahead is the terminal's to keep
+                return
+        if self._lines or self._ended:  # an empty line, or Ctrl-D
             self._done = True
             self.session.finish()
 
 
-def _is_pipe(fd: int) -> bool:
-    mode = fstat(fd).st_mode
-    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+def _loss() -> str:
+    """What the loss of standard output means: of a pipe, nothing."""
+    mode = fstat(1).st_mode
+    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+        return ""
+    return "standard output could not be written"

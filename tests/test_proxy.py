@@ -1,0 +1,119 @@
+"""Tests for `timestamp_echo.proxy`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import Clock
+from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyClass
+
+from tests.fakes import TCPTransport
+from timestamp_echo.protocol import TimestampEchoFactory
+from timestamp_echo.proxy import HalfCloseProxied, with_half_close
+from timestamp_echo.stamps import SECOND, Stamp
+
+STAMP = b"[Thu Jan  1 00:00:01 1970] "
+
+
+class Raising(Protocol):
+    """A protocol with a fault."""
+
+    why = ""
+
+    def dataReceived(self, data: bytes) -> None:
+        """See `IProtocol`."""
+        raise ValueError(data)
+
+
+class HalfCloseProxiedTests(SynchronousTestCase):
+    """`HalfCloseProxied` around a timestamp echo."""
+
+    def setUp(self) -> None:
+        """A connection whose header has not come."""
+        self.connect(TimestampEchoFactory(Stamp(utc=True), clock=Clock(), now=lambda: SECOND))
+
+    def connect(self, inner: Any) -> None:
+        """A connection with this inside."""
+        factory: Any = HAProxyWrappingFactory(inner)
+        with_half_close(factory)
+        self.proxied = factory.buildProtocol(None)
+        self.transport = TCPTransport()
+        self.proxied.makeConnection(self.transport)
+
+    def test_interfaces(self) -> None:
+        """It is what it says that it is."""
+        verifyClass(IHalfCloseableProtocol, HalfCloseProxied)
+        self.assertIsInstance(self.proxied, HalfCloseProxied)
+
+    def test_half_close(self) -> None:
+        """The protocol inside is told, and what is pending is answered."""
+        self.proxied.dataReceived(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\none\ntwo")
+        self.proxied.dataReceived(b"!")
+        self.proxied.readConnectionLost()
+        self.assertEqual(self.transport.value(), STAMP + b"one\n" + STAMP + b"two!")
+        self.assertTrue(self.transport.disconnecting)
+
+    def test_pieces(self) -> None:
+        """A header may come a byte at a time."""
+        for byte in b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\none\n":
+            self.proxied.dataReceived(bytes([byte]))
+        self.proxied.readConnectionLost()
+        self.assertEqual(self.transport.value().replace(STAMP, b""), b"one\n")
+        self.assertEqual(self.proxied.getPeer().host, "192.0.2.1")
+
+    def test_version_2_in_pieces(self) -> None:
+        """So may one of version 2."""
+        header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\2\1\xc0\0\2\2\0\1\0\2"
+        for byte in header[:20]:
+            self.proxied.dataReceived(bytes([byte]))
+        self.proxied.dataReceived(header[20:] + b"one\n")
+        self.assertEqual(self.transport.value(), STAMP + b"one\n")
+
+    def test_unknown(self) -> None:
+        """The specification's own header for a connection of nobody."""
+        self.proxied.dataReceived(b"PROXY UNKNOWN\r\none\n")
+        self.assertEqual(self.transport.value(), STAMP + b"one\n")
+
+    def test_nonsense(self) -> None:
+        """What is no header closes the connection, for a reason that the log has."""
+        for header in (
+            b"GET / HTTP/1.1\r\n",
+            b"no\n",
+            b"PROXY TCP4 192.0.2.1 192.0.2.2 x 2\r\n",
+            b"PROXY TCP4 \xff 192.0.2.2 1 2\r\n",
+            b"PROXY TCP9 a b 1 2\r\n",
+        ):
+            self.setUp()
+            self.proxied.dataReceived(header)
+            self.assertTrue(self.transport.disconnecting)
+            self.assertEqual(self.transport.value(), b"")
+            self.assertEqual(self.proxied.wrappedProtocol.why, "no PROXY header came first")
+
+    def test_closed_before_header(self) -> None:
+        """A peer that leaves before its header came just leaves."""
+        self.proxied.dataReceived(b"PROXY")
+        self.proxied.readConnectionLost()
+        self.assertTrue(self.transport.disconnecting)
+
+    def test_faults_inside(self) -> None:
+        """A fault of the protocol inside is not taken for the header's."""
+        self.connect(Factory.forProtocol(Raising))
+        header = b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"
+        self.assertRaises(ValueError, self.proxied.dataReceived, header + b"one\n")
+        self.assertRaises(ValueError, self.proxied.dataReceived, b"two\n")
+
+    def test_inner_without_half_close(self) -> None:
+        """A protocol that knows no half-close is closed."""
+        self.connect(Factory.forProtocol(Raising))
+        self.proxied.readConnectionLost()
+        self.assertTrue(self.transport.disconnecting)
+
+    def test_other_factories(self) -> None:
+        """A factory of something else is left as it is."""
+        factory = Factory.forProtocol(Protocol)
+        with_half_close(factory)
+        self.assertIs(factory.protocol, Protocol)
