@@ -184,12 +184,20 @@ class StreamTests(SynchronousTestCase):
 
     def test_thousand_half_closes(self) -> None:
         """A client that sends a line and at once closes its side always gets its reply."""
-        service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "-l", "unix:socket")
+        files = self_signed(self.mktemp())
+        service = Service(
+            self,
+            *("-l", "tcp:0:interface=127.0.0.1", "-l", "unix:socket"),
+            *("-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}"),
+        )
         reply = re.compile(STAMP + b"hello\n")
         for _ in range(1000):
             self.assertTrue(reply.fullmatch(talk(service.connect(), b"hello\n")))
             unix = self.connected(socket.AF_UNIX, service.path())
             self.assertTrue(reply.fullmatch(talk(unix, b"hello\n")))
+            with service.connect(2) as sock:
+                client = TLSClient(sock, files.certificate)
+                self.assertTrue(reply.fullmatch(client.talk(b"hello\n")))
 
     def test_kernel_times(self) -> None:
         """A sub-second stamp is close to when the message was sent."""
