@@ -504,6 +504,13 @@ class RealDatagramTests(TestCase):
         self.assertEqual(await user.ended, "")
         self.assertEqual((talk.sent, talk.missing), (1, 0))
 
+    def test_no_route(self) -> None:
+        """An address that this host has no way to is passed over; if all are, that is said."""
+        nowhere = (socket.AF_INET, socket.SOCK_DGRAM, 0, "", ("255.255.255.255", 9))
+        talk = DatagramSession(Listener(), None)
+        error = self.assertRaises(OSError, talk._open, [nowhere])
+        self.assertEqual(error.strerror, "Network is unreachable")
+
     async def test_refused(self) -> None:
         """The error that Linux gives for a closed port is a refusal, with epoll as well."""
         from twisted.internet import reactor

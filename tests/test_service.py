@@ -131,6 +131,20 @@ class EchoServiceTests(SynchronousTestCase):
         closing.callback(None)
         self.successResultOf(stopped)
 
+    def test_stop_without_port(self) -> None:
+        """`stdio:` opens something that is no port; the others are closed all the same."""
+        port = Port(IPv4Address("TCP", "0.0.0.0", 1))
+
+        class StandardIO:
+            """Has an address, and no way to stop listening."""
+
+            getHost = port.getHost
+
+        service = self.service(("stdio:", StandardIO()), ("tcp:1", port))
+        service.startService()
+        self.successResultOf(service.stopService())
+        self.assertFalse(port.listening)
+
     def test_cannot_listen(self) -> None:
         """A port that can't be opened ends the start; those before it are closed again."""
         port = Port(IPv4Address("TCP", "0.0.0.0", 1))

@@ -77,7 +77,8 @@ class EchoService(Service):
         """Close all ports."""
         super().stopService()
         ports, self._ports = self._ports, []
-        stopping = [port.stopListening() for port in ports]
+        # What `stdio:` opens is no port, and closes with its process.
+        stopping = [port.stopListening() for port in ports if IListeningPort.providedBy(port)]
         return DeferredList([d for d in stopping if d is not None])
 
     def _listening(self, port: IListeningPort, description: str) -> None:

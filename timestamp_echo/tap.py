@@ -69,11 +69,11 @@ class Options(usage.Options):
                 f"--framing: expected {', '.join(FRAMINGS)}, not {self['framing']!r}"
             )
         try:
-            self.moment = Stamp(self["stamp"], bool(self["utc"]))
+            stamp = Stamp(self["stamp"], bool(self["utc"]))
         except ValueError as error:
             raise usage.UsageError(f"--stamp: {error}") from error
         self.reactor = reactor
-        self.factory = TimestampEchoFactory(self.moment, FRAMINGS[self["framing"]], reactor)
+        self.factory = TimestampEchoFactory(stamp, FRAMINGS[self["framing"]], reactor)
         self.listeners = [
             _listener(description, self.factory, reactor)
             for description in self["listen"] or ["tcp:3000"]

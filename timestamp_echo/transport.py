@@ -1,8 +1,8 @@
 """What a connection needs of its transport that Twisted's own leave out.
 
-The kernel's arrival time of each read, half-close through TLS, and no lock left behind.
-Endpoints get there through `StreamReactor`, which stands in for the reactor; all else
-stays Twisted's. Knows no message and no stamp.
+The kernel's arrival time of each read, half-close through TLS and the PROXY protocol, and no
+lock left behind. Endpoints get there through `StreamReactor`, which stands in for the
+reactor; all else stays Twisted's. Knows no message and no stamp.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ class StreamReactor:
     """What a server endpoint sees in place of the reactor.
 
     @param reactor: the real one.
-    @param kernel_times: whether TCP connections are to know arrival times; the others do
-        without the one more system call's result that it costs.
+    @param kernel_times: whether TCP connections are to know arrival times. A stamp of whole
+        seconds does without, and has Twisted's own connections.
     """
 
     def __init__(self, reactor: Any, kernel_times: bool) -> None:

@@ -5,6 +5,8 @@ Knows a transport, and the `User` that the replies are for; not where lines come
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from collections import deque
 from typing import Any, Protocol
@@ -297,7 +299,9 @@ class DatagramSession(DatagramProtocol):
         return found.addCallback(self._open)
 
     def _open(self, found: list[tuple[Any, ...]]) -> DatagramSession:
-        self._addresses.extend(found)
+        self._addresses.extend(filter(_has_route, found))
+        if not self._addresses:
+            raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
         self._open_next()
         return self
 
@@ -415,6 +419,17 @@ class DatagramSession(DatagramProtocol):
         if self.transport is not None:
             self.transport.stopListening()
         self._user.over(why)
+
+
+def _has_route(found: tuple[Any, ...]) -> bool:
+    """Whether datagrams can leave for this address, one of `socket.getaddrinfo`'s."""
+    family, _, _, _, address = found
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # sends nothing: connect(2) only looks for the way
+    except OSError:
+        return False
+    return True
 
 
 def _is_reply(datagram: bytes, message: bytes) -> bool:
