@@ -465,7 +465,7 @@ class RealDatagramTests(TestCase):
         from twisted.internet import reactor
 
         real: Any = reactor
-        port = real.listenUDP(0, TimestampDatagram(Stamp()), interface)
+        port = real.listenUDP(0, TimestampDatagram(Stamp(), real), interface)
         self.addCleanup(port.stopListening)
         user = Listener()
         server = DatagramServer("name", host, port.getHost().port)
@@ -488,7 +488,7 @@ class RealDatagramTests(TestCase):
         from twisted.internet import reactor
 
         real: Any = reactor
-        port = real.listenUDP(0, TimestampDatagram(Stamp()), "127.0.0.1")
+        port = real.listenUDP(0, TimestampDatagram(Stamp(), real), "127.0.0.1")
         self.addCleanup(port.stopListening)
         number = port.getHost().port
         user = Listener()

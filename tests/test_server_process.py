@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
@@ -494,8 +495,24 @@ class DatagramTests(SynchronousTestCase):
             sock.sendto(b"x" * 65507, address)
         self.ask(socket.AF_INET, address, b"after it")
         service.stop()
-        self.assertIn("datagrams: 2 answered, 1 could not be", service.log.text)
+        self.assertIn("datagrams not answered: 1 impossible to send", service.log.text)
         self.assertNotIn("Traceback", service.log.text)
+
+    def test_rate(self) -> None:
+        """--udp-rate, against a source that asks for more."""
+        service = Service(self, "-l", "udp:0:interface=127.0.0.1", "--udp-rate", "3")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(0.3)
+            sock.connect(("127.0.0.1", service.port()))
+            for _ in range(50):
+                sock.send(b"x")
+            replies = 0
+            with contextlib.suppress(TimeoutError):
+                while sock.recv(100):
+                    replies += 1
+        self.assertIn(replies, (3, 6))  # 6 if a new second began meanwhile
+        service.stop()
+        self.assertIn(f"datagrams not answered: {50 - replies} over the rate", service.log.text)
 
 
 class PeerTests(SynchronousTestCase):

@@ -72,6 +72,15 @@ class OptionsTests(SynchronousTestCase):
         stamp = self.parsed("--utc", "--stamp=%H").factory.stamp
         self.assertEqual(stamp.prefix(0), b"[00] ")
 
+    def test_udp_rate(self) -> None:
+        """--udp-rate, and what it takes."""
+        self.parsed("--udp-rate", "1")
+        for text in ("0", "-1", "x", "1.5", "", "1e3"):
+            words = self.refused("--udp-rate", text)
+            self.assertEqual(
+                words, f"--udp-rate: expected a whole number of at least 1, not {text!r}"
+            )
+
     def test_framing(self) -> None:
         """--framing."""
         for name, framing in (

@@ -1,57 +1,169 @@
-"""Datagrams: each is a message, and its reply goes back to where it came from.
+"""Datagrams: each is a message, its reply goes back to where it came from, or to nobody.
 
-Knows a stamp and a port; no connection.
+Knows a stamp and a port; no connection. A datagram's source is easily forged, so that a
+reply may hit somebody who never asked, and two services set on each other may answer for
+ever (CVE-2024-2169, VU#417980). Which datagrams get no answer is decided here.
 """
 
 from __future__ import annotations
 
 import time
+from array import array
+from collections import Counter
 from collections.abc import Callable
+from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 from twisted.internet.error import MessageLengthError
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 
 from timestamp_echo.stamps import Stamp
+
+RATE = 1000
+"""Datagrams a second that are answered per source, by default."""
+
+LOG_INTERVAL = 10.0
+"""Seconds for which datagrams without an answer are counted before the log has a line."""
+
+_PRIVILEGED = 1024  # below are the services that a forged datagram would set on us
+
+_BUCKETS = 2**14
+
+
+def refusal(datagram: bytes, host: str, port: int, own_ports: set[int]) -> str:
+    """Why this datagram must not be answered, in words; nothing if it may be.
+
+    @param host: the source's IP address.
+    @param port: the source's port.
+    @param own_ports: the UDP ports that this service listens on.
+    """
+    if port < _PRIVILEGED:
+        return "from a port under 1024"
+    if port in own_ports:
+        return "from a port of our own"
+    if not _is_unicast(host):
+        return "not from one host"
+    if datagram[:1] == b"[" and b"] " in datagram:
+        # A reply in any style of stamp, so that no reply is ever answered.
+        return "like a reply"
+    return ""
+
+
+def _is_unicast(host: str) -> bool:
+    address = ip_address(host)
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return not (address.is_multicast or address.is_unspecified or str(address) == "255.255.255.255")
+
+
+def network(host: str) -> bytes:
+    """The network that a source counts as: an IPv4 /24 or an IPv6 /64."""
+    address = ip_address(host)
+    if isinstance(address, IPv6Address):
+        if address.ipv4_mapped is None:
+            return address.packed[:8]
+        address = address.ipv4_mapped
+    return address.packed[:3]
+
+
+class Rate:
+    """At most so many answers a second for each source.
+
+    The memory for it is the same however many sources there are, or are forged: sources share
+    `_BUCKETS` counters, by a hash that nobody outside can foretell. To use up another's
+    share one has to use up about as many counters as there are.
+
+    @param limit: answers a second.
+    @param clock: counts the seconds.
+    """
+
+    def __init__(self, limit: int, clock: IReactorTime) -> None:
+        self._limit = limit
+        self._clock = clock
+        self._until = 0.0
+        self._counts = array("L", [0])
+
+    def allows(self, host: str) -> bool:
+        """Count a datagram of this source; whether it may be answered."""
+        now = self._clock.seconds()
+        if not self._until - 1 <= now < self._until:
+            self._until = now + 1
+            self._counts = array("L", bytes(_BUCKETS * self._counts.itemsize))
+        bucket = hash(network(host)) % _BUCKETS
+        self._counts[bucket] += 1
+        return self._counts[bucket] <= self._limit
 
 
 class TimestampDatagram(DatagramProtocol):
     """The server's side of one UDP port.
 
     @param stamp: the writer of stamps.
+    @param clock: for the rate and the log.
     @param now: the wall clock, in nanoseconds since the epoch.
+    @param rate: how many datagrams a second are answered per source.
+    @param own_ports: where all ports of the service put themselves down.
     """
 
-    noisy = False  # the service says what it listens on
     transport: Any  # IUDPTransport, which may know the arrival time
 
+    noisy = False  # the service says what it listens on
     _log = Logger()
+    _line: IDelayedCall | None = None
 
-    def __init__(self, stamp: Stamp, now: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self,
+        stamp: Stamp,
+        clock: IReactorTime,
+        now: Callable[[], int] = time.time_ns,
+        rate: int = RATE,
+        own_ports: set[int] | None = None,
+    ) -> None:
         self._stamp = stamp
+        self._clock = clock
         self._now = now
-        self.answered = 0
-        self.unanswered = 0
+        self._rate = Rate(rate, clock)
+        self._own_ports: set[int] = set() if own_ports is None else own_ports
+        self._unanswered: Counter[str] = Counter()
+
+    def startProtocol(self) -> None:
+        """The port is open."""
+        self._own_ports.add(self.transport.getHost().port)
 
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
-        """Answer one datagram.
+        """Answer one datagram, or count why not."""
+        host, port = addr
+        why = refusal(datagram, host.partition("%")[0], port, self._own_ports)
+        if not why and not self._rate.allows(host.partition("%")[0]):
+            why = "over the rate"
+        if why:
+            self._count(why)
+        else:
+            self._answer(datagram, addr)
 
-        What the sending raises is counted, for a peer can cause it at will: a reply too
-        long for a datagram (65,507 bytes over IPv4), source port 0, no route back.
-        """
+    def stopProtocol(self) -> None:
+        """The port is closed: say what has not been said."""
+        if self._line is not None:
+            self._line.cancel()
+            self._say()
+
+    def _answer(self, datagram: bytes, addr: Any) -> None:
         arrival = getattr(self.transport, "arrival", 0) or self._now()
         try:
             self.transport.write(self._stamp.prefix(arrival) + datagram, addr)
         except (OSError, MessageLengthError):
-            self.unanswered += 1
-        else:
-            self.answered += 1
+            # A peer can cause it at will: a reply too long for a datagram (65,507 bytes over
+            # IPv4), the broadcast address of a network of ours, no route back.
+            self._count("impossible to send")
 
-    def stopProtocol(self) -> None:
-        """The port is closed: say what became of the datagrams."""
-        self._log.info(
-            "datagrams: {answered} answered, {unanswered} could not be",
-            answered=self.answered,
-            unanswered=self.unanswered,
-        )
+    def _count(self, why: str) -> None:
+        self._unanswered[why] += 1
+        if self._line is None:
+            self._line = self._clock.callLater(LOG_INTERVAL, self._say)
+
+    def _say(self) -> None:
+        self._line = None
+        counts = ", ".join(f"{count} {why}" for why, count in self._unanswered.most_common())
+        self._unanswered.clear()
+        self._log.info("datagrams not answered: {counts}", counts=counts)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from twisted.application.service import IService
@@ -14,7 +15,7 @@ from twisted.internet.defer import Deferred, execute
 from twisted.internet.endpoints import serverFromString
 from twisted.python import usage
 
-from timestamp_echo.datagram import TimestampDatagram
+from timestamp_echo.datagram import RATE, TimestampDatagram
 from timestamp_echo.framing import FRAMINGS
 from timestamp_echo.protocol import TimestampEchoFactory
 from timestamp_echo.service import EchoService, Listener
@@ -41,6 +42,7 @@ class Options(usage.Options):
     optParameters: ClassVar = [
         ["stamp", "s", "ctime", "ctime, iso, unix, or a strftime pattern (with %f)."],
         ["framing", None, "auto", "Where a message ends: auto, line or chunk."],
+        ["udp-rate", None, RATE, "Datagrams a second answered per source (/24, /64)."],
     ]
     optFlags: ClassVar = [["utc", None, "Stamps in UTC instead of the local zone."]]
 
@@ -72,10 +74,16 @@ class Options(usage.Options):
             stamp = Stamp(self["stamp"], bool(self["utc"]))
         except ValueError as error:
             raise usage.UsageError(f"--stamp: {error}") from error
+        rate = _number("--udp-rate", self["udp-rate"])
         self.reactor = reactor
         self.factory = TimestampEchoFactory(stamp, FRAMINGS[self["framing"]], reactor)
+        own_ports: set[int] = set()
+
+        def datagrams() -> TimestampDatagram:
+            return TimestampDatagram(stamp, reactor, rate=rate, own_ports=own_ports)
+
         self.listeners = [
-            _listener(description, self.factory, reactor)
+            _listener(description, self.factory, datagrams, reactor)
             for description in self["listen"] or ["tcp:3000"]
         ]
 
@@ -86,14 +94,26 @@ def makeService(options: Options) -> IService:
     return service
 
 
-def _listener(description: str, factory: TimestampEchoFactory, reactor: Any) -> Listener:
+def _number(option: str, text: str | int) -> int:
+    """A whole number of at least 1."""
+    if not re.fullmatch(r"\d{1,9}", str(text), re.ASCII) or int(text) < 1:
+        raise usage.UsageError(f"{option}: expected a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def _listener(
+    description: str,
+    factory: TimestampEchoFactory,
+    datagrams: Callable[[], TimestampDatagram],
+    reactor: Any,
+) -> Listener:
     port = _PORT.match(description)
     if port is not None and not 0 <= int(port["port"]) <= 65535:
         raise usage.UsageError(
             f"--listen: expected a port from 0 to 65535, not {port['port']} in {description!r}"
         )
     if description.startswith("udp:"):
-        return _datagram_listener(description, factory, reactor)
+        return _datagram_listener(description, datagrams(), factory.stamp.subsecond, reactor)
     return _stream_listener(description, factory, reactor)
 
 
@@ -109,7 +129,9 @@ def _stream_listener(description: str, factory: TimestampEchoFactory, reactor: A
     return Listener(description, lambda: endpoint.listen(factory))
 
 
-def _datagram_listener(description: str, factory: TimestampEchoFactory, reactor: Any) -> Listener:
+def _datagram_listener(
+    description: str, protocol: TimestampDatagram, timed: bool, reactor: Any
+) -> Listener:
     match = _UDP.fullmatch(description)
     if match is None:
         raise usage.UsageError(
@@ -121,10 +143,9 @@ def _datagram_listener(description: str, factory: TimestampEchoFactory, reactor:
         raise usage.UsageError(
             f"--listen: expected an IPv4 or IPv6 address, not {interface!r} in {description!r}"
         )
-    protocol = TimestampDatagram(factory.stamp, factory.now)
 
     def listen() -> Deferred[Any]:
-        if not factory.stamp.subsecond:
+        if not timed:
             return execute(reactor.listenUDP, int(match["port"]), protocol, interface, DATAGRAM)
         port = TimedDatagramPort(int(match["port"]), protocol, interface, DATAGRAM, reactor)
         return execute(port.startListening).addCallback(lambda _: port)
