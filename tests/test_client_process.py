@@ -439,4 +439,4 @@ class TerminalTests(SynchronousTestCase):
         self.see("> ")
         self.service.stop(signal.SIGKILL)
         self.assertEqual(self.status(), 1)
-        self.see(r"> tsecho: 127\.0\.0\.1:\d+: Connection .*\.\r\n")
+        self.see(r"> tsecho: 127\.0\.0\.1:\d+: .*[Cc]onnection.*\r\n")

@@ -37,7 +37,7 @@ class ReportTests(SynchronousTestCase):
                 Error([("SSL routines", "", "certificate verify failed")]),
                 "certificate verify failed" + hint,
             ),
-            (VerificationError("other name"), "other name" + hint),
+            (VerificationError("errors"), "the certificate is for another name" + hint),
         ):
             self.assertEqual(unreachable("host:1", error), f"cannot connect to host:1: {words}")
 

@@ -219,7 +219,7 @@ class StreamSessionTests(SynchronousTestCase):
     def test_lost_before_the_end(self) -> None:
         """So is one that the server closes while nothing is missing, but more may come."""
         self.session.connectionLost(Failure(ConnectionDone()))
-        self.assertIn("closed cleanly", self.user.ends[0])
+        self.assertEqual(self.user.ends, ["the server closed the connection"])
 
     def test_pressure(self) -> None:
         """A slow standard output stops the reading, and its loss ends it."""

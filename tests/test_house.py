@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "datagram": "stamps",
     "protocol": "stamps framing journal",
     "service": "journal",
-    "tap": "stamps framing protocol datagram transport service",
+    "tap": "__init__ stamps framing protocol datagram transport service",
     "__main__": "client.command",
     "client.__init__": "",
     "client.report": "",

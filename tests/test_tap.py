@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from tests.certificates import self_signed
-from timestamp_echo import tap
+from timestamp_echo import __version__, tap
 from timestamp_echo.framing import AutoFraming, ChunkFraming, LineFraming
 from timestamp_echo.service import EchoService
 from timestamp_echo.transport import TimedDatagramPort
@@ -153,6 +155,12 @@ class OptionsTests(SynchronousTestCase):
             self.refused("--framing", "word"), "--framing: expected auto, line, chunk, not 'word'"
         )
 
+    def test_version(self) -> None:
+        """--version is tsecho's, not Twisted's."""
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            self.assertRaises(SystemExit, self.parsed, "--version")
+        self.assertEqual(output.getvalue(), f"tsecho {__version__}\n")
+
     def test_unknown_words(self) -> None:
         """An option or an argument that there is not."""
         self.refused("--nonsense")
@@ -164,7 +172,8 @@ class OptionsTests(SynchronousTestCase):
             (OSError(2, "No such file", "/x"), "/x: No such file"),
             (OSError(2, "No such file"), "No such file"),
             (ValueError("a\nb"), "a b"),
-            (KeyError(), "KeyError"),
+            (KeyError("x"), "systemd passed no such socket"),
+            (RuntimeError(), "RuntimeError"),
         ):
             self.assertEqual(tap._reason(error), words)
 

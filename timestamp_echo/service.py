@@ -98,12 +98,10 @@ def _where(description: str, address: IAddress) -> str:
     kind = description.split(":", maxsplit=1)[0]
     if kind == "haproxy":
         kind = ":".join(description.split(":")[:2])
-    interface = (
-        ""
-        if address.host in ("0.0.0.0", "::")
-        else f":interface={quoteStringArgument(address.host)}"
-    )
-    return f"{kind}:{address.port}{interface}"
+    where = f"{kind}:{address.port}"
+    if address.host == "0.0.0.0" or (address.host == "::" and kind.endswith(("tcp6", "tls"))):
+        return where  # all addresses, as this kind does if it is not told otherwise
+    return f"{where}:interface={quoteStringArgument(address.host)}"
 
 
 def _explained(description: str, error: BaseException | None) -> str:

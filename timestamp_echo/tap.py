@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred, execute
 from twisted.internet.endpoints import serverFromString
 from twisted.python import usage
 
+from timestamp_echo import __version__
 from timestamp_echo.datagram import RATE, TimestampDatagram
 from timestamp_echo.framing import FRAMINGS
 from timestamp_echo.protocol import TimestampEchoFactory
@@ -58,6 +59,11 @@ class Options(usage.Options):
         self["listen"].append(description)
 
     opt_l = opt_listen
+
+    def opt_version(self) -> None:
+        """Display tsecho's version and exit."""
+        print(f"tsecho {__version__}")
+        raise SystemExit(0)
 
     def postOptions(self) -> None:
         """Check all values, and make of them what `makeService` needs.
@@ -155,6 +161,8 @@ def _datagram_listener(
 
 def _reason(error: Exception) -> str:
     """What an endpoint's parser raised, in one line."""
+    if isinstance(error, LookupError):  # of the endpoints, systemd's alone looks something up
+        return "systemd passed no such socket"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split()) or type(error).__name__

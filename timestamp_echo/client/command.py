@@ -89,6 +89,8 @@ def _run(reactor: Any, server: StreamServer | DatagramServer) -> int:
     def interrupt(number: int, frame: object) -> None:  # pragma: no cover
         # At once: the reactor's own way would wait for a look-up of a name in its thread.
         restore()
+        if os.isatty(1):
+            os.write(1, b"\n")
         os._exit(128 + number)
 
     def start() -> None:

@@ -39,7 +39,9 @@ def _reason(error: BaseException | None) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     words = _openssl_reason(error) or " ".join(str(error).split()) or type(error).__name__
-    if "certificate" in words or "Verification" in type(error).__name__:
+    if type(error).__name__ == "VerificationError":  # service_identity's
+        words = "the certificate is for another name"
+    if "certificate" in words:
         words += " (--ca FILE names another authority, --insecure goes without one)"
     return words
 

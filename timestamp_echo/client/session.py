@@ -209,6 +209,8 @@ class StreamSession(StreamProtocol):
             self._ready.errback(reason)
         elif self._finished and not self.missing:
             self._user.over("")
+        elif self._closed:
+            self._user.over("the server closed the connection")
         else:
             self._user.over(reason.getErrorMessage())
 
