@@ -75,6 +75,15 @@ class JournalTests(SynchronousTestCase):
             ],
         )
 
+    def test_refused(self) -> None:
+        """A refusal has the peer and the reason."""
+        self.journal.refused("192.0.2.1:5", "too many")
+        for _ in range(LINES_A_SECOND):
+            self.journal.refused("192.0.2.1:5", "too many")
+        lines = self.lines()
+        self.assertEqual(lines[0], "connection from 192.0.2.1:5 refused: too many")
+        self.assertEqual(len(lines), LINES_A_SECOND)
+
     def test_structured(self) -> None:
         """The numbers can be read from the event without parsing its text."""
         self.end("192.0.2.1:5")

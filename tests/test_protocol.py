@@ -8,6 +8,7 @@ from typing import Any
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
+    INegotiated,
     IProtocolFactory,
     IPushProducer,
     ITCPTransport,
@@ -17,11 +18,19 @@ from twisted.internet.testing import StringTransport
 from twisted.logger import formatEvent
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import directlyProvides
 from zope.interface.verify import verifyClass, verifyObject
 
 from tests.fakes import TCPTransport, Turns, logged
 from timestamp_echo.framing import AutoFraming, ChunkFraming, Framing, LineFraming
-from timestamp_echo.protocol import PAUSE, TimestampEcho, TimestampEchoFactory
+from timestamp_echo.limits import Limits
+from timestamp_echo.protocol import (
+    FAREWELL,
+    PAUSE,
+    Refusal,
+    TimestampEcho,
+    TimestampEchoFactory,
+)
 from timestamp_echo.stamps import SECOND, Stamp
 
 NOON = 1795348800  # 2026-11-22 12:00:00 UTC
@@ -34,6 +43,69 @@ class Transport(StringTransport):
     arrival = 0
 
 
+class RefusalTests(SynchronousTestCase):
+    """`Refusal`: what one connection too many gets."""
+
+    def setUp(self) -> None:
+        """A factory that has as many connections as it may have."""
+        self.clock = Clock()
+        self.events = logged(self)
+        limits = Limits(self.clock, 1)
+        self.factory = TimestampEchoFactory(clock=self.clock, limits=limits)
+        self.first = self.factory.buildProtocol(None)
+        assert isinstance(self.first, TimestampEcho)
+        self.first.makeConnection(StringTransport())
+
+    def refuse(self, transport: TCPTransport) -> Refusal:
+        """One connection too many."""
+        refusal = self.factory.buildProtocol(None)
+        assert isinstance(refusal, Refusal)
+        refusal.makeConnection(transport)
+        return refusal
+
+    def test_told(self) -> None:
+        """It is told so in one line; then this side closes, and waits for the peer's."""
+        verifyClass(IHalfCloseableProtocol, Refusal)
+        transport = TCPTransport()
+        refusal = self.refuse(transport)
+        words = "1 connections are open, and no more may be"
+        self.assertEqual(transport.value(), f"tsecho: {words}\n".encode())
+        self.assertTrue(transport.half_closed)
+        self.assertFalse(transport.disconnecting)
+        refusal.dataReceived(b"hello\n")
+        refusal.readConnectionLost()
+        self.assertTrue(transport.disconnecting)
+        refusal.connectionLost()
+        line = formatEvent(self.events[-1])
+        self.assertEqual(line, f"connection from 192.168.1.1:54321 refused: {words}")
+        self.clock.advance(FAREWELL)
+        self.assertEqual(transport.value(), f"tsecho: {words}\n".encode())
+
+    def test_does_not_close(self) -> None:
+        """A peer that does not close is left after a second."""
+        transport = TCPTransport()
+        refusal = self.refuse(transport)
+        self.clock.advance(FAREWELL)
+        self.assertTrue(transport.disconnecting)
+        refusal.connectionLost()
+
+    def test_tls(self) -> None:
+        """Through TLS this side's close is a close_notify, and the peer's is waited for."""
+        transport = TCPTransport()
+        directlyProvides(transport, INegotiated)
+        self.refuse(transport)
+        self.assertTrue(transport.disconnecting)
+        self.assertFalse(transport.half_closed or transport.aborted)
+        self.clock.advance(FAREWELL)
+        self.assertTrue(transport.aborted)
+
+    def test_room_again(self) -> None:
+        """When one has left there is room for another."""
+        assert isinstance(self.first, TimestampEcho)
+        self.first.connectionLost(Failure(ConnectionDone()))
+        self.assertIsInstance(self.factory.buildProtocol(None), TimestampEcho)
+
+
 class TimestampEchoTests(SynchronousTestCase):
     """`TimestampEcho`, on a transport of strings and a clock."""
 
@@ -42,13 +114,18 @@ class TimestampEchoTests(SynchronousTestCase):
         framing: Callable[[], Framing] = AutoFraming,
         style: str = "ctime",
         transport: StringTransport | None = None,
+        limits: Limits | None = None,
     ) -> TimestampEcho:
         """A connection at noon."""
         self.clock = Turns()
         self.clock.advance(NOON)
         self.transport = transport or Transport()
         self.factory = TimestampEchoFactory(
-            Stamp(style, utc=True), framing, self.clock, lambda: int(self.clock.seconds() * SECOND)
+            Stamp(style, utc=True),
+            framing,
+            self.clock,
+            lambda: int(self.clock.seconds() * SECOND),
+            limits or Limits(self.clock, idle=0),
         )
         echo = self.factory.buildProtocol(None)
         assert isinstance(echo, TimestampEcho)
@@ -306,6 +383,30 @@ class TimestampEchoTests(SynchronousTestCase):
         """Any other end has its reason."""
         self.assertIn("non-clean fashion", self.lose(self.connect(), ConnectionLost()))
         self.assertIn("aborted", self.lose(self.connect(), ConnectionAborted()))
+
+    def test_log_ended_by_limits(self) -> None:
+        """An end that the limits ordered has their reason, even if it took force."""
+        transport = TCPTransport()
+        echo = self.connect(LineFraming, transport=transport)
+        echo.dataReceived(b"one\ntwo")
+        echo.end("idle for 5 s")
+        self.assertEqual(transport.value(), STAMP + b"one\n" + STAMP + b"two")
+        self.assertTrue(transport.disconnecting)
+        echo.abort()
+        self.assertTrue(transport.aborted)
+        self.assertIn("; idle for 5 s", self.lose(echo, ConnectionAborted()))
+
+    def test_log_reset_while_closing(self) -> None:
+        """A peer that resets while its last replies are delivered did not just close."""
+        echo = self.connect()
+        echo.readConnectionLost()
+        self.assertIn("non-clean", self.lose(echo, ConnectionLost()))
+
+    def test_messages(self) -> None:
+        """The limits see how many messages were answered."""
+        echo = self.connect()
+        echo.dataReceived(b"one\ntwo\n")
+        self.assertEqual(echo.messages, 2)
 
     def test_log_reason_escaped(self) -> None:
         """The reason is printable ASCII, whatever it is."""

@@ -27,6 +27,7 @@ from tests.running import (
     STAMP,
     Service,
     needs,
+    read_all,
     run,
     talk,
     twistd,
@@ -309,6 +310,90 @@ class UnfriendlyTests(SynchronousTestCase):
         self.assertEqual(lines, (sent + len(block) - sent % len(block)) // 1024)
         # The server's own pause was none of the sender's: no line was cut.
         self.assertEqual(stamps, lines)
+
+
+class LimitTests(SynchronousTestCase):
+    """Who may connect, how many, and how long without a word."""
+
+    def service(self, *options: str) -> Service:
+        """A service with these limits."""
+        return Service(self, "-l", "tcp:0:interface=127.0.0.1", *options)
+
+    def test_too_many(self) -> None:
+        """One too many is told so, without a reset though it has sent something."""
+        service = self.service("--max-connections", "2")
+        first, second = service.connect(), service.connect()
+        with first, second:
+            for sock in (first, second):
+                sock.sendall(b"hello\n")
+                self.assertRegex(sock.recv(1024), STAMP + b"hello\n")
+            words = b"2 connections are open, and no more may be"
+            self.assertEqual(talk(service.connect(), LINES * 1000), b"tsecho: " + words + b"\n")
+            service.log.wait_for("connection from .* refused: 2 connections are open")
+        service.log.wait_for("connection from .* ended", 2)
+        self.assertRegex(talk(service.connect(), LINES), REPLIES)
+
+    def test_too_many_tls(self) -> None:
+        """So it is through TLS."""
+        files = self_signed(self.mktemp())
+        service = Service(
+            self,
+            *("-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}", "--max-connections", "1"),
+        )
+        with service.connect() as first, service.connect() as sock:
+            client = TLSClient(sock, files.certificate)
+            self.assertIn(b"tsecho: 1 connections are open", client.talk(LINES))
+            first.close()
+
+    def test_too_many_of_one_peer(self) -> None:
+        """One peer's connections are counted apart from another's."""
+        service = self.service("--max-per-peer", "1")
+        with service.connect():
+            service.log.wait_for("opened")
+            self.assertIn(b"1 connections from your address", talk(service.connect(), LINES))
+            with socket.socket() as other:
+                other.bind(("127.0.0.2", 0))
+                other.connect(("127.0.0.1", service.port()))
+                self.assertRegex(talk(other, LINES), REPLIES)
+
+    def test_idle(self) -> None:
+        """A connection without an exchange gets what is pending, and an orderly end."""
+        service = self.service("--idle-timeout", "1", "--framing", "line")
+        with service.connect() as sock:
+            sock.sendall(b"one\ntwo\nthree")
+            self.assertRegex(read_all(sock), REPLIES)
+        service.log.wait_for("connection from .* ended .*; idle for 1 s")
+
+    def test_idle_slow_reader(self) -> None:
+        """A connection whose replies nobody takes is ended by force."""
+        service = self.service("--idle-timeout", "1")
+        with service.connect() as sock:
+            sock.setblocking(False)
+            while select.select([], [sock], [], 0.25)[1]:
+                sock.send(b"x" * 1023 + b"\n")
+            service.log.wait_for("connection from .* ended .*; idle for 1 s")
+
+    def test_file_table_full(self) -> None:
+        """With all files in use it serves those it has, and accepts again when there is room."""
+        service = Service(
+            self,
+            *("-l", "tcp:0:interface=127.0.0.1", "--max-connections", "1000"),
+            prefix=["prlimit", "--nofile=64:64"],
+        )
+        socks = [service.connect() for _ in range(200)]
+        answered = 0
+        for sock in socks:
+            with contextlib.suppress(OSError):
+                sock.sendall(b"hello\n")
+                answered += sock.recv(1024).endswith(b"] hello\n")
+        self.assertTrue(30 <= answered <= 64, answered)
+        for sock in socks:
+            sock.close()
+        service.log.wait_for("connection from .* ended")
+        while not REPLIES.fullmatch(talk(service.connect(), LINES)):
+            pass  # until those that have gone are all noticed
+        service.stop()
+        self.assertNotIn("Traceback", service.log.text)
 
 
 class StartTests(SynchronousTestCase):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from zope.interface.verify import verifyObject
 from tests.certificates import self_signed
 from timestamp_echo import __version__, tap
 from timestamp_echo.framing import AutoFraming, ChunkFraming, LineFraming
+from timestamp_echo.limits import RESERVE
 from timestamp_echo.service import EchoService
 from timestamp_echo.transport import TimedDatagramPort
 
@@ -73,6 +75,27 @@ class OptionsTests(SynchronousTestCase):
             self.assertEqual(stamp.prefix(1), b"[0.000000001] ")
         stamp = self.parsed("--utc", "--stamp=%H").factory.stamp
         self.assertEqual(stamp.prefix(0), b"[00] ")
+
+    def test_limits(self) -> None:
+        """--max-connections, --max-per-peer and --idle-timeout, and what they take."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        options = self.parsed()
+        limits = options.factory.limits
+        self.assertGreaterEqual(limits._total, soft - RESERVE)
+        self.assertEqual((limits._per_peer, limits._idle), (0, 3600))
+        limits = self.parsed(
+            *("--max-connections", "5", "--max-per-peer", "3", "--idle-timeout", "0")
+        ).factory.limits
+        self.assertEqual((limits._total, limits._per_peer, limits._idle), (5, 3, 0))
+        for option, text, least in (
+            ("--max-connections", "0", 1),
+            ("--max-per-peer", "x", 0),
+            ("--idle-timeout", "-1", 0),
+        ):
+            self.assertEqual(
+                self.refused(option, text),
+                f"{option}: expected a whole number of at least {least}, not {text!r}",
+            )
 
     def test_udp_rate(self) -> None:
         """--udp-rate, and what it takes."""

@@ -49,12 +49,20 @@ class Journal:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._lines = {"opened": 0, "ended": 0}
+        self._lines = {"opened": 0, "refused": 0, "ended": 0}
 
     def opened(self, peer: str) -> None:
         """A connection was made."""
         if self._may_write("opened"):
             self._log.info("connection from {peer} opened", peer=peer)
+
+    def refused(self, peer: str, why: str) -> None:
+        """A connection was one too many.
+
+        @param why: in words.
+        """
+        if self._may_write("refused"):
+            self._log.info("connection from {peer} refused: {why}", peer=peer, why=why)
 
     def ended(
         self, peer: str, why: str, *, seconds: float, messages: int, into: int, out: int

@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable
 from typing import Any, cast
 
-from twisted.internet.error import ConnectionDone
+from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import (
+    IAddress,
     IDelayedCall,
     IHalfCloseableProtocol,
+    INegotiated,
     IPushProducer,
     IReactorTime,
     ITCPTransport,
@@ -24,7 +26,11 @@ from zope.interface import implementer
 
 from timestamp_echo.framing import AutoFraming, Framing
 from timestamp_echo.journal import Journal, escaped, written
+from timestamp_echo.limits import Limits
 from timestamp_echo.stamps import Stamp
+
+FAREWELL = 1.0
+"""Seconds that a peer who is refused has to close its side."""
 
 PAUSE = 0.1
 """Seconds without a byte that end a message in `auto`: longer than a segment that follows
@@ -44,8 +50,8 @@ class TimestampEcho(Protocol):
     factory: TimestampEchoFactory
     transport: Any  # ITransport and IConsumer; the rest is asked for before it is used
 
-    why = "closed by the server"
-    """How it ends, in words, for the log."""
+    why = ""
+    """How it ends, in words, for the log; the transport's own if there are none."""
 
     _pause: IDelayedCall | None = None
     _quiet = False
@@ -63,7 +69,14 @@ class TimestampEcho(Protocol):
             self.transport.setTcpNoDelay(True)
         # What is read is what is written: with 64 KiB of replies unsent, it is not read.
         self.transport.registerProducer(self, True)
-        factory.journal.opened(written(self.transport.getPeer()))
+        peer = self.transport.getPeer()
+        factory.limits.enter(self, peer)
+        factory.journal.opened(written(peer))
+
+    @property
+    def messages(self) -> int:
+        """How many messages have been answered."""
+        return self._framing.messages
 
     def dataReceived(self, data: bytes) -> None:
         """Answer what one read brought."""
@@ -92,19 +105,33 @@ class TimestampEcho(Protocol):
 
     def readConnectionLost(self) -> None:
         """The peer closed its side: answer what is pending, deliver all, then close."""
-        self.why = "closed by the peer"
+        self.end("closed by the peer")
+
+    def writeConnectionLost(self) -> None:
+        """Never called: this side closes both directions at once."""
+
+    def end(self, why: str) -> None:
+        """Answer what is pending, deliver all, then close.
+
+        @param why: in words, for the log.
+        """
+        self.why = why
         self._end_message()
         # A producer that is left registered would be resumed instead of closed.
         self.transport.unregisterProducer()
         self.transport.loseConnection()
 
-    def writeConnectionLost(self) -> None:
-        """Never called: this side closes both directions at once."""
+    def abort(self) -> None:
+        """Close at once, whatever is unsent."""
+        self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is over."""
         self._cancel_pause()
-        if not reason.check(ConnectionDone):
+        self.factory.limits.leave(self)
+        if reason.check(ConnectionDone):
+            self.why = self.why or "closed by the server"
+        elif not (self.why and reason.check(ConnectionAborted)):
             self.why = escaped(reason.getErrorMessage())
         self.factory.journal.ended(
             written(self.transport.getPeer()),
@@ -150,6 +177,46 @@ class TimestampEcho(Protocol):
         return arrival or self.factory.now()
 
 
+@implementer(IHalfCloseableProtocol)
+class Refusal(Protocol):
+    """A connection that is one too many: it is told so in one line, and closed in order.
+
+    Where a peer's bytes are still unread a close would be a reset, which may overtake the
+    line. So only this side closes at first, and what comes is thrown away for a while.
+    """
+
+    factory: TimestampEchoFactory
+    transport: Any  # ITransport
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def connectionMade(self) -> None:
+        """Say why, and close this side."""
+        factory = self.factory
+        factory.journal.refused(written(self.transport.getPeer()), self._why)
+        self.transport.write(f"tsecho: {self._why}\n".encode())
+        if INegotiated.providedBy(self.transport):
+            self._close = self.transport.abortConnection
+            self.transport.loseConnection()  # TLS reads on until the peer closes as well
+        else:
+            self._close = self.transport.loseConnection
+            self.transport.loseWriteConnection()
+        self._farewell = factory.clock.callLater(FAREWELL, self._close)
+
+    def readConnectionLost(self) -> None:
+        """The peer closed as well."""
+        self.transport.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        """Closed, as far as it is up to this side."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The connection is over."""
+        if self._farewell.active():
+            self._farewell.cancel()
+
+
 class TimestampEchoFactory(Factory[TimestampEcho]):
     """Builds the connections of a timestamp echo service.
 
@@ -161,6 +228,7 @@ class TimestampEchoFactory(Factory[TimestampEcho]):
     @param framing: makes the framing of a connection.
     @param clock: for pauses and durations; the global reactor if none is given.
     @param now: the wall clock, in nanoseconds since the epoch.
+    @param limits: who may connect; without them, anybody may, and may stay idle for an hour.
     """
 
     protocol = TimestampEcho
@@ -172,6 +240,7 @@ class TimestampEchoFactory(Factory[TimestampEcho]):
         framing: Callable[[], Framing] = AutoFraming,
         clock: IReactorTime | None = None,
         now: Callable[[], int] = time.time_ns,
+        limits: Limits | None = None,
     ) -> None:
         if clock is None:
             from twisted.internet import reactor
@@ -182,3 +251,13 @@ class TimestampEchoFactory(Factory[TimestampEcho]):
         self.clock = clock
         self.now = now
         self.journal = Journal(clock)
+        self.limits = limits or Limits(clock)
+
+    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:  # type: ignore[override]  # a Refusal is none of its own
+        """See `IProtocolFactory.buildProtocol`."""
+        why = self.limits.refusal(addr)
+        if not why:
+            return super().buildProtocol(addr)
+        refusal = Refusal(why)
+        refusal.factory = self
+        return refusal

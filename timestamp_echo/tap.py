@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from twisted.application.service import IService
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred, execute
 from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IReactorTime
 from twisted.python import usage
 
 from timestamp_echo import __version__
 from timestamp_echo.datagram import RATE, TimestampDatagram
 from timestamp_echo.framing import FRAMINGS
+from timestamp_echo.limits import IDLE, RESERVE, Limits, file_limit
 from timestamp_echo.protocol import TimestampEchoFactory
 from timestamp_echo.service import EchoService, Listener
 from timestamp_echo.stamps import Stamp
@@ -43,6 +45,9 @@ class Options(usage.Options):
     optParameters: ClassVar = [
         ["stamp", "s", "ctime", "ctime, iso, unix, or a strftime pattern (with %f)."],
         ["framing", None, "auto", "Where a message ends: auto, line or chunk."],
+        ["max-connections", None, None, "More are told so and closed. [default: the file limit]"],
+        ["max-per-peer", None, 0, "The same per IPv4 address or IPv6 /64; 0 is no limit."],
+        ["idle-timeout", None, int(IDLE), "Seconds without an exchange; 0 is for ever."],
         ["udp-rate", None, RATE, "Datagrams a second answered per source (/24, /64)."],
     ]
     optFlags: ClassVar = [["utc", None, "Stamps in UTC instead of the local zone."]]
@@ -80,9 +85,20 @@ class Options(usage.Options):
             stamp = Stamp(self["stamp"], bool(self["utc"]))
         except ValueError as error:
             raise usage.UsageError(f"--stamp: {error}") from error
-        rate = _number("--udp-rate", self["udp-rate"])
+        rate = _number("--udp-rate", self["udp-rate"], 1)
+        total = self["max-connections"]
+        limits = Limits(
+            cast(IReactorTime, reactor),
+            max(file_limit() - RESERVE, 1)
+            if total is None
+            else _number("--max-connections", total, 1),
+            _number("--max-per-peer", self["max-per-peer"], 0),
+            _number("--idle-timeout", self["idle-timeout"], 0),
+        )
         self.reactor = reactor
-        self.factory = TimestampEchoFactory(stamp, FRAMINGS[self["framing"]], reactor)
+        self.factory = TimestampEchoFactory(
+            stamp, FRAMINGS[self["framing"]], reactor, limits=limits
+        )
         own_ports: set[int] = set()
 
         def datagrams() -> TimestampDatagram:
@@ -100,10 +116,12 @@ def makeService(options: Options) -> IService:
     return service
 
 
-def _number(option: str, text: str | int) -> int:
-    """A whole number of at least 1."""
-    if not re.fullmatch(r"\d{1,9}", str(text), re.ASCII) or int(text) < 1:
-        raise usage.UsageError(f"{option}: expected a whole number of at least 1, not {text!r}")
+def _number(option: str, text: str | int, least: int) -> int:
+    """A whole number of at least so much."""
+    if not re.fullmatch(r"\d{1,9}", str(text), re.ASCII) or int(text) < least:
+        raise usage.UsageError(
+            f"{option}: expected a whole number of at least {least}, not {text!r}"
+        )
     return int(text)
 
 

@@ -1,0 +1,135 @@
+"""Who may connect, how many, and how long without a word.
+
+Knows of a connection what it can be asked and told, and its peer's address; no message.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections import Counter
+from dataclasses import dataclass
+from ipaddress import IPv6Address as IPv6
+from ipaddress import ip_address
+from typing import Protocol
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+
+RESERVE = 64
+"""Files that are not for connections: ports, logs, the reactor's own, and connections that are
+just being told that there are too many."""
+
+IDLE = 3600.0
+"""Seconds without a complete exchange after which a connection is closed, by default."""
+
+_SWEEPS = 10  # looks at all connections within the idle time: it is kept to a tenth
+
+
+class Connection(Protocol):
+    """What a connection is to its limits."""
+
+    @property
+    def messages(self) -> int:
+        """How many messages have been answered."""
+
+    def end(self, why: str) -> None:
+        """Answer what is pending and close."""
+
+    def abort(self) -> None:
+        """Close at once, whatever is unsent."""
+
+
+def file_limit() -> int:
+    """Raise the soft limit of open files to the hard one; what it is then (getrlimit(2))."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (ValueError, OSError):  # a hard limit that is none, beyond what the kernel has
+        return soft
+    return hard
+
+
+def source(address: IAddress | None) -> bytes:
+    """What counts as one peer: an IPv4 address, an IPv6 /64; nothing for any other address."""
+    if not isinstance(address, (IPv4Address, IPv6Address)):
+        return b""
+    ip = ip_address(address.host.partition("%")[0])
+    if isinstance(ip, IPv6):
+        if ip.ipv4_mapped is None:
+            return ip.packed[:8]
+        ip = ip.ipv4_mapped
+    return ip.packed
+
+
+@dataclass
+class _Seen:
+    """A connection as it was when it was looked at."""
+
+    source: bytes
+    messages: int
+    since: float
+    told: bool = False
+
+
+class Limits:
+    """The connections of one service, within their limits.
+
+    All are looked at together, so that none needs a timer of its own, nor the path of a
+    message a note of the time.
+
+    @param clock: counts the seconds.
+    @param total: how many there may be; 0 is no limit.
+    @param per_peer: how many one peer may have; 0 is no limit.
+    @param idle: seconds without a complete exchange after which one is closed; 0 is never.
+    """
+
+    def __init__(
+        self, clock: IReactorTime, total: int = 0, per_peer: int = 0, idle: float = IDLE
+    ) -> None:
+        self._clock = clock
+        self._total = total
+        self._per_peer = per_peer
+        self._idle = idle
+        self._connections: dict[Connection, _Seen] = {}
+        self._peers: Counter[bytes] = Counter()
+        self._sweep: IDelayedCall | None = None
+
+    def refusal(self, address: IAddress | None) -> str:
+        """Why one more connection of this peer is refused, in words; nothing if it is not."""
+        if self._total and len(self._connections) >= self._total:
+            return f"{self._total} connections are open, and no more may be"
+        peer = source(address)
+        if self._per_peer and peer and self._peers[peer] >= self._per_peer:
+            return f"{self._per_peer} connections from your address are open, and no more may be"
+        return ""
+
+    def enter(self, connection: Connection, address: IAddress | None) -> None:
+        """A connection is made."""
+        peer = source(address)
+        self._peers[peer] += 1
+        self._connections[connection] = _Seen(peer, 0, self._clock.seconds())
+        if self._idle and self._sweep is None:
+            self._sweep = self._clock.callLater(self._idle / _SWEEPS, self._look)
+
+    def leave(self, connection: Connection) -> None:
+        """A connection is over."""
+        peer = self._connections.pop(connection).source
+        self._peers[peer] -= 1
+        if not self._peers[peer]:
+            del self._peers[peer]  # or whoever has been here would be remembered for ever
+        if not self._connections and self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+
+    def _look(self) -> None:
+        self._sweep = self._clock.callLater(self._idle / _SWEEPS, self._look)
+        now = self._clock.seconds()
+        for connection, seen in list(self._connections.items()):
+            if seen.told:
+                connection.abort()  # it had its time to close
+            elif connection.messages != seen.messages:
+                seen.messages = connection.messages
+                seen.since = now
+            elif now - seen.since >= self._idle:
+                seen.told = True
+                connection.end(f"idle for {self._idle:g} s")
