@@ -437,9 +437,11 @@ class DatagramSessionTests(SynchronousTestCase):
         self.assertFalse(self.session.refused)
 
     def test_abort(self) -> None:
-        """It can be ended at any time."""
+        """It can be ended at any time, and once."""
         self.session.write(b"a\n")
         self.session.abort()
+        self.session.abort()
+        self.assertEqual(self.user.ends, [""])
         self.assertFalse(self.port.listening)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "transport": "tls proxy",
     "datagram": "stamps",
     "protocol": "stamps framing journal limits",
-    "service": "journal",
+    "service": "journal limits",
     "tap": "__init__ stamps framing limits protocol datagram transport service",
     "__main__": "client.command",
     "client.__init__": "",

@@ -24,6 +24,10 @@ class Talker:
         """See `Connection`."""
         self.told.append(why)
 
+    def drain(self) -> None:
+        """See `Connection`."""
+        self.told.append("drain")
+
     def abort(self) -> None:
         """See `Connection`."""
         self.told.append("abort")
@@ -151,6 +155,18 @@ class LimitsTests(SynchronousTestCase):
             self.clock.pump([10] * 9)
             talker.messages += 1
         self.assertEqual(talker.told, [])
+
+    def test_all_left(self) -> None:
+        """Who asks is told when the last has left, or at once if there is none."""
+        limits = Limits(self.clock)
+        self.successResultOf(limits.all_left())
+        talkers = [self.enter(limits) for _ in range(2)]
+        self.assertEqual(list(limits), talkers)
+        left = limits.all_left()
+        for talker in limits:
+            self.assertNoResult(left)
+            limits.leave(talker)
+        self.successResultOf(left)
 
     def test_one_timer(self) -> None:
         """However many there are, one timer looks at all of them; with none, there is none."""

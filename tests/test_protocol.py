@@ -86,6 +86,9 @@ class RefusalTests(SynchronousTestCase):
         transport = TCPTransport()
         refusal = self.refuse(transport)
         self.clock.advance(FAREWELL)
+        self.assertFalse(transport.disconnecting)
+        refusal.writeConnectionLost()  # the line is delivered: now the second begins
+        self.clock.advance(FAREWELL)
         self.assertTrue(transport.disconnecting)
         refusal.connectionLost()
 
@@ -391,7 +394,7 @@ class TimestampEchoTests(SynchronousTestCase):
         echo.dataReceived(b"one\ntwo")
         echo.end("idle for 5 s")
         self.assertEqual(transport.value(), STAMP + b"one\n" + STAMP + b"two")
-        self.assertTrue(transport.disconnecting)
+        self.assertTrue(transport.half_closed)
         echo.abort()
         self.assertTrue(transport.aborted)
         self.assertIn("; idle for 5 s", self.lose(echo, ConnectionAborted()))
@@ -401,6 +404,95 @@ class TimestampEchoTests(SynchronousTestCase):
         echo = self.connect()
         echo.readConnectionLost()
         self.assertIn("non-clean", self.lose(echo, ConnectionLost()))
+
+    def test_part(self) -> None:
+        """After the end what comes is thrown away; the peer's close, or a second, closes."""
+        transport = TCPTransport()
+        echo = self.connect(transport=transport)
+        echo.end("over")
+        echo.end("again")
+        echo.dataReceived(b"late\n")
+        self.assertEqual(transport.value(), b"")
+        echo.writeConnectionLost()
+        self.assertFalse(transport.disconnecting)
+        self.clock.advance(FAREWELL)
+        self.assertTrue(transport.disconnecting)
+        self.assertIn("; over", self.lose(echo))
+
+    def test_part_both(self) -> None:
+        """Where the peer closes as well, that is the end."""
+        transport = TCPTransport()
+        echo = self.connect(transport=transport)
+        echo.end("over")
+        echo.writeConnectionLost()
+        echo.readConnectionLost()
+        self.assertTrue(transport.disconnecting)
+        self.assertIn("; over", self.lose(echo))
+        self.assertFalse(echo._farewell and echo._farewell.active())
+
+    def test_part_under_pressure(self) -> None:
+        """A connection that was not read is read again, to see the peer's close."""
+        transport = TCPTransport()
+        echo = self.connect(transport=transport)
+        echo.pauseProducing()
+        echo.end("over")
+        self.assertEqual(transport.producerState, "producing")
+
+    def test_drain(self) -> None:
+        """Drained, it answers what has arrived, and what was pending, and parts."""
+        transport = TCPTransport()
+        echo = self.connect(LineFraming, transport=transport)
+        echo.dataReceived(b"one\ntwo")
+        echo.drain()
+        self.clock.advance(0)
+        self.assertFalse(transport.half_closed)
+        echo.dataReceived(b"\nthree")  # when the reactor looks at its sockets
+        self.clock.advance(0)
+        self.assertTrue(transport.half_closed)
+        self.assertEqual(transport.value().replace(STAMP, b""), b"one\ntwo\nthree")
+        self.assertIn("; the service stops", self.lose(echo))
+
+    def test_drain_full_reads(self) -> None:
+        """While its reads fill the buffer, more has arrived."""
+        transport = TCPTransport()
+        echo = self.connect(transport=transport)
+        echo.drain()
+        self.clock.advance(0)
+        for _ in range(3):
+            echo.dataReceived(b"x" * 65535 + b"\n")
+            self.clock.advance(0)
+            self.assertFalse(transport.half_closed)
+        self.clock.advance(0)
+        self.assertTrue(transport.half_closed)
+
+    def test_drain_under_pressure(self) -> None:
+        """Where replies have to be taken first, it waits until they are."""
+        transport = TCPTransport()
+        echo = self.connect(transport=transport)
+        echo.pauseProducing()
+        echo.drain()
+        self.clock.advance(10)
+        self.assertFalse(transport.half_closed)
+        echo.resumeProducing()
+        self.clock.advance(0)
+        echo.pauseProducing()
+        self.clock.advance(0)
+        self.assertFalse(transport.half_closed)
+        echo.resumeProducing()
+        self.clock.advance(0)
+        echo.dataReceived(b"one\n")
+        self.clock.advance(0)
+        self.assertTrue(transport.half_closed)
+        self.assertEqual(transport.value().count(b"] one\n"), 1)
+
+    def test_drain_lost(self) -> None:
+        """One that is lost meanwhile is left alone."""
+        echo = self.connect(transport=TCPTransport())
+        echo.drain()
+        self.lose(echo, ConnectionLost())
+        self.clock.advance(0)
+        self.clock.advance(2)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_messages(self) -> None:
         """The limits see how many messages were answered."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -393,6 +394,119 @@ class LimitTests(SynchronousTestCase):
         while not REPLIES.fullmatch(talk(service.connect(), LINES)):
             pass  # until those that have gone are all noticed
         service.stop()
+        self.assertNotIn("Traceback", service.log.text)
+
+
+class StopTests(SynchronousTestCase):
+    """What a stop does to those who are connected."""
+
+    def test_under_load(self) -> None:
+        """No reply to a message that had come is lost, and everybody sees an orderly end."""
+        files = self_signed(self.mktemp())
+        for _ in range(2):
+            service = Service(
+                self,
+                *("-l", "tcp:0:interface=127.0.0.1", "-l", "unix:socket"),
+                *("-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}"),
+            )
+            context = ssl.create_default_context(cafile=files.certificate)
+            ends = asyncio.run(self.load(service, context))
+            self.assertEqual(len(ends), 60)
+            for sent, ended in ends:
+                self.assertEqual(ended, "closed")
+                # Only what was sent after the signal may be without a reply.
+                self.assertTrue(sent is None or sent >= self.stopped, (sent, self.stopped))
+            service.stop()
+            self.assertNotIn("Traceback", service.log.text)
+
+    async def load(
+        self, service: Service, context: ssl.SSLContext
+    ) -> list[tuple[float | None, str]]:
+        """Clients that ask without pause, until the service stops; how each of them ended."""
+        connects = [
+            lambda: asyncio.open_connection("127.0.0.1", service.port()),
+            lambda: asyncio.open_unix_connection(service.path()),
+            lambda: asyncio.open_connection(
+                "127.0.0.1", service.port(2), ssl=context, server_hostname="localhost"
+            ),
+        ]
+        clients = [await connect() for connect in connects for _ in range(20)]
+        asked = asyncio.Event()
+        talks = [asyncio.create_task(self.ask(*client, asked)) for client in clients]
+        await asked.wait()
+        self.stopped = time.monotonic()
+        service.process.send_signal(signal.SIGTERM)
+        return await asyncio.gather(*talks)
+
+    async def ask(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: asyncio.Event
+    ) -> tuple[float | None, str]:
+        """Ask until the end; when the last question without a reply was sent, and what came."""
+        sent = None
+        try:
+            for number in range(10**9):
+                sent = time.monotonic()
+                writer.write(b"%d\n" % number)
+                reply = await asyncio.wait_for(reader.readline(), PATIENCE)
+                if not reply:
+                    return sent, "closed"
+                sent = None
+                if number == 100:
+                    asked.set()
+            raise AssertionError("the service does not stop")
+        except OSError as error:
+            return sent, repr(error)
+        finally:
+            writer.close()
+
+    def test_pipeline(self) -> None:
+        """All that had come is answered, though it takes the service some time."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--framing", "line")
+        with service.connect() as sock:
+            sock.sendall(b"first\n")
+            self.assertTrue(sock.recv(1024))
+            os.kill(service.process.pid, signal.SIGSTOP)
+            sock.setblocking(False)
+            line = b"x" * 99 + b"\n"
+            while select.select([], [sock], [], 0.25)[1]:
+                sock.send(line * 100)
+            come = self.come(sock) // len(line)
+            self.assertGreater(come, 1000)  # several reads
+            service.process.send_signal(signal.SIGTERM)
+            os.kill(service.process.pid, signal.SIGCONT)
+            sock.settimeout(PATIENCE)
+            self.assertGreaterEqual(len(re.findall(STAMP, read_all(sock))), come)
+
+    def come(self, sock: socket.socket) -> int:
+        """Bytes of this client's that wait to be read by its server (proc(5), net/tcp)."""
+        client, server = (
+            f":{sock_name[1]:04X} " for sock_name in (sock.getsockname(), sock.getpeername())
+        )
+        for row in Path("/proc/net/tcp").read_text().splitlines():
+            if re.search(f"{server}.*{client}", row):
+                return int(row.split()[4].split(":")[1], 16)
+        raise AssertionError("no such connection")
+
+    def test_stubborn(self) -> None:
+        """A peer that neither reads nor closes does not hold the stop longer than its timeout."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--drain-timeout", "1")
+        with service.connect() as sock:
+            sock.setblocking(False)
+            while select.select([], [sock], [], 0.25)[1]:
+                sock.send(b"x" * 1023 + b"\n")
+            service.stop()
+        self.assertIn("ended after", service.log.text)
+
+    def test_second_signal(self) -> None:
+        """A second signal ends it at once."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--drain-timeout", "1000")
+        with service.connect() as sock:
+            sock.setblocking(False)
+            while select.select([], [sock], [], 0.25)[1]:
+                sock.send(b"x" * 1023 + b"\n")
+            service.process.send_signal(signal.SIGTERM)
+            service.log.wait_for("Port .* Closed")
+            service.stop()
         self.assertNotIn("Traceback", service.log.text)
 
 

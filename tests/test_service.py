@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import signal
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from functools import partial
 from typing import Any
@@ -19,6 +21,8 @@ from zope.interface import implementer
 from zope.interface.verify import verifyClass, verifyObject
 
 from tests.fakes import logged
+from tests.test_limits import Talker
+from timestamp_echo.limits import Limits
 from timestamp_echo.service import CannotListen, EchoService, Listener
 
 
@@ -49,6 +53,10 @@ class Reactor(MemoryReactorClock):
 
     turns = 0
 
+    def callFromThread(self, act: Callable[[], None]) -> None:
+        """See `IReactorFromThreads`."""
+        act()
+
     def iterate(self, delay: float = 0) -> None:
         """See `IReactorCore`."""
         self.turns += 1
@@ -67,6 +75,7 @@ class EchoServiceTests(SynchronousTestCase):
     def setUp(self) -> None:
         """A reactor, and what is logged."""
         self.reactor = Reactor()
+        self.limits = Limits(self.reactor, idle=0)
         self.events = logged(self)
 
     def lines(self) -> list[str]:
@@ -78,7 +87,7 @@ class EchoServiceTests(SynchronousTestCase):
         listeners = [
             Listener(text, partial(execute, resulting, result)) for text, result in results
         ]
-        service = EchoService(listeners, self.reactor)
+        service = EchoService(listeners, self.limits, self.reactor, 20)
         verifyObject(IService, service)
         return service
 
@@ -132,6 +141,47 @@ class EchoServiceTests(SynchronousTestCase):
         self.assertNoResult(stopped)
         closing.callback(None)
         self.successResultOf(stopped)
+
+    def test_drain(self) -> None:
+        """A stop drains all connections, and waits until they have left."""
+        talker = Talker()
+        self.limits.enter(talker, None)
+        self.patch_signals()
+        stopped = self.service().stopService()
+        self.assertEqual(talker.told, ["drain"])
+        self.assertNoResult(stopped)
+        self.limits.leave(talker)
+        self.successResultOf(stopped)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_drain_timeout(self) -> None:
+        """What is left at the timeout is ended by force."""
+        talker = Talker()
+        self.limits.enter(talker, None)
+        self.patch_signals()
+        stopped = self.service().stopService()
+        self.reactor.advance(19.9)
+        self.assertEqual(talker.told, ["drain"])
+        self.reactor.advance(0.1)
+        self.assertEqual(talker.told, ["drain", "abort"])
+        self.limits.leave(talker)
+        self.successResultOf(stopped)
+
+    def test_second_signal(self) -> None:
+        """So it is at a second signal of either kind."""
+        talker = Talker()
+        self.limits.enter(talker, None)
+        set_ = self.patch_signals()
+        self.service().stopService()
+        self.assertEqual(set(set_), {signal.SIGINT, signal.SIGTERM})
+        set_[signal.SIGTERM](signal.SIGTERM, None)
+        self.assertEqual(talker.told, ["drain", "abort"])
+
+    def patch_signals(self) -> dict[int, Any]:
+        """Where signal handlers are put down instead of being set."""
+        handlers: dict[int, Any] = {}
+        self.patch(signal, "signal", handlers.__setitem__)
+        return handlers
 
     def test_stop_without_port(self) -> None:
         """`stdio:` opens something that is no port; the others are closed all the same."""

@@ -91,6 +91,7 @@ class OptionsTests(SynchronousTestCase):
             ("--max-connections", "0", 1),
             ("--max-per-peer", "x", 0),
             ("--idle-timeout", "-1", 0),
+            ("--drain-timeout", "soon", 0),
         ):
             self.assertEqual(
                 self.refused(option, text),

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import resource
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv6Address as IPv6
 from ipaddress import ip_address
 from typing import Protocol
 
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 
 RESERVE = 64
@@ -33,7 +35,10 @@ class Connection(Protocol):
         """How many messages have been answered."""
 
     def end(self, why: str) -> None:
-        """Answer what is pending and close."""
+        """Answer what is pending and close in order."""
+
+    def drain(self) -> None:
+        """Answer all that has arrived by now, then end."""
 
     def abort(self) -> None:
         """Close at once, whatever is unsent."""
@@ -93,6 +98,7 @@ class Limits:
         self._connections: dict[Connection, _Seen] = {}
         self._peers: Counter[bytes] = Counter()
         self._sweep: IDelayedCall | None = None
+        self._waiting: list[Deferred[None]] = []
 
     def refusal(self, address: IAddress | None) -> str:
         """Why one more connection of this peer is refused, in words; nothing if it is not."""
@@ -120,6 +126,24 @@ class Limits:
         if not self._connections and self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
+        self._tell()
+
+    def __iter__(self) -> Iterator[Connection]:
+        """All connections that there are now."""
+        return iter(list(self._connections))
+
+    def all_left(self) -> Deferred[None]:
+        """Fire when there is no connection any more."""
+        left: Deferred[None] = Deferred()
+        self._waiting.append(left)
+        self._tell()
+        return left
+
+    def _tell(self) -> None:
+        if not self._connections:
+            waiting, self._waiting = self._waiting, []
+            for left in waiting:
+                left.callback(None)
 
     def _look(self) -> None:
         self._sweep = self._clock.callLater(self._idle / _SWEEPS, self._look)

@@ -24,21 +24,60 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from timestamp_echo.framing import AutoFraming, Framing
+from timestamp_echo.framing import FULL_READ, AutoFraming, Framing
 from timestamp_echo.journal import Journal, escaped, written
 from timestamp_echo.limits import Limits
 from timestamp_echo.stamps import Stamp
 
 FAREWELL = 1.0
-"""Seconds that a peer who is refused has to close its side."""
+"""Seconds that a peer has to close its side after this one, with all delivered, closed its."""
 
 PAUSE = 0.1
 """Seconds without a byte that end a message in `auto`: longer than a segment that follows
 on a path across the world takes to come, shorter than a person notices."""
 
 
-@implementer(IHalfCloseableProtocol, IPushProducer)
-class TimestampEcho(Protocol):
+@implementer(IHalfCloseableProtocol)
+class Parting(Protocol):
+    """A connection that this side can end without losing what it wrote.
+
+    Where a peer's bytes are still unread a close would be a reset, and may overtake or discard
+    the last replies. So only this side closes at first, what comes is thrown away, and the
+    whole is closed when the peer has closed as well, or after a while.
+    """
+
+    factory: TimestampEchoFactory
+    transport: Any  # ITransport and IConsumer; the rest is asked for before it is used
+
+    _farewell: IDelayedCall | None = None
+
+    def part(self) -> None:
+        """Close this side once all is delivered, then wait for the peer's."""
+        self.dataReceived = self._ignore  # type: ignore[method-assign]  # else each read would ask
+        if INegotiated.providedBy(self.transport):
+            self.transport.loseConnection()  # TLS goes on reading until the peer's close_notify
+        else:
+            self.transport.loseWriteConnection()
+
+    def writeConnectionLost(self) -> None:
+        """All is delivered, and this side is closed."""
+        self._farewell = self.factory.clock.callLater(FAREWELL, self.transport.loseConnection)
+
+    def readConnectionLost(self) -> None:
+        """The peer closed as well."""
+        self.transport.loseConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The connection is over."""
+        if self._farewell is not None and self._farewell.active():
+            self._farewell.cancel()
+
+    def _ignore(self, data: bytes) -> None:
+        """Throw away what comes after the end."""
+
+
+@implementer(IPushProducer)
+class TimestampEcho(Parting):
     """The server's side of one connection.
 
     A peer may stop sending before it stops reading (`shutdown(SHUT_WR)`): what is pending
@@ -47,14 +86,14 @@ class TimestampEcho(Protocol):
     peer's FIN arrives.
     """
 
-    factory: TimestampEchoFactory
-    transport: Any  # ITransport and IConsumer; the rest is asked for before it is used
-
     why = ""
     """How it ends, in words, for the log; the transport's own if there are none."""
 
     _pause: IDelayedCall | None = None
     _quiet = False
+    _held = False
+    _draining = False
+    _look: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
         """Begin: a framing of its own, and no reading while replies pile up."""
@@ -91,35 +130,70 @@ class TimestampEcho(Protocol):
 
     def pauseProducing(self) -> None:
         """Too many replies are unsent: do not read. Then a pause is not the sender's."""
+        self._held = True
         self.transport.pauseProducing()
         self._cancel_pause()
+        self._cancel_look()
 
     def resumeProducing(self) -> None:
         """There is room again: read on."""
+        self._held = False
         self.transport.resumeProducing()
         if self._framing.waiting and self._framing.ends_at_pause:
             self._await_pause()
+        if self._draining:
+            self.drain()
 
     def stopProducing(self) -> None:
         """Nothing to do: the connection is lost, as `connectionLost` will say."""
 
     def readConnectionLost(self) -> None:
         """The peer closed its side: answer what is pending, deliver all, then close."""
-        self.end("closed by the peer")
-
-    def writeConnectionLost(self) -> None:
-        """Never called: this side closes both directions at once."""
+        if not self.why:
+            self._last_words("closed by the peer")
+        self.transport.loseConnection()
 
     def end(self, why: str) -> None:
-        """Answer what is pending, deliver all, then close.
+        """Answer what is pending, deliver all, then close in order.
 
         @param why: in words, for the log.
         """
+        if not self.why:
+            self._last_words(why)
+            if self._held:
+                self.transport.resumeProducing()  # or the peer's close would not be seen
+            self.part()
+
+    def drain(self) -> None:
+        """Answer all that has arrived by now, then end.
+
+        All has been read when the reactor has once looked at its sockets and did not fill its
+        buffer from this one. Where too many replies are unsent it is not read, until they are.
+        """
+        self._draining = True
+        if not self._held:
+            self._look = self.factory.clock.callLater(0, self._drain_turn)
+
+    def _drain_turn(self) -> None:
+        # From a timer on, for only then does the reactor look before it calls the next.
+        self._look = self.factory.clock.callLater(0, self._drained, self._into)
+
+    def _drained(self, before: int) -> None:
+        if self._into - before < FULL_READ:
+            self.end("the service stops")
+        else:
+            self._drain_turn()
+
+    def _cancel_look(self) -> None:
+        if self._look is not None and self._look.active():
+            self._look.cancel()
+
+    def _last_words(self, why: str) -> None:
         self.why = why
+        self._cancel_pause()
         self._end_message()
         # A producer that is left registered would be resumed instead of closed.
         self.transport.unregisterProducer()
-        self.transport.loseConnection()
 
     def abort(self) -> None:
         """Close at once, whatever is unsent."""
@@ -127,7 +201,9 @@ class TimestampEcho(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is over."""
+        super().connectionLost(reason)
         self._cancel_pause()
+        self._cancel_look()
         self.factory.limits.leave(self)
         if reason.check(ConnectionDone):
             self.why = self.why or "closed by the server"
@@ -177,44 +253,20 @@ class TimestampEcho(Protocol):
         return arrival or self.factory.now()
 
 
-@implementer(IHalfCloseableProtocol)
-class Refusal(Protocol):
-    """A connection that is one too many: it is told so in one line, and closed in order.
-
-    Where a peer's bytes are still unread a close would be a reset, which may overtake the
-    line. So only this side closes at first, and what comes is thrown away for a while.
-    """
-
-    factory: TimestampEchoFactory
-    transport: Any  # ITransport
+class Refusal(Parting):
+    """A connection that is one too many: it is told so in one line."""
 
     def __init__(self, why: str) -> None:
         self._why = why
 
     def connectionMade(self) -> None:
-        """Say why, and close this side."""
-        factory = self.factory
-        factory.journal.refused(written(self.transport.getPeer()), self._why)
+        """Say why, and part."""
+        self.factory.journal.refused(written(self.transport.getPeer()), self._why)
         self.transport.write(f"tsecho: {self._why}\n".encode())
+        self.part()
         if INegotiated.providedBy(self.transport):
-            self._close = self.transport.abortConnection
-            self.transport.loseConnection()  # TLS reads on until the peer closes as well
-        else:
-            self._close = self.transport.loseConnection
-            self.transport.loseWriteConnection()
-        self._farewell = factory.clock.callLater(FAREWELL, self._close)
-
-    def readConnectionLost(self) -> None:
-        """The peer closed as well."""
-        self.transport.loseConnection()
-
-    def writeConnectionLost(self) -> None:
-        """Closed, as far as it is up to this side."""
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The connection is over."""
-        if self._farewell.active():
-            self._farewell.cancel()
+            abort = self.transport.abortConnection
+            self._farewell = self.factory.clock.callLater(FAREWELL, abort)
 
 
 class TimestampEchoFactory(Factory[TimestampEcho]):

@@ -1,10 +1,11 @@
 """Listening and stopping: the service that twistd runs.
 
-Knows ports and their addresses; no connection and no message.
+Knows ports, their addresses, and that there are connections; no message.
 """
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,11 +14,15 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import quoteStringArgument
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IAddress, IListeningPort, IReactorCore
+from twisted.internet.interfaces import IAddress, IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from timestamp_echo.journal import escaped, written
+from timestamp_echo.limits import Limits
+
+DRAIN = 20.0
+"""Seconds that a stop may take, by default: less than the 30 that orchestrators give."""
 
 
 class CannotListen(SystemExit, Exception):
@@ -42,13 +47,23 @@ class EchoService(Service):
     """All listeners of one tsecho.
 
     @param listeners: what to listen on.
+    @param connections: those that are open.
     @param reactor: the reactor that they use.
+    @param drain: seconds that a stop may take.
     """
 
     _log = Logger()
 
-    def __init__(self, listeners: Sequence[Listener], reactor: IReactorCore) -> None:
+    def __init__(
+        self,
+        listeners: Sequence[Listener],
+        connections: Limits,
+        reactor: Any,
+        drain: float = DRAIN,
+    ) -> None:
         self._listeners = listeners
+        self._connections = connections
+        self._drain_timeout = drain
         self._reactor = reactor
         self._ports: list[IListeningPort] = []
 
@@ -74,16 +89,35 @@ class EchoService(Service):
             self.privilegedStartService()
 
     def stopService(self) -> Deferred[Any]:
-        """Close all ports."""
+        """Close all ports; answer all that has arrived; end all connections in order."""
         super().stopService()
         ports, self._ports = self._ports, []
         # What `stdio:` opens is no port, and closes with its process.
         stopping = [port.stopListening() for port in ports if IListeningPort.providedBy(port)]
-        return DeferredList([d for d in stopping if d is not None])
+        return DeferredList([d for d in stopping if d is not None] + [self._drain()])
 
     def _listening(self, port: IListeningPort, description: str) -> None:
         self._ports.append(port)
         self._log.info("listening on {where}", where=_where(description, port.getHost()))
+
+    def _drain(self) -> Deferred[None]:
+        """End all connections; what is left at the timeout, or at a second signal, by force."""
+        for connection in self._connections:
+            connection.drain()
+        left = self._connections.all_left()
+        if not left.called:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._second_signal)
+            timeout = self._reactor.callLater(self._drain_timeout, self._abort)
+            left.addCallback(lambda _: timeout.active() and timeout.cancel())
+        return left
+
+    def _second_signal(self, number: int, frame: object) -> None:
+        self._reactor.callFromThread(self._abort)
+
+    def _abort(self) -> None:
+        for connection in self._connections:
+            connection.abort()
 
     def _undo(self) -> None:
         self.stopService()

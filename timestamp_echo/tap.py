@@ -21,7 +21,7 @@ from timestamp_echo.datagram import RATE, TimestampDatagram
 from timestamp_echo.framing import FRAMINGS
 from timestamp_echo.limits import IDLE, RESERVE, Limits, file_limit
 from timestamp_echo.protocol import TimestampEchoFactory
-from timestamp_echo.service import EchoService, Listener
+from timestamp_echo.service import DRAIN, EchoService, Listener
 from timestamp_echo.stamps import Stamp
 from timestamp_echo.transport import StreamReactor, TimedDatagramPort
 
@@ -48,6 +48,7 @@ class Options(usage.Options):
         ["max-connections", None, None, "More are told so and closed. [default: the file limit]"],
         ["max-per-peer", None, 0, "The same per IPv4 address or IPv6 /64; 0 is no limit."],
         ["idle-timeout", None, int(IDLE), "Seconds without an exchange; 0 is for ever."],
+        ["drain-timeout", None, int(DRAIN), "Seconds that a stop may take."],
         ["udp-rate", None, RATE, "Datagrams a second answered per source (/24, /64)."],
     ]
     optFlags: ClassVar = [["utc", None, "Stamps in UTC instead of the local zone."]]
@@ -95,6 +96,7 @@ class Options(usage.Options):
             _number("--max-per-peer", self["max-per-peer"], 0),
             _number("--idle-timeout", self["idle-timeout"], 0),
         )
+        self.drain = _number("--drain-timeout", self["drain-timeout"], 0)
         self.reactor = reactor
         self.factory = TimestampEchoFactory(
             stamp, FRAMINGS[self["framing"]], reactor, limits=limits
@@ -112,7 +114,9 @@ class Options(usage.Options):
 
 def makeService(options: Options) -> IService:
     """The service that these options describe."""
-    service: IService = EchoService(options.listeners, options.reactor)
+    service: IService = EchoService(
+        options.listeners, options.factory.limits, options.reactor, options.drain
+    )
     return service
 
 
