@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import cast
 
-from twisted.internet.interfaces import ITCPTransport
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IPushProducer, ITCPTransport
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
@@ -44,6 +45,47 @@ class TCPTransport(StringTransport):
     def setTcpKeepAlive(self, enabled: bool) -> None:
         """See `ITCPTransport`."""
         self.keep_alive = enabled
+
+
+class Listener:
+    """A `User` that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.replies = b""
+        self.answers = 0
+        self.ends: list[str] = []
+        self.ended: Deferred[str] = Deferred()
+
+    def replied(self, data: bytes) -> None:
+        """See `User`."""
+        self.replies += data
+
+    def answered(self) -> None:
+        """See `User`."""
+        self.answers += 1
+
+    def over(self, why: str) -> None:
+        """See `User`."""
+        self.ends.append(why)
+        self.ended.callback(why)
+
+
+@implementer(IPushProducer)
+class Producer:
+    """A producer that remembers whether it is paused."""
+
+    paused = False
+
+    def pauseProducing(self) -> None:
+        """See `IPushProducer`."""
+        self.paused = True
+
+    def resumeProducing(self) -> None:
+        """See `IPushProducer`."""
+        self.paused = False
+
+    def stopProducing(self) -> None:
+        """See `IPushProducer`."""
 
 
 class Turns(Clock):

@@ -30,8 +30,10 @@ MAY_IMPORT = {
     "client.report": "",
     "client.address": "",
     "client.session": "client.address",
+    "client.datagram": "client.address client.session",
     "client.stdio": "client.session",
-    "client.command": "__init__ client.address client.session client.stdio client.report",
+    "client.command": "__init__ client.address client.session client.datagram client.stdio"
+    " client.report",
 }
 """Each room, with the rooms of this house that it may know: none of them is above it."""
 

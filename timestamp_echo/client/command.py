@@ -16,7 +16,8 @@ from twisted.python.failure import Failure
 from timestamp_echo import __version__
 from timestamp_echo.client import report
 from timestamp_echo.client.address import DatagramServer, StreamServer, Trust, server_from
-from timestamp_echo.client.session import DatagramSession, Session, StreamSession
+from timestamp_echo.client.datagram import DatagramSession
+from timestamp_echo.client.session import Session, StreamSession
 from timestamp_echo.client.stdio import Pipe, Terminal
 
 
