@@ -20,7 +20,7 @@ from timestamp_echo import __version__, tap
 from timestamp_echo.framing import AutoFraming, ChunkFraming, LineFraming
 from timestamp_echo.limits import RESERVE
 from timestamp_echo.service import EchoService
-from timestamp_echo.transport import TimedDatagramPort
+from timestamp_echo.transport import DatagramPort
 
 
 class OptionsTests(SynchronousTestCase):
@@ -221,10 +221,11 @@ class DatagramListenerTests(TestCase):
             self.assertGreaterEqual(port.maxPacketSize, 65507)
             self.assertEqual(port.getHost().host, "127.0.0.1")
 
-    async def test_kernel_times(self) -> None:
-        """A port for sub-second stamps knows arrival times; any other does without."""
-        self.assertNotIsInstance(await self.opened(), TimedDatagramPort)
-        self.assertIsInstance(await self.opened("--stamp", "iso"), TimedDatagramPort)
+    async def test_port(self) -> None:
+        """A port knows at which address it was asked, and arrival times if the stamp has them."""
+        plain, timed = await self.opened(), await self.opened("--stamp", "iso")
+        self.assertIsInstance(plain, DatagramPort)
+        self.assertEqual((plain._timed, timed._timed), (False, True))
 
 
 class MakeServiceTests(SynchronousTestCase):

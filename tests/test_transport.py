@@ -21,9 +21,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from timestamp_echo import transport
 from timestamp_echo.tls import HalfCloseTLS
 from timestamp_echo.transport import (
-    KERNEL_TIMES,
+    LINUX,
+    DatagramPort,
     StreamReactor,
-    TimedDatagramPort,
     TimedServer,
 )
 
@@ -79,7 +79,7 @@ class FakeReactor:
 class TimedServerTests(SynchronousTestCase):
     """`TimedServer`, accepted from a listening socket that `StreamReactor` prepared."""
 
-    if not KERNEL_TIMES:
+    if not LINUX:
         skip = "this kernel gives no arrival times"
 
     def setUp(self) -> None:
@@ -137,21 +137,73 @@ class ArrivalTests(SynchronousTestCase):
         self.assertEqual(transport._arrival([(socket.SOL_SOCKET, 1, b""), (41, 50, b"")]), 0)
 
 
-class TimedDatagramPortTests(SynchronousTestCase):
-    """`TimedDatagramPort`, on a real socket."""
+class SourceTests(SynchronousTestCase):
+    """Which of our addresses a datagram came to, in its ancillary data."""
 
-    if not KERNEL_TIMES:
+    def test_without(self) -> None:
+        """Where the kernel does not say, the route decides."""
+        self.assertEqual(transport._source([]), [])
+        self.assertEqual(transport._source([(socket.SOL_SOCKET, 1, b"")]), [])
+
+
+class DatagramPortTests(SynchronousTestCase):
+    """`DatagramPort`, on a real socket."""
+
+    if not LINUX:
         skip = "this kernel gives no arrival times"
 
     def setUp(self) -> None:
         """A port, and a client's socket."""
         self.received = ReceivedDatagrams()
-        self.port = TimedDatagramPort(0, self.received, "127.0.0.1", 65536, MemoryReactorClock())
-        self.port.startListening()
+        self.port = DatagramPort(0, self.received, "", 65536, MemoryReactorClock())
+        self.port.listen(timed=True)
         self.addCleanup(self.port.connectionLost)
         self.client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.addCleanup(self.client.close)
-        self.client.connect(self.port.socket.getsockname())
+        self.client.connect(("127.0.0.2", self.port.getHost().port))
+        self.client.settimeout(10)
+
+    def test_source(self) -> None:
+        """A reply leaves from the address that was asked, not from the route's."""
+        self.client.send(b"one")
+        self.port.doRead()
+        _, address, _ = self.received.reads[0]
+        self.port.write(b"reply", address)
+        self.assertEqual(self.client.recv(100), b"reply")  # connected: from no other it would be
+
+    def test_source_ipv6(self) -> None:
+        """So it is over IPv6, to IPv4 peers as well."""
+        received = ReceivedDatagrams()
+        port = DatagramPort(0, received, "::", 65536, MemoryReactorClock())
+        port.listen(timed=False)
+        self.addCleanup(port.connectionLost)
+        for family, host in ((socket.AF_INET6, "::1"), (socket.AF_INET, "127.0.0.3")):
+            with socket.socket(family, socket.SOCK_DGRAM) as client:
+                client.settimeout(10)
+                client.connect((host, port.getHost().port))
+                client.send(b"one")
+                port.doRead()
+                port.write(b"reply", received.reads[-1][1])
+                self.assertEqual(client.recv(100), b"reply")
+        self.assertEqual(port.arrival, 0)
+
+    def test_elsewhere(self) -> None:
+        """A kernel that says none of it still has its datagrams answered."""
+        received = ReceivedDatagrams()
+        self.patch(transport, "LINUX", False)
+        port = DatagramPort(0, received, "127.0.0.1", 65536, MemoryReactorClock())
+        port.listen(timed=True)
+        self.addCleanup(port.connectionLost)
+        self.client.connect(port.socket.getsockname())
+        self.client.send(b"one")
+        port.doRead()
+        port.write(b"reply", received.reads[0][1])
+        self.assertEqual(self.client.recv(100), b"reply")
+        self.assertEqual(port.arrival, 0)
+
+    def test_too_long(self) -> None:
+        """What does not fit into a datagram is an error for the caller."""
+        self.assertRaises(OSError, self.port.write, b"x" * 65508, self.client.getsockname())
 
     def test_arrival(self) -> None:
         """Each datagram has the time at which it came; all that are there are read."""
@@ -236,7 +288,7 @@ class StreamReactorTests(SynchronousTestCase):
         for timed, family, expected in (
             (False, socket.AF_INET, None),
             (True, socket.AF_UNIX, None),
-            (KERNEL_TIMES, socket.AF_INET6, TimedServer if KERNEL_TIMES else None),
+            (LINUX, socket.AF_INET6, TimedServer if LINUX else None),
         ):
             with socket.socket(family) as sock:
                 port = FakePort(sock)

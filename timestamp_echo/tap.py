@@ -23,7 +23,7 @@ from timestamp_echo.limits import IDLE, RESERVE, Limits, file_limit
 from timestamp_echo.protocol import TimestampEchoFactory
 from timestamp_echo.service import DRAIN, EchoService, Listener
 from timestamp_echo.stamps import Stamp
-from timestamp_echo.transport import StreamReactor, TimedDatagramPort
+from timestamp_echo.transport import DatagramPort, StreamReactor
 
 DATAGRAM = 65536
 """Bytes that hold any datagram whole (RFC 768); Twisted's own default cuts at 8192."""
@@ -173,10 +173,8 @@ def _datagram_listener(
         )
 
     def listen() -> Deferred[Any]:
-        if not timed:
-            return execute(reactor.listenUDP, int(match["port"]), protocol, interface, DATAGRAM)
-        port = TimedDatagramPort(int(match["port"]), protocol, interface, DATAGRAM, reactor)
-        return execute(port.startListening).addCallback(lambda _: port)
+        port = DatagramPort(int(match["port"]), protocol, interface, DATAGRAM, reactor)
+        return execute(port.listen, timed).addCallback(lambda _: port)
 
     return Listener(description, listen)
 

@@ -1,8 +1,9 @@
 """What a connection needs of its transport that Twisted's own leave out.
 
-The kernel's arrival time of each read, half-close through TLS and the PROXY protocol, and no
-lock left behind. Endpoints get there through `StreamReactor`, which stands in for the
-reactor; all else stays Twisted's. Knows no message and no stamp.
+The kernel's arrival time of each read, half-close through TLS and the PROXY protocol, the
+address that a datagram came to, and no lock left behind. Endpoints get there through
+`StreamReactor`, which stands in for the reactor; all else stays Twisted's. Knows no message
+and no stamp.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from twisted.internet import tcp, udp
@@ -31,13 +32,19 @@ else:
     HALF_CLOSES = [proxy.with_half_close, tls.with_half_close]
 
 
-KERNEL_TIMES = sys.platform == "linux"
-"""Whether the kernel can say when bytes arrived."""
+LINUX = sys.platform == "linux"
+"""Whether the kernel says when bytes arrived, and at which of our addresses."""
 
 # socket(7). Python has the name from 3.14 on; the number is asm-generic/socket.h's.
 _SO_TIMESTAMPNS: int = getattr(socket, "SO_TIMESTAMPNS", 35)
 _TIMESPEC = struct.Struct("@ll")
-_ANCILLARY = socket.CMSG_SPACE(_TIMESPEC.size)
+
+# ip(7) and ipv6(7). Python has IP_PKTINFO from 3.14 on; the number is Linux's.
+_IP_PKTINFO: int = getattr(socket, "IP_PKTINFO", 8)
+_IN_PKTINFO = struct.Struct("@i4s4s")  # interface, our address, the header's destination
+_IN6_PKTINFO = struct.Struct("@16si")  # our address, interface
+
+_ANCILLARY = socket.CMSG_SPACE(_TIMESPEC.size) + socket.CMSG_SPACE(_IN6_PKTINFO.size)
 
 
 def _arrival(ancillary: Iterable[tuple[int, int, bytes]]) -> int:
@@ -47,6 +54,18 @@ def _arrival(ancillary: Iterable[tuple[int, int, bytes]]) -> int:
             seconds, nanoseconds = _TIMESPEC.unpack(value)
             return int(seconds * 10**9 + nanoseconds)
     return 0
+
+
+def _source(ancillary: Iterable[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
+    """What makes a reply leave from where a datagram came to; the interface is the route's."""
+    for level, kind, value in ancillary:
+        if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
+            _, local, _ = _IN_PKTINFO.unpack(value)
+            return [(level, kind, _IN_PKTINFO.pack(0, local, b""))]
+        if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
+            local, _ = _IN6_PKTINFO.unpack(value)
+            return [(level, kind, _IN6_PKTINFO.pack(local, 0))]
+    return []
 
 
 def _holder(lock: str) -> int:
@@ -81,16 +100,38 @@ class TimedServer(tcp.Server):
         return None
 
 
-class TimedDatagramPort(udp.Port):
-    """A UDP port that knows when the kernel got the last datagram."""
+class DatagramPort(udp.Port):
+    """A UDP port that knows when the last datagram arrived, and at which of our addresses.
+
+    Its replies leave from that address: from another, as the route back may have it, they
+    would not be taken for replies (ip(7), IP_PKTINFO; RFC 3542, section 4).
+    """
 
     arrival = 0
     """Nanoseconds since the epoch; 0 if the kernel did not say."""
 
-    def startListening(self) -> None:
-        """Ask the kernel for arrival times from the first datagram on."""
-        super().startListening()
-        self.socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+    _timed = False
+    _asked: Sequence[tuple[int, int, bytes]] = ()
+
+    def listen(self, timed: bool) -> None:
+        """Open the port.
+
+        @param timed: whether it is to know arrival times.
+        """
+        self._timed = timed
+        self.startListening()
+
+    def createInternetSocket(self) -> socket.socket:
+        """As `udp.Port.createInternetSocket`, and ask for what is to come with each datagram."""
+        sock: socket.socket = super().createInternetSocket()
+        if LINUX:
+            if self.addressFamily == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+            else:
+                sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+            if self._timed:
+                sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        return sock
 
     def doRead(self) -> None:
         """As `udp.Port.doRead`, by `recvmsg`."""
@@ -102,7 +143,15 @@ class TimedDatagramPort(udp.Port):
                 return
             taken += len(data) or 1
             self.arrival = _arrival(ancillary)
+            self._asked = _source(ancillary)
             self.protocol.datagramReceived(data, address[:2])
+
+    def write(self, datagram: bytes, addr: tuple[str, int] | None = None) -> None:
+        """Send from the address that the last datagram came to.
+
+        @raise OSError: it can't be sent.
+        """
+        self.socket.sendmsg([datagram], self._asked, 0, addr)
 
 
 class StreamReactor:
@@ -115,7 +164,7 @@ class StreamReactor:
 
     def __init__(self, reactor: Any, kernel_times: bool) -> None:
         self._reactor = reactor
-        self._timed = kernel_times and KERNEL_TIMES
+        self._timed = kernel_times and LINUX
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)
