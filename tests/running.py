@@ -133,9 +133,13 @@ class Service:
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Stop it by a signal; its exit status, and its log is complete."""
+        """Stop it by a signal, if it runs; its exit status, and its log is complete."""
         if self.process.poll() is None:
             self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait until it has ended; its exit status, and its log is complete."""
         status = self.process.wait(PATIENCE)
         self.log.finish()
         assert self.process.stdout is not None

@@ -416,7 +416,7 @@ class StopTests(SynchronousTestCase):
                 self.assertEqual(ended, "closed")
                 # Only what was sent after the signal may be without a reply.
                 self.assertTrue(sent is None or sent >= self.stopped, (sent, self.stopped))
-            service.stop()
+            self.assertEqual(service.wait(), 0)
             self.assertNotIn("Traceback", service.log.text)
 
     async def load(
@@ -476,6 +476,7 @@ class StopTests(SynchronousTestCase):
             os.kill(service.process.pid, signal.SIGCONT)
             sock.settimeout(PATIENCE)
             self.assertGreaterEqual(len(re.findall(STAMP, read_all(sock))), come)
+        self.assertEqual(service.wait(), 0)
 
     def come(self, sock: socket.socket) -> int:
         """Bytes of this client's that wait to be read by its server (proc(5), net/tcp)."""
@@ -494,7 +495,7 @@ class StopTests(SynchronousTestCase):
             sock.setblocking(False)
             while select.select([], [sock], [], 0.25)[1]:
                 sock.send(b"x" * 1023 + b"\n")
-            service.stop()
+            self.assertEqual(service.stop(), 0)
         self.assertIn("ended after", service.log.text)
 
     def test_second_signal(self) -> None:
@@ -506,8 +507,15 @@ class StopTests(SynchronousTestCase):
                 sock.send(b"x" * 1023 + b"\n")
             service.process.send_signal(signal.SIGTERM)
             service.log.wait_for("Port .* Closed")
-            service.stop()
+            self.assertEqual(service.stop(), 0)
         self.assertNotIn("Traceback", service.log.text)
+
+    def test_interrupt(self) -> None:
+        """Ctrl-C is a stop like any other."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        self.assertRegex(talk(service.connect(), LINES), REPLIES)  # so that it runs by now
+        self.assertEqual(service.stop(signal.SIGINT), 0)
+        self.assertIn("SIGINT received", service.log.text)
 
 
 class StartTests(SynchronousTestCase):

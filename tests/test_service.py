@@ -146,7 +146,6 @@ class EchoServiceTests(SynchronousTestCase):
         """A stop drains all connections, and waits until they have left."""
         talker = Talker()
         self.limits.enter(talker, None)
-        self.patch_signals()
         stopped = self.service().stopService()
         self.assertEqual(talker.told, ["drain"])
         self.assertNoResult(stopped)
@@ -158,7 +157,6 @@ class EchoServiceTests(SynchronousTestCase):
         """What is left at the timeout is ended by force."""
         talker = Talker()
         self.limits.enter(talker, None)
-        self.patch_signals()
         stopped = self.service().stopService()
         self.reactor.advance(19.9)
         self.assertEqual(talker.told, ["drain"])
@@ -167,21 +165,24 @@ class EchoServiceTests(SynchronousTestCase):
         self.limits.leave(talker)
         self.successResultOf(stopped)
 
-    def test_second_signal(self) -> None:
-        """So it is at a second signal of either kind."""
-        talker = Talker()
-        self.limits.enter(talker, None)
-        set_ = self.patch_signals()
-        self.service().stopService()
-        self.assertEqual(set(set_), {signal.SIGINT, signal.SIGTERM})
-        set_[signal.SIGTERM](signal.SIGTERM, None)
-        self.assertEqual(talker.told, ["drain", "abort"])
-
-    def patch_signals(self) -> dict[int, Any]:
-        """Where signal handlers are put down instead of being set."""
+    def test_signals(self) -> None:
+        """A signal of either kind stops the reactor; a second ends what is left by force."""
         handlers: dict[int, Any] = {}
         self.patch(signal, "signal", handlers.__setitem__)
-        return handlers
+        talker = Talker()
+        self.limits.enter(talker, None)
+        service = self.service()
+        service.startService()
+        self.reactor.run()  # which in memory stops at once
+        self.reactor.hasStopped = False
+        self.assertEqual(set(handlers), {signal.SIGINT, signal.SIGTERM})
+        handlers[signal.SIGTERM](signal.SIGTERM, None)
+        self.assertTrue(self.reactor.hasStopped)
+        service.stopService()
+        self.assertEqual(talker.told, ["drain"])
+        handlers[signal.SIGINT](signal.SIGINT, None)
+        self.assertEqual(talker.told, ["drain", "abort"])
+        self.assertEqual(self.lines(), ["SIGTERM received", "SIGINT received"])
 
     def test_stop_without_port(self) -> None:
         """`stdio:` opens something that is no port; the others are closed all the same."""

@@ -66,6 +66,7 @@ class EchoService(Service):
         self._drain_timeout = drain
         self._reactor = reactor
         self._ports: list[IListeningPort] = []
+        self._signalled = False
 
     def privilegedStartService(self) -> None:
         """Open all ports, while the process may still have the right to.
@@ -85,6 +86,7 @@ class EchoService(Service):
     def startService(self) -> None:
         """Open all ports, unless that was done with privileges."""
         super().startService()
+        self._reactor.callWhenRunning(self._watch_signals)
         if not self._ports:
             self.privilegedStartService()
 
@@ -106,14 +108,20 @@ class EchoService(Service):
             connection.drain()
         left = self._connections.all_left()
         if not left.called:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self._second_signal)
             timeout = self._reactor.callLater(self._drain_timeout, self._abort)
             left.addCallback(lambda _: timeout.active() and timeout.cancel())
         return left
 
-    def _second_signal(self, number: int, frame: object) -> None:
-        self._reactor.callFromThread(self._abort)
+    def _watch_signals(self) -> None:
+        # In place of the reactor's own handlers: those log an error at a second signal, and
+        # have twistd end by the signal, where a stop that went well is status 0.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+
+    def _stop(self, number: int, frame: object) -> None:
+        self._log.info("{name} received", name=signal.Signals(number).name)
+        self._reactor.callFromThread(self._abort if self._signalled else self._reactor.stop)
+        self._signalled = True
 
     def _abort(self) -> None:
         for connection in self._connections:
