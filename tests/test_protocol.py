@@ -8,6 +8,7 @@ from typing import Any
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
+    IHandshakeListener,
     INegotiated,
     IProtocolFactory,
     IPushProducer,
@@ -26,6 +27,7 @@ from timestamp_echo.framing import AutoFraming, ChunkFraming, Framing, LineFrami
 from timestamp_echo.limits import Limits
 from timestamp_echo.protocol import (
     FAREWELL,
+    HANDSHAKE,
     PAUSE,
     Refusal,
     TimestampEcho,
@@ -386,6 +388,25 @@ class TimestampEchoTests(SynchronousTestCase):
         """Any other end has its reason."""
         self.assertIn("non-clean fashion", self.lose(self.connect(), ConnectionLost()))
         self.assertIn("aborted", self.lose(self.connect(), ConnectionAborted()))
+
+    def test_no_handshake(self) -> None:
+        """A TLS peer that does not shake hands is cut off, with the reason in the log."""
+        transport = TCPTransport()
+        directlyProvides(transport, INegotiated)
+        echo = self.connect(transport=transport)
+        self.clock.advance(HANDSHAKE)
+        self.assertTrue(transport.aborted)
+        self.assertIn("; no TLS handshake within 10 s", self.lose(echo, ConnectionAborted()))
+
+    def test_handshake(self) -> None:
+        """One that does may take its time."""
+        verifyClass(IHandshakeListener, TimestampEcho)
+        transport = TCPTransport()
+        directlyProvides(transport, INegotiated)
+        echo = self.connect(transport=transport)
+        echo.handshakeCompleted()
+        self.clock.advance(10 * HANDSHAKE)
+        self.assertFalse(transport.aborted)
 
     def test_log_ended_by_limits(self) -> None:
         """An end that the limits ordered has their reason, even if it took force."""

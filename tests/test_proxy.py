@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
@@ -98,6 +98,16 @@ class HalfCloseProxiedTests(SynchronousTestCase):
         self.proxied.dataReceived(b"PROXY")
         self.proxied.readConnectionLost()
         self.assertTrue(self.transport.disconnecting)
+
+    def test_handshake(self) -> None:
+        """That TLS around it is set up reaches the protocol inside, if it wants to know."""
+        verifyClass(IHandshakeListener, HalfCloseProxied)
+        told: list[bool] = []
+        self.proxied.wrappedProtocol.handshakeCompleted = lambda: told.append(True)
+        self.proxied.handshakeCompleted()
+        self.assertEqual(told, [True])
+        self.connect(Factory.forProtocol(Raising))
+        self.proxied.handshakeCompleted()
 
     def test_faults_inside(self) -> None:
         """A fault of the protocol inside is not taken for the header's."""

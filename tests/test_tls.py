@@ -113,6 +113,14 @@ class HalfCloseTLSTests(SynchronousTestCase):
         self.assertTrue(self.client.server_closed)
         self.assertTrue(self.transport.disconnecting)
 
+    def test_handshake_told(self) -> None:
+        """The protocol inside knows that hands were shaken, and so waits for it no more."""
+        self.clock.advance(3600 / 20)
+        self.assertFalse(self.transport.aborted)
+        self.client.send(b"hello\n")
+        self.client.exchange()
+        self.assertEqual(self.client.received, STAMP + b"hello\n")
+
     def test_fin_without_close_notify(self) -> None:
         """So does a FIN without it, after which there is no more to wait for."""
         self.client.send(b"one\ntwo")

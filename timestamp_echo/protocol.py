@@ -15,6 +15,7 @@ from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
     IHalfCloseableProtocol,
+    IHandshakeListener,
     INegotiated,
     IPushProducer,
     IReactorTime,
@@ -31,6 +32,9 @@ from timestamp_echo.stamps import Stamp
 
 FAREWELL = 1.0
 """Seconds that a peer has to close its side after this one, with all delivered, closed its."""
+
+HANDSHAKE = 10.0
+"""Seconds that a TLS handshake may take."""
 
 PAUSE = 0.1
 """Seconds without a byte that end a message in `auto`: longer than a segment that follows
@@ -69,14 +73,17 @@ class Parting(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is over."""
-        if self._farewell is not None and self._farewell.active():
-            self._farewell.cancel()
+        self._cancel(self._farewell)
+
+    def _cancel(self, call: IDelayedCall | None) -> None:
+        if call is not None and call.active():
+            call.cancel()
 
     def _ignore(self, data: bytes) -> None:
         """Throw away what comes after the end."""
 
 
-@implementer(IPushProducer)
+@implementer(IHandshakeListener, IPushProducer)
 class TimestampEcho(Parting):
     """The server's side of one connection.
 
@@ -94,6 +101,7 @@ class TimestampEcho(Parting):
     _held = False
     _draining = False
     _look: IDelayedCall | None = None
+    _handshake: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
         """Begin: a framing of its own, and no reading while replies pile up."""
@@ -106,11 +114,21 @@ class TimestampEcho(Parting):
         if ITCPTransport.providedBy(self.transport):
             # A reply is whole when it is written: nothing is gained by waiting for more.
             self.transport.setTcpNoDelay(True)
+        if INegotiated.providedBy(self.transport):
+            self._handshake = factory.clock.callLater(HANDSHAKE, self._no_handshake)
         # What is read is what is written: with 64 KiB of replies unsent, it is not read.
         self.transport.registerProducer(self, True)
         peer = self.transport.getPeer()
         factory.limits.enter(self, peer)
         factory.journal.opened(written(peer))
+
+    def handshakeCompleted(self) -> None:
+        """TLS is set up."""
+        self._cancel(self._handshake)
+
+    def _no_handshake(self) -> None:
+        self.why = f"no TLS handshake within {HANDSHAKE:g} s"
+        self.abort()
 
     @property
     def messages(self) -> int:
@@ -133,7 +151,7 @@ class TimestampEcho(Parting):
         self._held = True
         self.transport.pauseProducing()
         self._cancel_pause()
-        self._cancel_look()
+        self._cancel(self._look)
 
     def resumeProducing(self) -> None:
         """There is room again: read on."""
@@ -184,10 +202,6 @@ class TimestampEcho(Parting):
         else:
             self._drain_turn()
 
-    def _cancel_look(self) -> None:
-        if self._look is not None and self._look.active():
-            self._look.cancel()
-
     def _last_words(self, why: str) -> None:
         self.why = why
         self._cancel_pause()
@@ -203,7 +217,8 @@ class TimestampEcho(Parting):
         """The connection is over."""
         super().connectionLost(reason)
         self._cancel_pause()
-        self._cancel_look()
+        self._cancel(self._look)
+        self._cancel(self._handshake)
         self.factory.limits.leave(self)
         if reason.check(ConnectionDone):
             self.why = self.why or "closed by the server"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.interfaces import IHalfCloseableProtocol, IProtocolFactory
+from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener, IProtocolFactory
 from twisted.protocols.haproxy._wrapper import HAProxyProtocolWrapper, HAProxyWrappingFactory
 from zope.interface import implementer
 
@@ -15,7 +15,7 @@ _SHORTEST = 16
 """Bytes of the shortest header of version 2; one of version 1 ends in a newline."""
 
 
-@implementer(IHalfCloseableProtocol)
+@implementer(IHalfCloseableProtocol, IHandshakeListener)
 class HalfCloseProxied(HAProxyProtocolWrapper):
     """A connection whose first bytes say for whom a proxy made it.
 
@@ -52,6 +52,11 @@ class HalfCloseProxied(HAProxyProtocolWrapper):
         if self._proxyInfo is None:
             self.wrappedProtocol.why = "no PROXY header came first"
         super().loseConnection()
+
+    def handshakeCompleted(self) -> None:
+        """Tell the protocol inside that the TLS around this is set up."""
+        if IHandshakeListener.providedBy(self.wrappedProtocol):
+            self.wrappedProtocol.handshakeCompleted()
 
     def readConnectionLost(self) -> None:
         """Tell the protocol inside."""
