@@ -631,7 +631,7 @@ class DaemonTests(SynchronousTestCase):
     def test_privileges(self) -> None:
         """A port under 1024 is opened before the rights to it are given up."""
         if os.getuid() != 0:
-            self.skipTest("only root can give rights up")  # pragma: no cover
+            self.skipTest("only root can give rights up")
         port = self.low_port()
         service = Service(
             self,
@@ -759,38 +759,25 @@ class PeerTests(SynchronousTestCase):
         """`openssl s_client` gets an answer while it is connected."""
         files = self_signed(self.mktemp())
         service = Service(self, "-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}")
-        process = subprocess.Popen(
-            [
-                *(needs("openssl"), "s_client", "-quiet", "-verify_return_error"),
-                *("-CAfile", files.certificate, "-connect", f"127.0.0.1:{service.port()}"),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+        self.assert_answered(
+            *(needs("openssl"), "s_client", "-quiet", "-verify_return_error"),
+            *("-CAfile", files.certificate, "-connect", f"127.0.0.1:{service.port()}"),
         )
-        assert process.stdin is not None and process.stdout is not None
-        with process.stdin, process.stdout:
-            process.stdin.write(b"hello\n")
-            process.stdin.flush()
-            self.assertRegex(process.stdout.readline(), STAMP + b"hello\n")
-            process.terminate()
-        process.wait(PATIENCE)
 
     def test_telnet(self) -> None:
-        """`telnet` sends lines with CRLF, which come back so."""
+        """`telnet` says where it is connected, then shows what comes."""
+        self.assert_answered(needs("telnet"), "127.0.0.1", self.port)
+
+    def assert_answered(self, *command: str) -> None:
+        """A line to this program's standard input comes back while the program runs."""
         process = subprocess.Popen(
-            [needs("telnet"), "127.0.0.1", self.port],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         assert process.stdin is not None and process.stdout is not None
         with process.stdin, process.stdout:
             process.stdin.write(b"hello\n")
             process.stdin.flush()
-            for line in process.stdout:
-                if line.startswith(b"["):
-                    break
-            self.assertRegex(line, STAMP + b"hello\r?\n")
+            replies = (line for line in process.stdout if line.startswith(b"["))
+            self.assertRegex(next(replies), STAMP + b"hello\r?\n")
             process.terminate()
         process.wait(PATIENCE)

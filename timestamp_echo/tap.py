@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from twisted.application.service import IService
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred, execute
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IReactorTime
 from twisted.python import usage
 
 from timestamp_echo import __version__
@@ -87,19 +86,10 @@ class Options(usage.Options):
         except ValueError as error:
             raise usage.UsageError(f"--stamp: {error}") from error
         rate = _number("--udp-rate", self["udp-rate"], 1)
-        total = self["max-connections"]
-        limits = Limits(
-            cast(IReactorTime, reactor),
-            max(file_limit() - RESERVE, 1)
-            if total is None
-            else _number("--max-connections", total, 1),
-            _number("--max-per-peer", self["max-per-peer"], 0),
-            _number("--idle-timeout", self["idle-timeout"], 0),
-        )
         self.drain = _number("--drain-timeout", self["drain-timeout"], 0)
         self.reactor = reactor
         self.factory = TimestampEchoFactory(
-            stamp, FRAMINGS[self["framing"]], reactor, limits=limits
+            stamp, FRAMINGS[self["framing"]], reactor, limits=self._limits(reactor)
         )
         own_ports: set[int] = set()
 
@@ -110,6 +100,17 @@ class Options(usage.Options):
             _listener(description, self.factory, datagrams, reactor)
             for description in self["listen"] or ["tcp:3000"]
         ]
+
+    def _limits(self, clock: Any) -> Limits:
+        total = self["max-connections"]
+        if total is None:
+            total = max(file_limit() - RESERVE, 1)
+        return Limits(
+            clock,
+            _number("--max-connections", total, 1),
+            _number("--max-per-peer", self["max-per-peer"], 0),
+            _number("--idle-timeout", self["idle-timeout"], 0),
+        )
 
 
 def makeService(options: Options) -> IService:

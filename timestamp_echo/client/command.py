@@ -86,8 +86,7 @@ def _run(reactor: Any, server: StreamServer | DatagramServer) -> int:
         for fd, was in enumerate(blocking):
             os.set_blocking(fd, was)
 
-    # Tested, but its process ends before coverage could write anything down.
-    def interrupt(number: int, frame: object) -> None:  # pragma: no cover
+    def interrupt(number: int, frame: object) -> None:  # pragma: no cover  # ends the process
         # At once: the reactor's own way would wait for a look-up of a name in its thread.
         restore()
         if os.isatty(1):
