@@ -54,6 +54,15 @@ class FileLimitTests(SynchronousTestCase):
         self.assertEqual(file_limit(), hard)
         self.assertEqual(resource.getrlimit(resource.RLIMIT_NOFILE), (hard, hard))
 
+    def test_none(self) -> None:
+        """Where there is no limit, it is no small number, whatever stands for it."""
+        infinity = resource.RLIM_INFINITY
+        with (
+            patch("resource.setrlimit"),
+            patch("resource.getrlimit", return_value=(1024, infinity)),
+        ):
+            self.assertGreater(file_limit(), 10**9)
+
     def test_not_to_be_raised(self) -> None:
         """Where it can't be, it is what it is."""
         with patch("resource.setrlimit", side_effect=ValueError):

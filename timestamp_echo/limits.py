@@ -6,6 +6,7 @@ Knows of a connection what it can be asked and told, and its peer's address; no 
 from __future__ import annotations
 
 import resource
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def file_limit() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     except (ValueError, OSError):  # a hard limit that is none, beyond what the kernel has
         return soft
-    return hard
+    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
 
 
 def source(address: IAddress | None) -> bytes:
