@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,12 @@ class OptionsTests(SynchronousTestCase):
                 self.refused(option, text),
                 f"{option}: expected a whole number of at least {least}, not {text!r}",
             )
+
+    def test_many_files(self) -> None:
+        """However many files there may be, as in some containers, the default is a number."""
+        for files, total in ((1073741816, 1073741752), (sys.maxsize, sys.maxsize - 64), (10, 1)):
+            self.patch(tap, "file_limit", lambda files=files: files)
+            self.assertEqual(self.parsed().factory.limits._total, total)
 
     def test_udp_rate(self) -> None:
         """--udp-rate, and what it takes."""

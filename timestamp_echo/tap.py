@@ -102,12 +102,12 @@ class Options(usage.Options):
         ]
 
     def _limits(self, clock: Any) -> Limits:
-        total = self["max-connections"]
-        if total is None:
-            total = max(file_limit() - RESERVE, 1)
+        given = self["max-connections"]
         return Limits(
             clock,
-            _number("--max-connections", total, 1),
+            max(file_limit() - RESERVE, 1)
+            if given is None
+            else _number("--max-connections", given, 1),
             _number("--max-per-peer", self["max-per-peer"], 0),
             _number("--idle-timeout", self["idle-timeout"], 0),
         )
