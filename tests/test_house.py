@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "proxy": "",
     "limits": "",
     "transport": "tls proxy",
-    "datagram": "stamps",
+    "datagram": "stamps limits",
     "protocol": "stamps framing journal limits",
     "service": "journal limits",
     "tap": "__init__ stamps framing limits protocol datagram transport service",

@@ -11,7 +11,6 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Callable
-from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 from twisted.internet.error import MessageLengthError
@@ -19,6 +18,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 
+from timestamp_echo.limits import unmapped
 from timestamp_echo.stamps import Stamp
 
 RATE = 1000
@@ -52,20 +52,14 @@ def refusal(datagram: bytes, host: str, port: int, own_ports: set[int]) -> str:
 
 
 def _is_unicast(host: str) -> bool:
-    address = ip_address(host)
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
+    address = unmapped(host)
     return not (address.is_multicast or address.is_unspecified or str(address) == "255.255.255.255")
 
 
 def network(host: str) -> bytes:
     """The network that a source counts as: an IPv4 /24 or an IPv6 /64."""
-    address = ip_address(host)
-    if isinstance(address, IPv6Address):
-        if address.ipv4_mapped is None:
-            return address.packed[:8]
-        address = address.ipv4_mapped
-    return address.packed[:3]
+    address = unmapped(host)
+    return address.packed[: 8 if address.version == 6 else 3]
 
 
 class Rate:
@@ -134,8 +128,8 @@ class TimestampDatagram(DatagramProtocol):
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
         """Answer one datagram, or count why not."""
         host, port = addr
-        why = refusal(datagram, host.partition("%")[0], port, self._own_ports)
-        if not why and not self._rate.allows(host.partition("%")[0]):
+        why = refusal(datagram, host, port, self._own_ports)
+        if not why and not self._rate.allows(host):
             why = "over the rate"
         if why:
             self._count(why)

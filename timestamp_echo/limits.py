@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import IPv4Address as IPv4
 from ipaddress import IPv6Address as IPv6
 from ipaddress import ip_address
 from typing import Protocol
@@ -55,16 +56,18 @@ def file_limit() -> int:
     return sys.maxsize if hard == resource.RLIM_INFINITY else hard
 
 
+def unmapped(host: str) -> IPv4 | IPv6:
+    """An address without its scope; an IPv4-mapped one (RFC 4291, section 2.5.5.2) as IPv4."""
+    ip = ip_address(host.partition("%")[0])
+    return (isinstance(ip, IPv6) and ip.ipv4_mapped) or ip
+
+
 def source(address: IAddress | None) -> bytes:
     """What counts as one peer: an IPv4 address, an IPv6 /64; nothing for any other address."""
     if not isinstance(address, (IPv4Address, IPv6Address)):
         return b""
-    ip = ip_address(address.host.partition("%")[0])
-    if isinstance(ip, IPv6):
-        if ip.ipv4_mapped is None:
-            return ip.packed[:8]
-        ip = ip.ipv4_mapped
-    return ip.packed
+    ip = unmapped(address.host)
+    return ip.packed[:8] if isinstance(ip, IPv6) else ip.packed
 
 
 @dataclass
