@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -186,3 +187,17 @@ def read_all(sock: socket.socket) -> bytes:
     while piece := sock.recv(2**16):
         data += piece
     return data
+
+
+def fill(sock: socket.socket, line: bytes) -> int:
+    """Send this line again and again until there is no room anywhere; bytes sent.
+
+    The server stops reading when it has too much unsent, and the kernel takes no more when
+    its buffers are full; a quarter of a second without room tells that it is so.
+    """
+    block = line * (2**16 // len(line))
+    sent = 0
+    sock.setblocking(False)
+    while select.select([], [sock], [], 0.25)[1]:
+        sent += sock.send(block[sent % len(block) :])
+    return sent

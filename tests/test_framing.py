@@ -71,6 +71,29 @@ class LineTests(SynchronousTestCase):
             reply = framing.received(piece, numbered(number))
             self.assertEqual(reply, b"".join(numbered(number) + line for line in due))
 
+    @given(reads(), st.integers(1, 2 * HOLD))
+    def test_portions(self, pieces: list[bytes], length: int) -> None:
+        """Taken in portions, a read gets the same replies, none of which is too long."""
+        prefix = b"x" * length
+        whole, framing = AutoFraming(), AutoFraming()
+        for piece in pieces:
+            replies = []
+            rest = piece
+            while rest:
+                size = framing.portion(rest, prefix)
+                lines = rest[:size].count(b"\n")
+                self.assertTrue(lines <= 1 or size + lines * length <= HOLD)
+                replies.append(framing.received(rest[:size], prefix))
+                rest = rest[size:]
+            self.assertEqual(b"".join(replies), whole.received(piece, prefix))
+
+    def test_portion(self) -> None:
+        """A read is one portion unless its stamps are many; `chunk` has but one."""
+        self.assertEqual(LineFraming().portion(b"x\n" * 999, STAMP), 1998)
+        self.assertEqual(LineFraming().portion(b"x" * HOLD + b"\n", STAMP), HOLD + 1)
+        self.assertEqual(LineFraming().portion(b"\n" * HOLD, b"x" * 31), HOLD // 32)
+        self.assertEqual(ChunkFraming().portion(b"\n" * HOLD, STAMP), HOLD)
+
     @given(reads())
     def test_waiting(self, pieces: list[bytes]) -> None:
         """It is waiting exactly while a line has come in part."""

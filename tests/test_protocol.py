@@ -23,7 +23,14 @@ from zope.interface import directlyProvides
 from zope.interface.verify import verifyClass, verifyObject
 
 from tests.fakes import TCPTransport, Turns, logged
-from timestamp_echo.framing import AutoFraming, ChunkFraming, Framing, LineFraming
+from timestamp_echo.framing import (
+    HOLD,
+    SURE,
+    AutoFraming,
+    ChunkFraming,
+    Framing,
+    LineFraming,
+)
 from timestamp_echo.limits import Limits
 from timestamp_echo.protocol import (
     FAREWELL,
@@ -451,13 +458,68 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertIn("; over", self.lose(echo))
         self.assertFalse(echo._farewell and echo._farewell.active())
 
-    def test_part_under_pressure(self) -> None:
-        """A connection that was not read is read again, to see the peer's close."""
+    def test_end_under_pressure(self) -> None:
+        """A peer that does not take its replies is cut off."""
         transport = TCPTransport()
         echo = self.connect(transport=transport)
         echo.pauseProducing()
         echo.end("over")
-        self.assertEqual(transport.producerState, "producing")
+        self.assertTrue(transport.aborted)
+        self.assertIn("; over", self.lose(echo, ConnectionAborted()))
+
+    def full_after(self, size: int, transport: StringTransport) -> None:
+        """From now on, this is full whenever it has so many bytes more."""
+        written = transport.write
+        left = size
+
+        def write(data: bytes) -> None:
+            nonlocal left
+            written(data)
+            left -= len(data)
+            if left <= 0 and transport.producer is not None:
+                left = size
+                transport.producer.pauseProducing()
+
+        self.patch(transport, "write", write)
+
+    def test_dense_read(self) -> None:
+        """Of a read whose replies are too long, no more is answered than there is room for."""
+        echo = self.connect()
+        self.full_after(1, self.transport)
+        echo.dataReceived(b"\n" * HOLD)
+        turns = 1
+        while echo.messages < HOLD:
+            reply = self.transport.value()
+            self.assertLessEqual(len(reply), HOLD + len(STAMP))
+            self.transport.clear()
+            self.assertEqual(reply, (STAMP + b"\n") * (len(reply) // (len(STAMP) + 1)))
+            self.assertEqual(self.transport.producerState, "paused")
+            echo.resumeProducing()
+            turns += 1
+        self.assertGreater(turns, 20)
+        echo.resumeProducing()
+        self.assertEqual(self.transport.producerState, "producing")
+
+    def test_dense_read_has_its_own_arrival(self) -> None:
+        """What is answered late has the moment at which it came, and keeps its place."""
+        echo = self.connect()
+        self.full_after(HOLD, self.transport)
+        echo.dataReceived(b"\n" * SURE * 2)
+        self.clock.advance(60)
+        echo.dataReceived(b"later\n")  # as TLS hands on what it had read
+        while self.transport.producerState == "paused":
+            echo.resumeProducing()
+        late = STAMP.replace(b":00:", b":01:") + b"later\n"
+        self.assertEqual(self.transport.value(), (STAMP + b"\n") * SURE * 2 + late)
+
+    def test_close_behind_a_dense_read(self) -> None:
+        """A close_notify behind it, in the same read, finds all of it answered."""
+        echo = self.connect()
+        self.full_after(1, self.transport)
+        echo.dataReceived(b"\n" * HOLD + b"end")
+        echo.readConnectionLost()
+        self.assertEqual(self.transport.value(), (STAMP + b"\n") * HOLD + STAMP + b"end")
+        self.assertTrue(self.transport.disconnecting)
 
     def test_drain(self) -> None:
         """Drained, it answers what has arrived, and what was pending, and parts."""

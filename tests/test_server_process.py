@@ -27,6 +27,7 @@ from tests.running import (
     PATIENCE,
     STAMP,
     Service,
+    fill,
     needs,
     read_all,
     run,
@@ -295,22 +296,31 @@ class UnfriendlyTests(SynchronousTestCase):
 
     def test_slow_reader(self) -> None:
         """A peer that sends and never reads costs little memory, and gets all in the end."""
+        for line in (b"x" * 1023 + b"\n", b"\n"):
+            before = self.service.resident()
+            socks = [self.service.connect() for _ in range(8)]
+            sent = [fill(sock, line) for sock in socks]
+            # What each of them has unsent, and what one read brought.
+            self.assertLess((self.service.resident() - before) / len(socks), 256 * 1024)
+            for sock, size in zip(socks, sent, strict=True):
+                self.assertGreater(size, 2**20)
+                with sock:
+                    sock.settimeout(PATIENCE)
+                    lines, stamps = self.exchange(sock, line[size % len(line) :])
+                self.assertEqual(lines, size // len(line) + 1)
+                # The server's own pause was none of the sender's: no line was cut.
+                self.assertEqual(stamps, lines)
+
+    def test_line_without_end(self) -> None:
+        """A line that never ends costs what is held of it until its reply starts."""
         before = self.service.resident()
-        block = (b"x" * 1023 + b"\n") * 64
-        with self.service.connect() as sock:
-            sock.setblocking(False)
-            sent = 0
-            # The server stops reading when it has 64 KiB unsent, and the kernel takes no more
-            # when its buffers are full; a quarter of a second without room tells that it is so.
-            while select.select([], [sock], [], 0.25)[1]:
-                sent += sock.send(block[sent % len(block) :])
-            self.assertLess(self.service.resident() - before, 2**20)
-            self.assertGreater(sent, 2**20)
-            sock.settimeout(PATIENCE)
-            lines, stamps = self.exchange(sock, block[sent % len(block) :])
-        self.assertEqual(lines, (sent + len(block) - sent % len(block)) // 1024)
-        # The server's own pause was none of the sender's: no line was cut.
-        self.assertEqual(stamps, lines)
+        socks = [self.service.connect() for _ in range(50)]
+        for sock in socks:
+            sock.sendall(b"one\n" + b"x" * 65000)
+            self.assertTrue(sock.recv(100).endswith(b"] one\n"))
+        self.assertLess((self.service.resident() - before) / len(socks), 128 * 1024)
+        for sock in socks:
+            sock.close()
 
 
 class LimitTests(SynchronousTestCase):
@@ -369,9 +379,7 @@ class LimitTests(SynchronousTestCase):
         """A connection whose replies nobody takes is ended by force."""
         service = self.service("--idle-timeout", "1")
         with service.connect() as sock:
-            sock.setblocking(False)
-            while select.select([], [sock], [], 0.25)[1]:
-                sock.send(b"x" * 1023 + b"\n")
+            fill(sock, b"x" * 1023 + b"\n")
             service.log.wait_for("connection from .* ended .*; idle for 1 s")
 
     def test_file_table_full(self) -> None:
@@ -466,10 +474,8 @@ class StopTests(SynchronousTestCase):
             sock.sendall(b"first\n")
             self.assertTrue(sock.recv(1024))
             os.kill(service.process.pid, signal.SIGSTOP)
-            sock.setblocking(False)
             line = b"x" * 99 + b"\n"
-            while select.select([], [sock], [], 0.25)[1]:
-                sock.send(line * 100)
+            fill(sock, line)
             come = self.come(sock) // len(line)
             self.assertGreater(come, 1000)  # several reads
             service.process.send_signal(signal.SIGTERM)
@@ -492,9 +498,7 @@ class StopTests(SynchronousTestCase):
         """A peer that neither reads nor closes does not hold the stop longer than its timeout."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--drain-timeout", "1")
         with service.connect() as sock:
-            sock.setblocking(False)
-            while select.select([], [sock], [], 0.25)[1]:
-                sock.send(b"x" * 1023 + b"\n")
+            fill(sock, b"x" * 1023 + b"\n")
             self.assertEqual(service.stop(), 0)
         self.assertIn("ended after", service.log.text)
 
@@ -502,9 +506,7 @@ class StopTests(SynchronousTestCase):
         """A second signal ends it at once."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--drain-timeout", "1000")
         with service.connect() as sock:
-            sock.setblocking(False)
-            while select.select([], [sock], [], 0.25)[1]:
-                sock.send(b"x" * 1023 + b"\n")
+            fill(sock, b"x" * 1023 + b"\n")
             service.process.send_signal(signal.SIGTERM)
             service.log.wait_for("Port .* Closed")
             self.assertEqual(service.stop(), 0)

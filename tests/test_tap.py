@@ -93,6 +93,7 @@ class OptionsTests(SynchronousTestCase):
             ("--max-per-peer", "x", 0),
             ("--idle-timeout", "-1", 0),
             ("--drain-timeout", "soon", 0),
+            ("--max-unsent", "0", 1),
         ):
             self.assertEqual(
                 self.refused(option, text),

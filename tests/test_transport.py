@@ -18,13 +18,17 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.lockfile import FilesystemLock
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.fakes import Producer
 from timestamp_echo import transport
 from timestamp_echo.tls import HalfCloseTLS
 from timestamp_echo.transport import (
     LINUX,
+    READ,
+    Connection,
     DatagramPort,
     StreamReactor,
-    TimedServer,
+    TimedConnection,
+    UNIXConnection,
 )
 
 FACTORY = Factory.forProtocol(Protocol)
@@ -39,6 +43,16 @@ class Received(Protocol):
     def dataReceived(self, data: bytes) -> None:
         """See `IProtocol`."""
         self.reads.append((data, self.transport.arrival))  # type: ignore[union-attr]
+
+
+class Echo(Protocol):
+    """Keeps what it receives."""
+
+    read = b""
+
+    def dataReceived(self, data: bytes) -> None:
+        """See `IProtocol`."""
+        self.read += data
 
 
 class ReceivedDatagrams(DatagramProtocol):
@@ -76,8 +90,8 @@ class FakeReactor:
         return self._port
 
 
-class TimedServerTests(SynchronousTestCase):
-    """`TimedServer`, accepted from a listening socket that `StreamReactor` prepared."""
+class TimedConnectionTests(SynchronousTestCase):
+    """`TimedConnection`, accepted from a listening socket that `StreamReactor` prepared."""
 
     if not LINUX:
         skip = "this kernel gives no arrival times"
@@ -88,14 +102,14 @@ class TimedServerTests(SynchronousTestCase):
         self.addCleanup(listener.close)
         port = FakePort(listener)
         StreamReactor(FakeReactor(port), True).listenTCP(0, FACTORY)
-        self.assertIs(port.transport, TimedServer)
         self.client = socket.create_connection(listener.getsockname())
         self.addCleanup(self.client.close)
         accepted, peer = listener.accept()
         self.addCleanup(accepted.close)
         self.received = Received()
-        server: Any = None
-        self.server = TimedServer(accepted, self.received, peer, server, 0, MemoryReactorClock())
+        reactor = MemoryReactorClock()
+        self.server = port.transport(accepted, self.received, peer, None, 0, reactor)
+        self.assertIsInstance(self.server, TimedConnection)
         self.received.makeConnection(self.server)
 
     def test_arrival(self) -> None:
@@ -126,6 +140,48 @@ class TimedServerTests(SynchronousTestCase):
         self.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         self.client.close()
         self.assertIs(self.server.doRead(), CONNECTION_LOST)
+
+
+class UNIXConnectionTests(SynchronousTestCase):
+    """`UNIXConnection`, at one end of a pair of sockets."""
+
+    def setUp(self) -> None:
+        """The peer's socket, and the connection."""
+        self.peer, ours = socket.socketpair()
+        self.addCleanup(self.peer.close)
+        self.addCleanup(ours.close)
+        self.echo = Echo()
+        none: Any = None
+        reactor = MemoryReactorClock()
+        self.connection = UNIXConnection(ours, self.echo, None, none, 0, reactor, max_unsent=10)
+        self.echo.makeConnection(self.connection)
+
+    def test_reads(self) -> None:
+        """A read is as large with a small limit of what may be unsent."""
+        self.peer.send(b"x" * READ)
+        self.connection.doRead()
+        self.assertEqual(len(self.echo.read), READ)
+
+    def test_max_unsent(self) -> None:
+        """Beyond the limit its producer is paused, until all is sent."""
+        producer = Producer()
+        self.connection.registerProducer(producer, True)
+        self.connection.write(b"x" * 10)
+        self.assertFalse(producer.paused)
+        self.connection.write(b"x")
+        self.assertTrue(producer.paused)
+        self.connection.doWrite()
+        self.assertFalse(producer.paused)
+        self.assertEqual(len(self.peer.recv(100)), 11)
+
+    def test_files(self) -> None:
+        """A file that the peer passes is closed by the kernel."""
+        reader, writer = os.pipe()
+        socket.send_fds(self.peer, [b"x"], [writer])
+        os.close(writer)
+        self.connection.doRead()
+        self.assertEqual((self.echo.read, os.read(reader, 1)), (b"x", b""))
+        os.close(reader)
 
 
 class ArrivalTests(SynchronousTestCase):
@@ -238,7 +294,7 @@ class StreamReactorTests(SynchronousTestCase):
         self.reactor = StreamReactor(self.memory, False)
 
     def test_tcp(self) -> None:
-        """A TCP port is Twisted's own."""
+        """A TCP port is the reactor's."""
         self.reactor.listenTCP(3000, FACTORY, 7, "127.0.0.1")
         self.assertEqual(self.memory.tcpServers, [(3000, FACTORY, 7, "127.0.0.1")])
 
@@ -253,7 +309,7 @@ class StreamReactorTests(SynchronousTestCase):
         self.assertIs(factory.wrappedFactory, FACTORY)
 
     def test_unix(self) -> None:
-        """A UNIX port is Twisted's own."""
+        """A UNIX port is the reactor's."""
         self.reactor.listenUNIX("/run/tsecho", FACTORY, 7, 0o600, True)
         self.assertEqual(self.memory.unixServers, [("/run/tsecho", FACTORY, 7, 0o600, True)])
 
@@ -284,16 +340,16 @@ class StreamReactorTests(SynchronousTestCase):
         self.assertTrue(os.path.lexists(path + ".lock"))
 
     def test_adopted(self) -> None:
-        """A port that is already open is Twisted's own; with times, if it is TCP."""
+        """A port that is already open is the reactor's; with times, if it is TCP."""
         for timed, family, expected in (
-            (False, socket.AF_INET, None),
-            (True, socket.AF_UNIX, None),
-            (LINUX, socket.AF_INET6, TimedServer if LINUX else None),
+            (False, socket.AF_INET, Connection),
+            (True, socket.AF_UNIX, UNIXConnection),
+            (LINUX, socket.AF_INET6, TimedConnection if LINUX else Connection),
         ):
             with socket.socket(family) as sock:
                 port = FakePort(sock)
                 StreamReactor(FakeReactor(port), timed).adoptStreamPort(3, family, FACTORY)
-                self.assertIs(port.transport, expected)
+                self.assertIs(port.transport.func, expected)
 
     def test_all_else(self) -> None:
         """Everything else is the reactor's."""

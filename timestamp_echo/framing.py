@@ -18,6 +18,10 @@ FULL_READ = 16 * 1024
 """Bytes from which on a read may be a cut one. A TLS record has no more (RFC 8446, section
 5.1); Twisted's receive buffer has 64 KiB, of which a PROXY header may be gone."""
 
+SURE = 4 * 1024
+"""Bytes of a read whose reply is never too long to be made at once, even if they are all
+newlines. Longer reads are measured by `portion`."""
+
 _NEWLINE = ord("\n")
 
 
@@ -35,8 +39,14 @@ class Framing(Protocol):
     def ends_at_pause(self) -> bool:
         """Whether the sender's pause ends a message, as well as its closing does."""
 
+    def portion(self, data: bytes, prefix: bytes) -> int:
+        """How many bytes of a read to take at a time, so that the reply is not too long.
+
+        A stamp for each newline makes of 64 KiB up to 1.8 MB, which the peer may never read.
+        """
+
     def received(self, data: bytes, prefix: bytes) -> bytes:
-        """Take one read.
+        """Take one read, or the next portion of one.
 
         @param data: what the read brought, not empty.
         @param prefix: what goes in front of the messages that this read completes.
@@ -58,6 +68,10 @@ class ChunkFraming:
 
     def __init__(self) -> None:
         self.messages = 0
+
+    def portion(self, data: bytes, prefix: bytes) -> int:
+        """See `Framing.portion`: there is one stamp in any reply."""
+        return len(data)
 
     def received(self, data: bytes, prefix: bytes) -> bytes:
         """See `Framing.received`."""
@@ -85,6 +99,22 @@ class LineFraming:
         self._pending = b""
         self._prefix = b""  # of the last read that left something pending
         self._begun = False  # the reply to a long message has started
+
+    def portion(self, data: bytes, prefix: bytes) -> int:
+        """See `Framing.portion`. It ends at a newline, and leaves one to the next.
+
+        So a line that the read cut is never taken for a read of its own.
+        """
+        size = len(data)
+        while size > 1 and size + data.count(b"\n", 0, size) * len(prefix) > HOLD:
+            size //= 2
+        if size == len(data):
+            return size
+        last = data.rfind(b"\n")
+        first = data.find(b"\n")
+        if first == last:
+            return len(data)
+        return max(data.rfind(b"\n", 0, min(size, last)), first) + 1
 
     def received(self, data: bytes, prefix: bytes) -> bytes:
         """See `Framing.received`."""

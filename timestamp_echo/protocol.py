@@ -7,7 +7,7 @@ connect.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from twisted.internet.error import ConnectionAborted, ConnectionDone
@@ -25,7 +25,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from timestamp_echo.framing import FULL_READ, AutoFraming, Framing
+from timestamp_echo.framing import FULL_READ, SURE, AutoFraming, Framing
 from timestamp_echo.journal import Journal, escaped, written
 from timestamp_echo.limits import Limits
 from timestamp_echo.stamps import Stamp
@@ -99,6 +99,7 @@ class TimestampEcho(Parting):
     _pause: IDelayedCall | None = None
     _quiet = False
     _held = False
+    _rest: Sequence[tuple[bytes, bytes]] = ()
     _draining = False
     _look: IDelayedCall | None = None
     _handshake: IDelayedCall | None = None
@@ -116,7 +117,7 @@ class TimestampEcho(Parting):
             self.transport.setTcpNoDelay(True)
         if INegotiated.providedBy(self.transport):
             self._handshake = factory.clock.callLater(HANDSHAKE, self._no_handshake)
-        # What is read is what is written: with 64 KiB of replies unsent, it is not read.
+        # What is read is what is written: with too many replies unsent, it is not read.
         self.transport.registerProducer(self, True)
         peer = self.transport.getPeer()
         factory.limits.enter(self, peer)
@@ -137,9 +138,27 @@ class TimestampEcho(Parting):
 
     def dataReceived(self, data: bytes) -> None:
         """Answer what one read brought."""
-        framing = self._framing
         self._into += len(data)
-        reply = framing.received(data, self._prefix(self._now()))
+        prefix = self._prefix(self._now())
+        if len(data) > SURE or self._held:  # TLS hands on what it had read, held or not
+            self._rest = [*self._rest, (data, prefix)]
+            self._catch_up()
+        else:
+            self._answer(data, prefix)
+
+    def _catch_up(self) -> None:
+        """Answer what was read, until too many replies are unsent."""
+        while self._rest and not self._held:
+            (data, prefix), *self._rest = self._rest
+            size = self._framing.portion(data, prefix)
+            if size < len(data):
+                self._rest = [(data[size:], prefix), *self._rest]
+                data = data[:size]
+            self._answer(data, prefix)
+
+    def _answer(self, data: bytes, prefix: bytes) -> None:
+        framing = self._framing
+        reply = framing.received(data, prefix)
         if framing.waiting and framing.ends_at_pause:
             self._await_pause()  # before the write, which may be one too many: pauseProducing
         if reply:
@@ -154,8 +173,11 @@ class TimestampEcho(Parting):
         self._cancel(self._look)
 
     def resumeProducing(self) -> None:
-        """There is room again: read on."""
+        """There is room again: answer the rest of what was read, then read on."""
         self._held = False
+        self._catch_up()
+        if self._held:
+            return
         self.transport.resumeProducing()
         if self._framing.waiting and self._framing.ends_at_pause:
             self._await_pause()
@@ -174,12 +196,17 @@ class TimestampEcho(Parting):
     def end(self, why: str) -> None:
         """Answer what is pending, deliver all, then close in order.
 
+        A peer that does not take its replies would not take the last ones either: abort.
+
         @param why: in words, for the log.
         """
-        if not self.why:
+        if self.why:
+            return
+        if self._held:
+            self.why = why
+            self.abort()
+        else:
             self._last_words(why)
-            if self._held:
-                self.transport.resumeProducing()  # or the peer's close would not be seen
             self.part()
 
     def drain(self) -> None:
@@ -205,9 +232,11 @@ class TimestampEcho(Parting):
     def _last_words(self, why: str) -> None:
         self.why = why
         self._cancel_pause()
-        self._end_message()
         # A producer that is left registered would be resumed instead of closed.
         self.transport.unregisterProducer()
+        self._held = False
+        self._catch_up()
+        self._end_message()
 
     def abort(self) -> None:
         """Close at once, whatever is unsent."""

@@ -22,7 +22,7 @@ from timestamp_echo.limits import IDLE, RESERVE, Limits, file_limit
 from timestamp_echo.protocol import TimestampEchoFactory
 from timestamp_echo.service import DRAIN, EchoService, Listener
 from timestamp_echo.stamps import Stamp
-from timestamp_echo.transport import DatagramPort, StreamReactor
+from timestamp_echo.transport import MAX_UNSENT, DatagramPort, StreamReactor
 
 DATAGRAM = 65536
 """Bytes that hold any datagram whole (RFC 768); Twisted's own default cuts at 8192."""
@@ -46,6 +46,7 @@ class Options(usage.Options):
         ["framing", None, "auto", "Where a message ends: auto, line or chunk."],
         ["max-connections", None, None, "More are told so and closed. [default: the file limit]"],
         ["max-per-peer", None, 0, "The same per IPv4 address or IPv6 /64; 0 is no limit."],
+        ["max-unsent", None, MAX_UNSENT, "Bytes of unsent replies; then it is not read further."],
         ["idle-timeout", None, int(IDLE), "Seconds without an exchange; 0 is for ever."],
         ["drain-timeout", None, int(DRAIN), "Seconds that a stop may take."],
         ["udp-rate", None, RATE, "Datagrams a second answered per source (/24, /64)."],
@@ -86,6 +87,7 @@ class Options(usage.Options):
         except ValueError as error:
             raise usage.UsageError(f"--stamp: {error}") from error
         rate = _number("--udp-rate", self["udp-rate"], 1)
+        max_unsent = _number("--max-unsent", self["max-unsent"], 1)
         self.drain = _number("--drain-timeout", self["drain-timeout"], 0)
         self.reactor = reactor
         self.factory = TimestampEchoFactory(
@@ -97,7 +99,7 @@ class Options(usage.Options):
             return TimestampDatagram(stamp, reactor, rate=rate, own_ports=own_ports)
 
         self.listeners = [
-            _listener(description, self.factory, datagrams, reactor)
+            _listener(description, self.factory, datagrams, reactor, max_unsent)
             for description in self["listen"] or ["tcp:3000"]
         ]
 
@@ -135,6 +137,7 @@ def _listener(
     factory: TimestampEchoFactory,
     datagrams: Callable[[], TimestampDatagram],
     reactor: Any,
+    max_unsent: int,
 ) -> Listener:
     port = _PORT.match(description)
     if port is not None and not 0 <= int(port["port"]) <= 65535:
@@ -143,12 +146,13 @@ def _listener(
         )
     if description.startswith("udp:"):
         return _datagram_listener(description, datagrams(), factory.stamp.subsecond, reactor)
-    return _stream_listener(description, factory, reactor)
+    streams = StreamReactor(reactor, factory.stamp.subsecond, max_unsent)
+    return _stream_listener(description, factory, streams)
 
 
-def _stream_listener(description: str, factory: TimestampEchoFactory, reactor: Any) -> Listener:
+def _stream_listener(description: str, factory: TimestampEchoFactory, streams: Any) -> Listener:
     try:
-        endpoint = serverFromString(StreamReactor(reactor, factory.stamp.subsecond), description)
+        endpoint = serverFromString(streams, description)
     except Exception as error:  # each kind of endpoint has its own ways to refuse
         raise usage.UsageError(
             "--listen: expected an endpoint such as tcp:3000, tcp6:3000, unix:/run/tsecho,"

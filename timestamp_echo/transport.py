@@ -1,9 +1,9 @@
 """What a connection needs of its transport that Twisted's own leave out.
 
-The kernel's arrival time of each read, half-close through TLS and the PROXY protocol, the
-address that a datagram came to, and no lock left behind. Endpoints get there through
-`StreamReactor`, which stands in for the reactor; all else stays Twisted's. Knows no message
-and no stamp.
+The kernel's arrival time of each read, a limit of unsent bytes, half-close through TLS and
+the PROXY protocol, the address that a datagram came to, and no lock left behind. Endpoints
+get there through `StreamReactor`, which stands in for the reactor; all else stays Twisted's.
+Knows no message and no stamp.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import socket
 import struct
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
-from twisted.internet import tcp, udp
+from twisted.internet import tcp, udp, unix
 from twisted.internet.error import CannotListenError, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
@@ -34,6 +35,12 @@ else:
 
 LINUX = sys.platform == "linux"
 """Whether the kernel says when bytes arrived, and at which of our addresses."""
+
+READ = 2**16
+"""Bytes that one read brings at most."""
+
+MAX_UNSENT = 2**16
+"""Bytes of replies that may be unsent, by default, before a connection is read no further."""
 
 # socket(7). Python has the name from 3.14 on; the number is asm-generic/socket.h's.
 _SO_TIMESTAMPNS: int = getattr(socket, "SO_TIMESTAMPNS", 35)
@@ -76,7 +83,35 @@ def _holder(lock: str) -> int:
         return 0
 
 
-class TimedServer(tcp.Server):
+class Connection(tcp.Server):
+    """A TCP connection whose limit of unsent bytes is not the size of its reads as well.
+
+    @param max_unsent: bytes beyond which its producer is paused.
+    """
+
+    def __init__(self, *args: Any, max_unsent: int) -> None:
+        super().__init__(*args)
+        self.bufferSize = max_unsent
+
+    def doRead(self) -> ConnectionLost | ConnectionDone | None:  # type: ignore[override]  # abortConnection's
+        """As `tcp.Connection.doRead`."""
+        try:
+            data = self._receive()
+        except BlockingIOError:
+            return None
+        except OSError:
+            return CONNECTION_LOST
+        if not data:
+            return CONNECTION_DONE
+        self.protocol.dataReceived(data)
+        return None
+
+    def _receive(self) -> bytes:
+        received: bytes = self.socket.recv(READ)
+        return received
+
+
+class TimedConnection(Connection):
     """A TCP connection that knows when the kernel got the bytes of its last read.
 
     Where a read takes in several segments, that is the last one's time.
@@ -85,19 +120,18 @@ class TimedServer(tcp.Server):
     arrival = 0
     """Nanoseconds since the epoch; 0 if the kernel did not say."""
 
-    def doRead(self) -> ConnectionLost | ConnectionDone | None:  # type: ignore[override]  # abortConnection's
-        """As `tcp.Connection.doRead`, by `recvmsg`."""
-        try:
-            data, ancillary, _, _ = self.socket.recvmsg(self.bufferSize, _ANCILLARY)
-        except BlockingIOError:
-            return None
-        except OSError:
-            return CONNECTION_LOST
-        if not data:
-            return CONNECTION_DONE
+    def _receive(self) -> bytes:
+        received: bytes
+        received, ancillary, _, _ = self.socket.recvmsg(READ, _ANCILLARY)
         self.arrival = _arrival(ancillary)
-        self.protocol.dataReceived(data)
-        return None
+        return received
+
+
+class UNIXConnection(Connection, unix.Server):
+    """The same for a UNIX socket. It takes no files that a peer passes (unix(7)).
+
+    Without ancillary data asked for, the kernel closes them.
+    """
 
 
 class DatagramPort(udp.Port):
@@ -158,13 +192,16 @@ class StreamReactor:
     """What a server endpoint sees in place of the reactor.
 
     @param reactor: the real one.
-    @param kernel_times: whether TCP connections are to know arrival times. A stamp of whole
-        seconds does without, and has Twisted's own connections.
+    @param kernel_times: whether TCP connections are to know arrival times, which a stamp of
+        whole seconds does without.
+    @param max_unsent: bytes of replies that a connection may have unsent before it is read no
+        further.
     """
 
-    def __init__(self, reactor: Any, kernel_times: bool) -> None:
+    def __init__(self, reactor: Any, kernel_times: bool, max_unsent: int = MAX_UNSENT) -> None:
         self._reactor = reactor
         self._timed = kernel_times and LINUX
+        self._max_unsent = max_unsent
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)
@@ -178,7 +215,7 @@ class StreamReactor:
             for with_half_close in HALF_CLOSES:
                 with_half_close(layer)
             layer = layer.wrappedFactory
-        return self._with_times(self._reactor.listenTCP(port, factory, backlog, interface))
+        return self._tcp(self._reactor.listenTCP(port, factory, backlog, interface))
 
     def listenSSL(
         self,
@@ -206,26 +243,31 @@ class StreamReactor:
         lock = address + ".lock"
         held = _holder(lock) == os.getpid()  # by an earlier listener of this process
         try:
-            port: IListeningPort = self._reactor.listenUNIX(
-                address, factory, backlog, mode, wantPID
-            )
+            port = self._reactor.listenUNIX(address, factory, backlog, mode, wantPID)
         except CannotListenError:
             if not held and _holder(lock) == os.getpid():
                 FilesystemLock(lock).unlock()
             raise
-        return port
+        return self._with(port, UNIXConnection)
 
     def adoptStreamPort(
         self, fileDescriptor: int, addressFamily: int, factory: IProtocolFactory
     ) -> IListeningPort:
         """See `IReactorSocket.adoptStreamPort`."""
         port = self._reactor.adoptStreamPort(fileDescriptor, addressFamily, factory)
-        return port if addressFamily == socket.AF_UNIX else self._with_times(port)
+        if addressFamily == socket.AF_UNIX:
+            return self._with(port, UNIXConnection)
+        return self._tcp(port)
 
-    def _with_times(self, port: Any) -> IListeningPort:
-        if self._timed:
-            port.transport = TimedServer
-            # Accepted connections inherit it, and so have it from their first segment on.
-            port.socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+    def _tcp(self, port: Any) -> IListeningPort:
+        if not self._timed:
+            return self._with(port, Connection)
+        # Accepted connections inherit it, and so have it from their first segment on.
+        port.socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        return self._with(port, TimedConnection)
+
+    def _with(self, port: Any, kind: type[Connection]) -> IListeningPort:
+        """Let the port make its connections of this kind."""
+        port.transport = partial(kind, max_unsent=self._max_unsent)
         listening: IListeningPort = port
         return listening
