@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "limits": "",
     "transport": "tls proxy",
     "datagram": "stamps limits",
-    "protocol": "stamps framing journal limits",
+    "protocol": "stamps framing journal limits proxy",
     "service": "journal limits",
     "tap": "__init__ stamps framing limits protocol datagram transport service",
     "__main__": "client.command",

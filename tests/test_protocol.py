@@ -34,8 +34,8 @@ from timestamp_echo.framing import (
 from timestamp_echo.limits import Limits
 from timestamp_echo.protocol import (
     FAREWELL,
-    HANDSHAKE,
     PAUSE,
+    PREFACE,
     Refusal,
     TimestampEcho,
     TimestampEchoFactory,
@@ -401,7 +401,7 @@ class TimestampEchoTests(SynchronousTestCase):
         transport = TCPTransport()
         directlyProvides(transport, INegotiated)
         echo = self.connect(transport=transport)
-        self.clock.advance(HANDSHAKE)
+        self.clock.advance(PREFACE)
         self.assertTrue(transport.aborted)
         self.assertIn("; no TLS handshake within 10 s", self.lose(echo, ConnectionAborted()))
 
@@ -412,7 +412,7 @@ class TimestampEchoTests(SynchronousTestCase):
         directlyProvides(transport, INegotiated)
         echo = self.connect(transport=transport)
         echo.handshakeCompleted()
-        self.clock.advance(10 * HANDSHAKE)
+        self.clock.advance(10 * PREFACE)
         self.assertFalse(transport.aborted)
 
     def test_log_ended_by_limits(self) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
+from twisted.logger import formatEvent
 from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface.verify import verifyClass
+from zope.interface.verify import verifyClass, verifyObject
 
-from tests.fakes import TCPTransport
-from timestamp_echo.protocol import TimestampEchoFactory
-from timestamp_echo.proxy import HalfCloseProxied, with_half_close
+from tests.fakes import TCPTransport, logged
+from timestamp_echo.limits import Limits
+from timestamp_echo.protocol import FAREWELL, PREFACE, TimestampEcho, TimestampEchoFactory
+from timestamp_echo.proxy import HalfCloseProxied, IPeerListener, IProxied, with_half_close
 from timestamp_echo.stamps import SECOND, Stamp
 
 STAMP = b"[Thu Jan  1 00:00:01 1970] "
@@ -34,18 +38,23 @@ class HalfCloseProxiedTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         """A connection whose header has not come."""
-        self.connect(TimestampEchoFactory(Stamp(utc=True), clock=Clock(), now=lambda: SECOND))
+        self.clock = Clock()
+        self.factory = TimestampEchoFactory(
+            Stamp(utc=True), clock=self.clock, now=lambda: SECOND, limits=Limits(self.clock, 3, 1)
+        )
+        self.connect(self.factory)
 
     def connect(self, inner: Any) -> None:
         """A connection with this inside."""
-        factory: Any = HAProxyWrappingFactory(inner)
-        with_half_close(factory)
+        factory: Any = with_half_close(HAProxyWrappingFactory(inner))
         self.proxied = factory.buildProtocol(None)
         self.transport = TCPTransport()
         self.proxied.makeConnection(self.transport)
 
     def test_interfaces(self) -> None:
         """It is what it says that it is."""
+        verifyClass(IPeerListener, TimestampEcho)
+        verifyObject(IProxied, self.proxied)
         verifyClass(IHalfCloseableProtocol, HalfCloseProxied)
         self.assertIsInstance(self.proxied, HalfCloseProxied)
 
@@ -86,6 +95,8 @@ class HalfCloseProxiedTests(SynchronousTestCase):
             b"PROXY TCP4 192.0.2.1 192.0.2.2 x 2\r\n",
             b"PROXY TCP4 \xff 192.0.2.2 1 2\r\n",
             b"PROXY TCP9 a b 1 2\r\n",
+            b"PROXY TCP4 here there 1 2\r\n",
+            b"neither version of it",
         ):
             self.setUp()
             self.proxied.dataReceived(header)
@@ -98,6 +109,54 @@ class HalfCloseProxiedTests(SynchronousTestCase):
         self.proxied.dataReceived(b"PROXY")
         self.proxied.readConnectionLost()
         self.assertTrue(self.transport.disconnecting)
+
+    def test_per_peer(self) -> None:
+        """The limit for one peer counts the client that the header names, not the proxy."""
+        events = logged(self)
+        first = self.proxied
+        first.dataReceived(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
+        self.connect(self.factory)
+        self.proxied.dataReceived(b"PROXY TCP4 192.0.2.9 192.0.2.2 1 2\r\none\n")
+        self.assertEqual(self.transport.value(), STAMP + b"one\n")
+        self.proxied.connectionLost(Failure(ConnectionDone()))
+        self.connect(self.factory)
+        self.proxied.dataReceived(b"PROXY TCP4 192.0.2.1 192.0.2.2 7 2\r\none\n")
+        words = "1 connections from your address are open, and no more may be"
+        self.assertEqual(self.transport.value(), f"tsecho: {words}\n".encode())
+        self.assertTrue(self.transport.half_closed)
+        self.proxied.connectionLost(Failure(ConnectionDone()))
+        first.connectionLost(Failure(ConnectionDone()))
+        self.connect(self.factory)
+        self.proxied.dataReceived(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\none\n")
+        self.assertEqual(self.transport.value(), STAMP + b"one\n")
+        lines = [formatEvent(event) for event in events]
+        self.assertIn("connection from 192.0.2.1:1 opened", lines)
+        self.assertIn(f"connection from 192.0.2.1:7 refused: {words}", lines)
+
+    def test_too_many(self) -> None:
+        """One too many of all is told so at once."""
+        for _ in range(3):
+            self.connect(self.factory)
+        self.assertIn(b"tsecho: 3 connections are open", self.transport.value())
+
+    def test_part(self) -> None:
+        """Ended by this side, it closes when the peer has, or after a second."""
+        self.proxied.dataReceived(b"PROXY UNKNOWN\r\none")
+        self.proxied.wrappedProtocol.end("over")
+        self.assertTrue(self.transport.half_closed)
+        self.proxied.writeConnectionLost()
+        self.assertFalse(self.transport.disconnecting)
+        self.clock.advance(FAREWELL)
+        self.assertTrue(self.transport.disconnecting)
+
+    def test_no_header(self) -> None:
+        """A header that does not come in ten seconds is not waited for, handshake or not."""
+        events = logged(self)
+        self.proxied.handshakeCompleted()
+        self.clock.advance(PREFACE)
+        self.assertTrue(self.transport.aborted)
+        self.proxied.connectionLost(Failure(ConnectionAborted()))
+        self.assertIn("; no PROXY header within 10 s", formatEvent(events[-1]))
 
     def test_handshake(self) -> None:
         """That TLS around it is set up reaches the protocol inside, if it wants to know."""
@@ -125,5 +184,5 @@ class HalfCloseProxiedTests(SynchronousTestCase):
     def test_other_factories(self) -> None:
         """A factory of something else is left as it is."""
         factory = Factory.forProtocol(Protocol)
-        with_half_close(factory)
+        self.assertIs(with_half_close(factory), factory)
         self.assertIs(factory.protocol, Protocol)

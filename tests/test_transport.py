@@ -14,12 +14,14 @@ from twisted.internet.protocol import DatagramProtocol, Factory, Protocol
 from twisted.internet.ssl import CertificateOptions
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
+from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.lockfile import FilesystemLock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import Producer
 from timestamp_echo import transport
+from timestamp_echo.proxy import ProxiedFactory
 from timestamp_echo.tls import HalfCloseTLS
 from timestamp_echo.transport import (
     LINUX,
@@ -85,8 +87,9 @@ class FakeReactor:
         """See `IReactorTCP`."""
         return self._port
 
-    def adoptStreamPort(self, *_: object) -> FakePort:
+    def adoptStreamPort(self, number: int, family: int, factory: object) -> FakePort:
         """See `IReactorSocket`."""
+        self.factory = factory
         return self._port
 
 
@@ -350,6 +353,26 @@ class StreamReactorTests(SynchronousTestCase):
                 port = FakePort(sock)
                 StreamReactor(FakeReactor(port), timed).adoptStreamPort(3, family, FACTORY)
                 self.assertIs(port.transport.func, expected)
+
+    def test_proxied(self) -> None:
+        """Behind the PROXY protocol each kind of port can half-close, in TLS as well."""
+        proxied: Any = HAProxyWrappingFactory(FACTORY)
+        self.reactor.listenTCP(3000, proxied)
+        self.reactor.listenSSL(3001, proxied, CertificateOptions())
+        self.reactor.listenUNIX("/run/tsecho", proxied)
+        memory: Any = self.memory
+        factories = [
+            memory.tcpServers[0][1],
+            memory.tcpServers[1][1].wrappedFactory,
+            memory.unixServers[0][1],
+        ]
+        with socket.socket() as sock:
+            adopting = FakeReactor(FakePort(sock))
+            StreamReactor(adopting, False).adoptStreamPort(3, socket.AF_INET, proxied)
+            factories.append(adopting.factory)
+        for factory in factories:
+            self.assertIsInstance(factory, ProxiedFactory)
+            self.assertIs(factory.wrappedFactory, FACTORY)
 
     def test_all_else(self) -> None:
         """Everything else is the reactor's."""

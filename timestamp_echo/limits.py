@@ -108,13 +108,29 @@ class Limits:
         """Why one more connection of this peer is refused, in words; nothing if it is not."""
         if self._total and len(self._connections) >= self._total:
             return f"{self._total} connections are open, and no more may be"
+        return self._crowded(source(address))
+
+    def named(self, connection: Connection, address: IAddress) -> str:
+        """The peer of a connection that was entered for nobody is known.
+
+        @return: why it is refused, in words; nothing if it is not.
+        """
         peer = source(address)
+        why = self._crowded(peer)
+        if not why:
+            seen = self._connections[connection]
+            self._forget(seen.source)
+            seen.source = peer
+            self._peers[peer] += 1
+        return why
+
+    def _crowded(self, peer: bytes) -> str:
         if self._per_peer and peer and self._peers[peer] >= self._per_peer:
             return f"{self._per_peer} connections from your address are open, and no more may be"
         return ""
 
     def enter(self, connection: Connection, address: IAddress | None) -> None:
-        """A connection is made."""
+        """A connection is made, by this peer or, as yet, by nobody."""
         peer = source(address)
         self._peers[peer] += 1
         self._connections[connection] = _Seen(peer, 0, self._clock.seconds())
@@ -123,10 +139,7 @@ class Limits:
 
     def leave(self, connection: Connection) -> None:
         """A connection is over."""
-        peer = self._connections.pop(connection).source
-        self._peers[peer] -= 1
-        if not self._peers[peer]:
-            del self._peers[peer]  # or whoever has been here would be remembered for ever
+        self._forget(self._connections.pop(connection).source)
         if not self._connections and self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
@@ -142,6 +155,11 @@ class Limits:
         self._waiting.append(left)
         self._tell()
         return left
+
+    def _forget(self, peer: bytes) -> None:
+        self._peers[peer] -= 1
+        if not self._peers[peer]:
+            del self._peers[peer]  # or whoever has been here would be remembered for ever
 
     def _tell(self) -> None:
         if not self._connections:

@@ -28,13 +28,14 @@ from zope.interface import implementer
 from timestamp_echo.framing import FULL_READ, SURE, AutoFraming, Framing
 from timestamp_echo.journal import Journal, escaped, written
 from timestamp_echo.limits import Limits
+from timestamp_echo.proxy import IPeerListener, IProxied
 from timestamp_echo.stamps import Stamp
 
 FAREWELL = 1.0
 """Seconds that a peer has to close its side after this one, with all delivered, closed its."""
 
-HANDSHAKE = 10.0
-"""Seconds that a TLS handshake may take."""
+PREFACE = 10.0
+"""Seconds that a TLS handshake, and the header of the PROXY protocol, may take."""
 
 PAUSE = 0.1
 """Seconds without a byte that end a message in `auto`: longer than a segment that follows
@@ -52,6 +53,9 @@ class Parting(Protocol):
 
     factory: TimestampEchoFactory
     transport: Any  # ITransport and IConsumer; the rest is asked for before it is used
+
+    why = ""
+    """How it ends, in words, for the log; the transport's own if there are none."""
 
     _farewell: IDelayedCall | None = None
 
@@ -83,7 +87,7 @@ class Parting(Protocol):
         """Throw away what comes after the end."""
 
 
-@implementer(IHandshakeListener, IPushProducer)
+@implementer(IHandshakeListener, IPeerListener, IPushProducer)
 class TimestampEcho(Parting):
     """The server's side of one connection.
 
@@ -93,16 +97,13 @@ class TimestampEcho(Parting):
     peer's FIN arrives.
     """
 
-    why = ""
-    """How it ends, in words, for the log; the transport's own if there are none."""
-
     _pause: IDelayedCall | None = None
     _quiet = False
     _held = False
     _rest: Sequence[tuple[bytes, bytes]] = ()
     _draining = False
     _look: IDelayedCall | None = None
-    _handshake: IDelayedCall | None = None
+    _preface: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
         """Begin: a framing of its own, and no reading while replies pile up."""
@@ -115,20 +116,37 @@ class TimestampEcho(Parting):
         if ITCPTransport.providedBy(self.transport):
             # A reply is whole when it is written: nothing is gained by waiting for more.
             self.transport.setTcpNoDelay(True)
-        if INegotiated.providedBy(self.transport):
-            self._handshake = factory.clock.callLater(HANDSHAKE, self._no_handshake)
         # What is read is what is written: with too many replies unsent, it is not read.
         self.transport.registerProducer(self, True)
+        if IProxied.providedBy(self.transport):
+            factory.limits.enter(self, None)
+            self._preface = factory.clock.callLater(PREFACE, self._late, "PROXY header")
+            return
+        if INegotiated.providedBy(self.transport):
+            self._preface = factory.clock.callLater(PREFACE, self._late, "TLS handshake")
         peer = self.transport.getPeer()
         factory.limits.enter(self, peer)
         factory.journal.opened(written(peer))
 
     def handshakeCompleted(self) -> None:
-        """TLS is set up."""
-        self._cancel(self._handshake)
+        """TLS is set up; what comes next may be the header of the PROXY protocol."""
+        if not IProxied.providedBy(self.transport):
+            self._cancel(self._preface)
 
-    def _no_handshake(self) -> None:
-        self.why = f"no TLS handshake within {HANDSHAKE:g} s"
+    def peerNamed(self) -> None:
+        """The header of the PROXY protocol has come: let its peer in, or not."""
+        self._cancel(self._preface)
+        peer = self.transport.getPeer()
+        why = self.factory.limits.named(self, peer)
+        if why:
+            self.factory.journal.refused(written(peer), why)
+            self.transport.write(_refused(why))
+            self.end(why)
+        else:
+            self.factory.journal.opened(written(peer))
+
+    def _late(self, what: str) -> None:
+        self.why = f"no {what} within {PREFACE:g} s"
         self.abort()
 
     @property
@@ -247,7 +265,7 @@ class TimestampEcho(Parting):
         super().connectionLost(reason)
         self._cancel_pause()
         self._cancel(self._look)
-        self._cancel(self._handshake)
+        self._cancel(self._preface)
         self.factory.limits.leave(self)
         if reason.check(ConnectionDone):
             self.why = self.why or "closed by the server"
@@ -297,16 +315,21 @@ class TimestampEcho(Parting):
         return arrival or self.factory.now()
 
 
+def _refused(why: str) -> bytes:
+    """What a peer is told that is one too many."""
+    return f"tsecho: {why}\n".encode()
+
+
 class Refusal(Parting):
     """A connection that is one too many: it is told so in one line."""
 
     def __init__(self, why: str) -> None:
-        self._why = why
+        self.why = why
 
     def connectionMade(self) -> None:
         """Say why, and part."""
-        self.factory.journal.refused(written(self.transport.getPeer()), self._why)
-        self.transport.write(f"tsecho: {self._why}\n".encode())
+        self.factory.journal.refused(written(self.transport.getPeer()), self.why)
+        self.transport.write(_refused(self.why))
         self.part()
         if INegotiated.providedBy(self.transport):
             abort = self.transport.abortConnection

@@ -5,23 +5,45 @@ Knows Twisted's wrapper and mends it; knows no message and no stamp.
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Any
 
-from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener, IProtocolFactory
+from twisted.internet.interfaces import (
+    IAddress,
+    IHalfCloseableProtocol,
+    IHandshakeListener,
+    IProtocolFactory,
+)
+from twisted.protocols.haproxy._exceptions import InvalidProxyHeader
+from twisted.protocols.haproxy._v1parser import V1Parser
+from twisted.protocols.haproxy._v2parser import V2Parser
 from twisted.protocols.haproxy._wrapper import HAProxyProtocolWrapper, HAProxyWrappingFactory
-from zope.interface import implementer
+from twisted.protocols.policies import ProtocolWrapper
+from zope.interface import Interface, implementer
 
 _SHORTEST = 16
 """Bytes of the shortest header of version 2; one of version 1 ends in a newline."""
 
 
-@implementer(IHalfCloseableProtocol, IHandshakeListener)
+class IProxied(Interface):
+    """A transport whose peer is known when the header of the PROXY protocol has come."""
+
+
+class IPeerListener(Interface):
+    """A protocol that wants to know when the peer of its `IProxied` transport is known."""
+
+    def peerNamed() -> None:
+        """From now on `getPeer` is the client, not the proxy."""
+
+
+@implementer(IHalfCloseableProtocol, IHandshakeListener, IProxied)
 class HalfCloseProxied(HAProxyProtocolWrapper):
     """A connection whose first bytes say for whom a proxy made it.
 
-    Twisted's wrapper does not tell the protocol inside that the peer has closed its side, and so
-    loses replies; it refuses a header that comes in small pieces and the specification's own
-    `PROXY UNKNOWN`; and it raises where a port or an address in the header is none.
+    Twisted's wrapper tells the protocol inside neither that the peer has closed its side, and so
+    loses replies, nor when the peer's address is known; it refuses a header that comes in small
+    pieces and the specification's own `PROXY UNKNOWN`; and it raises where a port or an address
+    in the header is none.
     """
 
     wrappedProtocol: Any
@@ -34,23 +56,42 @@ class HalfCloseProxied(HAProxyProtocolWrapper):
         if self._proxyInfo is not None:
             self.wrappedProtocol.dataReceived(data)
             return
+        try:
+            rest = self._header(data)
+        except (InvalidProxyHeader, ValueError):
+            self.loseConnection()
+            return
+        if self._proxyInfo is not None:
+            if IPeerListener.providedBy(self.wrappedProtocol):
+                self.wrappedProtocol.peerNamed()
+            if rest:
+                self.wrappedProtocol.dataReceived(rest)
+
+    def _header(self, data: bytes) -> bytes:
+        """Take the header, or a piece of it; what came behind it.
+
+        @raise InvalidProxyHeader: it is none.
+        @raise ValueError: neither is it.
+        """
         if self._parser is None:
             data = self._first = self._first + data
             if len(data) < _SHORTEST and b"\n" not in data:
-                return
+                return b""
+            self._parser = _parser(data)
             if data.startswith(b"PROXY UNKNOWN\r\n"):
                 data = data.replace(b"UNKNOWN", b"UNKNOWN ", 1)
-        try:
-            super().dataReceived(data)
-        except ValueError:
-            if self._proxyInfo is not None:  # not the header's, then
-                raise
-            self.loseConnection()
+        info, rest = self._parser.feed(data)
+        if info is not None:
+            host = getattr(info.source, "host", None)
+            if host is not None:
+                ip_address(host)
+            self._proxyInfo = info
+        return rest or b""
 
     def loseConnection(self) -> None:
         """Close; if no header has come yet, that is why."""
         if self._proxyInfo is None:
-            self.wrappedProtocol.why = "no PROXY header came first"
+            self.wrappedProtocol.why = self.wrappedProtocol.why or "no PROXY header came first"
         super().loseConnection()
 
     def handshakeCompleted(self) -> None:
@@ -67,10 +108,34 @@ class HalfCloseProxied(HAProxyProtocolWrapper):
             inner.readConnectionLost()
 
     def writeConnectionLost(self) -> None:
-        """Never called: this side closes both directions at once."""
+        """Tell the protocol inside: only by its wish is this side alone closed."""
+        self.wrappedProtocol.writeConnectionLost()
 
 
-def with_half_close(factory: IProtocolFactory) -> None:
-    """Let the connections of this factory half-close, if it is one of the PROXY protocol."""
+def _parser(data: bytes) -> V1Parser | V2Parser:
+    """The parser of a header that begins like this.
+
+    @raise InvalidProxyHeader: none does.
+    """
+    if data.startswith(V2Parser.PREFIX):
+        return V2Parser()
+    if data.startswith(V1Parser.PROXYSTR):
+        return V1Parser()
+    raise InvalidProxyHeader
+
+
+class ProxiedFactory(HAProxyWrappingFactory):
+    """Builds connections behind the PROXY protocol: for nobody, until the header has come."""
+
+    protocol = HalfCloseProxied  # type: ignore[assignment]  # it is a subclass
+
+    def buildProtocol(self, addr: IAddress | None) -> ProtocolWrapper:
+        """See `IProtocolFactory.buildProtocol`."""
+        return super().buildProtocol(None)
+
+
+def with_half_close(factory: IProtocolFactory) -> IProtocolFactory:
+    """Let connections half-close: the factory for it, if this is one of the PROXY protocol."""
     if isinstance(factory, HAProxyWrappingFactory):
-        factory.protocol = HalfCloseProxied  # type: ignore[assignment]  # it is a subclass
+        return ProxiedFactory(factory.wrappedFactory)
+    return factory

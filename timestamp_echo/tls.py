@@ -47,7 +47,8 @@ class HalfCloseTLS(TLSMemoryBIOProtocol):
                 inner.readConnectionLost()
 
 
-def with_half_close(factory: IProtocolFactory) -> None:
+def with_half_close(factory: IProtocolFactory) -> IProtocolFactory:
     """Let the connections of this factory half-close, if it is one of TLS."""
     if isinstance(factory, TLSMemoryBIOFactory):
         factory.protocol = HalfCloseTLS
+    return factory

@@ -83,6 +83,15 @@ def _holder(lock: str) -> int:
         return 0
 
 
+def _with_half_close(factory: Any) -> Any:
+    """Let connections half-close through all layers: TLS, PROXY, or one in the other."""
+    for with_half_close in HALF_CLOSES:
+        factory = with_half_close(factory)
+    if isinstance(factory, WrappingFactory):
+        factory.wrappedFactory = _with_half_close(factory.wrappedFactory)
+    return factory
+
+
 class Connection(tcp.Server):
     """A TCP connection whose limit of unsent bytes is not the size of its reads as well.
 
@@ -210,12 +219,8 @@ class StreamReactor:
         self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = ""
     ) -> IListeningPort:
         """See `IReactorTCP.listenTCP`."""
-        layer: Any = factory
-        while isinstance(layer, WrappingFactory):  # TLS, the PROXY protocol, or one in the other
-            for with_half_close in HALF_CLOSES:
-                with_half_close(layer)
-            layer = layer.wrappedFactory
-        return self._tcp(self._reactor.listenTCP(port, factory, backlog, interface))
+        mended = _with_half_close(factory)
+        return self._tcp(self._reactor.listenTCP(port, mended, backlog, interface))
 
     def listenSSL(
         self,
@@ -243,7 +248,8 @@ class StreamReactor:
         lock = address + ".lock"
         held = _holder(lock) == os.getpid()  # by an earlier listener of this process
         try:
-            port = self._reactor.listenUNIX(address, factory, backlog, mode, wantPID)
+            mended = _with_half_close(factory)
+            port = self._reactor.listenUNIX(address, mended, backlog, mode, wantPID)
         except CannotListenError:
             if not held and _holder(lock) == os.getpid():
                 FilesystemLock(lock).unlock()
@@ -254,7 +260,8 @@ class StreamReactor:
         self, fileDescriptor: int, addressFamily: int, factory: IProtocolFactory
     ) -> IListeningPort:
         """See `IReactorSocket.adoptStreamPort`."""
-        port = self._reactor.adoptStreamPort(fileDescriptor, addressFamily, factory)
+        mended = _with_half_close(factory)
+        port = self._reactor.adoptStreamPort(fileDescriptor, addressFamily, mended)
         if addressFamily == socket.AF_UNIX:
             return self._with(port, UNIXConnection)
         return self._tcp(port)
