@@ -22,7 +22,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import lab
-from tests.certificates import self_signed
+from tests.certificates import Files, self_signed
 from tests.running import (
     PATIENCE,
     STAMP,
@@ -123,6 +123,75 @@ class StreamTests(SynchronousTestCase):
         with service.connect() as sock:
             client = TLSClient(sock, files.certificate)
             self.assertRegex(client.talk(LINES), REPLIES)
+
+    def test_renewed(self) -> None:
+        """A renewed certificate is taken at SIGHUP; who is connected stays so."""
+        files = self_signed(self.mktemp())
+        folder = os.path.dirname(files.key)
+        service = Service(
+            self,
+            *("-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}"),
+            *("-l", f"tls:{folder}:port=0:interface=127.0.0.1"),
+        )
+        old = Path(files.certificate).read_text()
+        with self.secured(service, old) as first, self.secured(service, old, 1) as second:
+            renewed = self_signed(self.mktemp())
+            os.replace(renewed.key, files.key)
+            os.replace(renewed.certificate, files.certificate)
+            new = Path(files.certificate).read_text()
+            service.process.send_signal(signal.SIGHUP)
+            service.log.wait_for("certificates of (ssl|tls):.* read again", 2)
+            for index in (0, 1):
+                self.secured(service, new, index).close()
+                self.assertRaises(ssl.SSLError, self.secured, service, old, index)
+            for sock in (first, second):
+                sock.sendall(b"hello\n")
+                self.assertRegex(sock.recv(100), STAMP + b"hello\n")
+            Path(files.key).write_text("no key")
+            service.process.send_signal(signal.SIGHUP)
+            service.log.wait_for("certificates of ssl:.* stay as they were: ")
+            self.secured(service, new).close()
+        service.stop()
+        self.assertNotIn("Traceback", service.log.text)
+
+    def secured(
+        self, service: Service, authority: str, index: int = 0, own: Files | None = None
+    ) -> ssl.SSLSocket:
+        """A connection through TLS, with a certificate of one's own if one is given."""
+        context = ssl.create_default_context(cadata=authority)
+        if own is not None:
+            context.load_cert_chain(own.certificate, own.key)
+        sock = service.connect(index)
+        try:
+            return context.wrap_socket(sock, server_hostname="localhost")
+        except ssl.SSLError:
+            sock.close()
+            raise
+
+    def test_client_certificates(self) -> None:
+        """With --client-ca nobody is served without a certificate of that authority."""
+        files, client = self_signed(self.mktemp()), self_signed(self.mktemp())
+        service = Service(
+            self,
+            *("-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}"),
+            *("--client-ca", client.certificate),
+        )
+        authority = Path(files.certificate).read_text()
+        with self.secured(service, authority, own=client) as sock:
+            sock.sendall(b"hello\n")
+            self.assertRegex(sock.recv(100), STAMP + b"hello\n")
+        for own in (None, files):
+            # In TLS 1.3 the server's verdict comes when the client believes to be connected.
+            with self.assertRaises(OSError), self.secured(service, authority, own=own) as sock:
+                sock.sendall(b"hello\n")
+                self.assertEqual(sock.recv(100), b"")
+        service.process.send_signal(signal.SIGHUP)
+        service.log.wait_for("certificates of ssl:.* read again")
+        self.secured(service, authority, own=client).close()
+        with self.assertRaises(OSError), self.secured(service, authority) as sock:
+            self.assertEqual(sock.recv(100), b"")
+        service.stop()
+        self.assertNotIn("Traceback", service.log.text)
 
     def test_systemd(self) -> None:
         """A socket that systemd opened, handed over as sd_listen_fds(3) says."""

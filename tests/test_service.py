@@ -165,6 +165,45 @@ class EchoServiceTests(SynchronousTestCase):
         self.limits.leave(talker)
         self.successResultOf(stopped)
 
+    def test_renewal(self) -> None:
+        """At SIGHUP each listener that has certificates reads them again, or says why not."""
+        handlers: dict[int, Any] = {}
+        self.patch(signal, "signal", handlers.__setitem__)
+        events = logged(self)
+        ports = [Port(IPv4Address("TCP", "127.0.0.1", number)) for number in range(3)]
+        renewed: list[IListeningPort] = []
+
+        def renew(port: IListeningPort) -> Deferred[Any]:
+            renewed.append(port)
+            return execute(lambda: None)
+
+        def fail(port: IListeningPort) -> Deferred[Any]:
+            raise FileNotFoundError(2, "No such file or directory", "key\n.pem")
+
+        service = EchoService(
+            [
+                Listener("tcp:0", lambda: execute(lambda: ports[0])),
+                Listener("ssl:1", lambda: execute(lambda: ports[1]), renew),
+                Listener("ssl:2", lambda: execute(lambda: ports[2]), fail),
+            ],
+            Limits(self.reactor),
+            self.reactor,
+        )
+        service.startService()
+        self.reactor.run()
+        handlers[signal.SIGHUP](signal.SIGHUP, None)
+        self.assertEqual(renewed, [ports[1]])
+        self.assertEqual(
+            [formatEvent(event) for event in events[-2:]],
+            [
+                "certificates of ssl:1 read again",
+                "certificates of ssl:2 stay as they were: key\\n.pem: No such file or directory",
+            ],
+        )
+        service.stopService()
+        handlers[signal.SIGHUP](signal.SIGHUP, None)
+        self.assertEqual(len(renewed), 1)
+
     def test_signals(self) -> None:
         """A signal of either kind stops the reactor; a second ends what is left by force."""
         handlers: dict[int, Any] = {}

@@ -106,6 +106,18 @@ class OptionsTests(SynchronousTestCase):
             self.patch(tap, "file_limit", lambda files=files: files)
             self.assertEqual(self.parsed().factory.limits._total, total)
 
+    def test_client_ca(self) -> None:
+        """--client-ca is for ssl: endpoints; never is there a TLS one that does not ask."""
+        files = self_signed(self.mktemp())
+        ssl = ["--listen", f"ssl:0:{files.endpoint}"]
+        ask = ["--client-ca", files.certificate]
+        self.parsed(*ask, *ssl)
+        self.parsed(*ask, "-l", f"haproxy:ssl:0:{files.endpoint}", "-l", "tcp:0")
+        folder = os.path.dirname(files.key)
+        for listen in ([], ["-l", "tcp:0"], [*ssl, "-l", f"tls:{folder}:port=0"]):
+            words = self.refused(*ask, *listen)
+            self.assertIn("--client-ca: expected TLS endpoints that are all ssl:, not [", words)
+
     def test_udp_rate(self) -> None:
         """--udp-rate, and what it takes."""
         self.parsed("--udp-rate", "1")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from twisted.application.service import Service
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import quoteStringArgument
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IListeningPort
@@ -41,6 +41,9 @@ class Listener(NamedTuple):
 
     listen: Callable[[], Deferred[Any]]
     """Opens the port; fires with an `IListeningPort`."""
+
+    renew: Callable[[IListeningPort], Deferred[Any]] | None = None
+    """Reads the certificates again for this port, which is open; None if it has none."""
 
 
 class EchoService(Service):
@@ -117,11 +120,37 @@ class EchoService(Service):
         # have twistd end by the signal, where a stop that went well is status 0.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
+        if any(listener.renew is not None for listener in self._listeners):
+            signal.signal(signal.SIGHUP, self._hang_up)
 
     def _stop(self, number: int, frame: object) -> None:
         self._log.info("{name} received", name=signal.Signals(number).name)
         self._reactor.callFromThread(self._abort if self._signalled else self._reactor.stop)
         self._signalled = True
+
+    def _hang_up(self, number: int, frame: object) -> None:
+        self._reactor.callFromThread(self._renew)
+
+    def _renew(self) -> None:
+        """Read all certificates again; who is connected stays so."""
+        for listener, port in zip(self._listeners, self._ports, strict=False):  # stopped: none
+            if listener.renew is not None:
+                maybeDeferred(listener.renew, port).addCallbacks(
+                    self._renewed,
+                    self._not_renewed,
+                    callbackArgs=(listener.description,),
+                    errbackArgs=(listener.description,),
+                )
+
+    def _renewed(self, _: object, description: str) -> None:
+        self._log.info("certificates of {where} read again", where=escaped(description))
+
+    def _not_renewed(self, failure: Failure, description: str) -> None:
+        self._log.error(
+            "certificates of {where} stay as they were: {why}",
+            where=escaped(description),
+            why=escaped(reason(failure.value)),
+        )
 
     def _abort(self) -> None:
         for connection in self._connections:
@@ -147,7 +176,13 @@ def _where(description: str, address: IAddress) -> str:
 
 
 def _explained(description: str, error: BaseException | None) -> str:
-    cause = error.socketError if isinstance(error, CannotListenError) else error
-    words = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
     # The reason first: of a daemon's words twistd passes on 100 bytes.
-    return f"tsecho: {words}: cannot listen on {escaped(description)}"
+    return f"tsecho: {reason(error)}: cannot listen on {escaped(description)}"
+
+
+def reason(error: BaseException | None) -> str:
+    """What an error says, in one line."""
+    cause = error.socketError if isinstance(error, CannotListenError) else error
+    if isinstance(cause, OSError) and cause.strerror:
+        return f"{cause.filename}: {cause.strerror}" if cause.filename else cause.strerror
+    return " ".join(str(cause).split()) or type(cause).__name__

@@ -13,6 +13,7 @@ from twisted.application.service import IService
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred, execute
 from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort
 from twisted.python import usage
 
 from timestamp_echo import __version__
@@ -20,7 +21,7 @@ from timestamp_echo.datagram import RATE, TimestampDatagram
 from timestamp_echo.framing import FRAMINGS
 from timestamp_echo.limits import IDLE, RESERVE, Limits, file_limit
 from timestamp_echo.protocol import TimestampEchoFactory
-from timestamp_echo.service import DRAIN, EchoService, Listener
+from timestamp_echo.service import DRAIN, EchoService, Listener, reason
 from timestamp_echo.stamps import Stamp
 from timestamp_echo.transport import MAX_UNSENT, DatagramPort, StreamReactor
 
@@ -28,6 +29,8 @@ DATAGRAM = 65536
 """Bytes that hold any datagram whole (RFC 768); Twisted's own default cuts at 8192."""
 
 _UDP = re.compile(r"udp:(?P<port>\d+)(?::interface=(?P<interface>.+))?", re.ASCII)
+
+_TLS = re.compile(r"(haproxy:)?(ssl|tls):")
 
 # Where the endpoints of Twisted that have a port have it. What this passes over they check.
 _PORT = re.compile(r"(?:(?:haproxy:)?(?:tcp6?|ssl|udp):|.*:port=)(?P<port>-?\d+)(?::|$)", re.ASCII)
@@ -49,6 +52,7 @@ class Options(usage.Options):
         ["max-unsent", None, MAX_UNSENT, "Bytes of unsent replies; then it is not read further."],
         ["idle-timeout", None, int(IDLE), "Seconds without an exchange; 0 is for ever."],
         ["drain-timeout", None, int(DRAIN), "Seconds that a stop may take."],
+        ["client-ca", None, None, "Clients of ssl: must show a certificate of this PEM file's."],
         ["udp-rate", None, RATE, "Datagrams a second answered per source (/24, /64)."],
     ]
     optFlags: ClassVar = [["utc", None, "Stamps in UTC instead of the local zone."]]
@@ -87,7 +91,12 @@ class Options(usage.Options):
         except ValueError as error:
             raise usage.UsageError(f"--stamp: {error}") from error
         rate = _number("--udp-rate", self["udp-rate"], 1)
-        max_unsent = _number("--max-unsent", self["max-unsent"], 1)
+        streams = StreamReactor(
+            reactor,
+            stamp.subsecond,
+            _number("--max-unsent", self["max-unsent"], 1),
+            self._client_ca(),
+        )
         self.drain = _number("--drain-timeout", self["drain-timeout"], 0)
         self.reactor = reactor
         self.factory = TimestampEchoFactory(
@@ -99,9 +108,19 @@ class Options(usage.Options):
             return TimestampDatagram(stamp, reactor, rate=rate, own_ports=own_ports)
 
         self.listeners = [
-            _listener(description, self.factory, datagrams, reactor, max_unsent)
+            _listener(description, self.factory, datagrams, streams)
             for description in self["listen"] or ["tcp:3000"]
         ]
+
+    def _client_ca(self) -> str | None:
+        """The file of authorities, if all TLS listeners can ask for their certificates."""
+        authorities: str | None = self["client-ca"]
+        kinds = [match[2] for match in map(_TLS.match, self["listen"]) if match]
+        if authorities is not None and set(kinds) != {"ssl"}:
+            raise usage.UsageError(
+                f"--client-ca: expected TLS endpoints that are all ssl:, not {kinds}"
+            )
+        return authorities
 
     def _limits(self, clock: Any) -> Limits:
         given = self["max-connections"]
@@ -136,8 +155,7 @@ def _listener(
     description: str,
     factory: TimestampEchoFactory,
     datagrams: Callable[[], TimestampDatagram],
-    reactor: Any,
-    max_unsent: int,
+    streams: StreamReactor,
 ) -> Listener:
     port = _PORT.match(description)
     if port is not None and not 0 <= int(port["port"]) <= 65535:
@@ -145,8 +163,7 @@ def _listener(
             f"--listen: expected a port from 0 to 65535, not {port['port']} in {description!r}"
         )
     if description.startswith("udp:"):
-        return _datagram_listener(description, datagrams(), factory.stamp.subsecond, reactor)
-    streams = StreamReactor(reactor, factory.stamp.subsecond, max_unsent)
+        return _datagram_listener(description, datagrams(), factory.stamp.subsecond, streams)
     return _stream_listener(description, factory, streams)
 
 
@@ -159,7 +176,17 @@ def _stream_listener(description: str, factory: TimestampEchoFactory, streams: A
             f" ssl:3001:privateKey=key.pem:certKey=cert.pem or udp:3000, not {description!r}"
             f" ({_reason(error)})"
         ) from error
-    return Listener(description, lambda: endpoint.listen(factory))
+
+    def renew(port: IListeningPort) -> Deferred[Any]:
+        renewing = serverFromString(streams.renewing(port), description)
+        again: Deferred[Any] = renewing.listen(factory)
+        return again
+
+    return Listener(
+        description,
+        lambda: endpoint.listen(factory),
+        renew if _TLS.match(description) else None,
+    )
 
 
 def _datagram_listener(
@@ -188,6 +215,4 @@ def _reason(error: Exception) -> str:
     """What an endpoint's parser raised, in one line."""
     if isinstance(error, LookupError):  # of the endpoints, systemd's alone looks something up
         return "systemd passed no such socket"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    return reason(error)

@@ -1,11 +1,18 @@
-"""Half-close through TLS. Needs the extra `tls`; knows no message and no stamp."""
+"""Half-close through TLS, and the certificates of clients.
+
+Needs the extra `tls`; knows no message and no stamp.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from cryptography.x509 import load_pem_x509_certificates
+from OpenSSL.crypto import X509
 from OpenSSL.SSL import RECEIVED_SHUTDOWN
 from twisted.internet.interfaces import IHalfCloseableProtocol, IProtocolFactory
+from twisted.internet.ssl import Certificate, CertificateOptions, trustRootFromCertificates
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from zope.interface import implementer
 
@@ -45,6 +52,23 @@ class HalfCloseTLS(TLSMemoryBIOProtocol):
             inner = IHalfCloseableProtocol(self.wrappedProtocol, None)
             if inner is not None:
                 inner.readConnectionLost()
+
+
+def ask_clients(options: CertificateOptions, authorities: str) -> None:
+    """Let in only clients that show a certificate of one of these authorities.
+
+    @param authorities: a file of certificates in PEM.
+    @raise OSError: it can't be read.
+    @raise ValueError: there are none in it.
+    """
+    try:
+        certificates = load_pem_x509_certificates(Path(authorities).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{authorities}: expected certificates in PEM") from error
+    options.verify = options.requireCertificate = True
+    options.trustRoot = trustRootFromCertificates(
+        [Certificate(X509.from_cryptography(certificate)) for certificate in certificates]
+    )
 
 
 def with_half_close(factory: IProtocolFactory) -> IProtocolFactory:

@@ -205,9 +205,18 @@ class StreamReactor:
         whole seconds does without.
     @param max_unsent: bytes of replies that a connection may have unsent before it is read no
         further.
+    @param client_ca: a file of certificates in PEM, for the `listenSSL` of a service whose
+        clients must show one of theirs.
     """
 
-    def __init__(self, reactor: Any, kernel_times: bool, max_unsent: int = MAX_UNSENT) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        kernel_times: bool,
+        max_unsent: int = MAX_UNSENT,
+        client_ca: str | None = None,
+    ) -> None:
+        self._client_ca = client_ca
         self._reactor = reactor
         self._timed = kernel_times and LINUX
         self._max_unsent = max_unsent
@@ -233,6 +242,8 @@ class StreamReactor:
         """See `IReactorSSL.listenSSL`."""
         from twisted.protocols.tls import TLSMemoryBIOFactory
 
+        if self._client_ca is not None:
+            tls.ask_clients(contextFactory, self._client_ca)
         wrapping = TLSMemoryBIOFactory(contextFactory, False, factory, self._reactor)
         return self.listenTCP(port, wrapping, backlog, interface)
 
@@ -266,6 +277,13 @@ class StreamReactor:
             return self._with(port, UNIXConnection)
         return self._tcp(port)
 
+    def renewing(self, port: Any) -> Any:
+        """What an endpoint sees when it is not to listen, but to read its certificates again.
+
+        Connections that this port accepts from then on have them.
+        """
+        return _Renewing(self, port)
+
     def _tcp(self, port: Any) -> IListeningPort:
         if not self._timed:
             return self._with(port, Connection)
@@ -277,4 +295,20 @@ class StreamReactor:
         """Let the port make its connections of this kind."""
         port.transport = partial(kind, max_unsent=self._max_unsent)
         listening: IListeningPort = port
+        return listening
+
+
+class _Renewing(StreamReactor):
+    """In place of listening, gives a port that is open already its factory made anew."""
+
+    def __init__(self, streams: StreamReactor, port: Any) -> None:
+        super().__init__(streams, False, client_ca=streams._client_ca)
+        self._port = port
+
+    def listenTCP(
+        self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = ""
+    ) -> IListeningPort:
+        """See `IReactorTCP.listenTCP`."""
+        self._port.factory = _with_half_close(factory)
+        listening: IListeningPort = self._port
         return listening
