@@ -81,6 +81,21 @@ class TLSClient:
         return bool(data)
 
 
+def activated(case: SynchronousTestCase, listener: socket.socket, *options: str) -> Service:
+    """A service on a socket that systemd opened, handed over as sd_listen_fds(3) says."""
+    script = (
+        "import os, sys; os.dup2(int(sys.argv[1]), 3);"
+        " os.environ.update(LISTEN_FDS='1', LISTEN_FDNAMES='x', LISTEN_PID=str(os.getpid()));"
+        " os.execv(sys.argv[2], sys.argv[2:])"
+    )
+    return Service(
+        case,
+        *("-l", "systemd:domain=INET:index=0", *options),
+        prefix=[sys.executable, "-c", script, str(listener.fileno())],
+        pass_fds=[listener.fileno()],
+    )
+
+
 class StreamTests(SynchronousTestCase):
     """Every family of stream sockets."""
 
@@ -197,17 +212,7 @@ class StreamTests(SynchronousTestCase):
         """A socket that systemd opened, handed over as sd_listen_fds(3) says."""
         listener = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(listener.close)
-        script = (
-            "import os, sys; os.dup2(int(sys.argv[1]), 3);"
-            " os.environ.update(LISTEN_FDS='1', LISTEN_FDNAMES='x', LISTEN_PID=str(os.getpid()));"
-            " os.execv(sys.argv[2], sys.argv[2:])"
-        )
-        service = Service(
-            self,
-            *("-l", "systemd:domain=INET:index=0", "-s", "iso"),
-            prefix=[sys.executable, "-c", script, str(listener.fileno())],
-            pass_fds=[listener.fileno()],
-        )
+        service = activated(self, listener, "-s", "iso")
         reply = talk(service.connect(), b"hello\n")
         self.assertTrue(parse(reply[1 : reply.index(b"]")].decode()).zoned)
 
@@ -587,6 +592,59 @@ class StopTests(SynchronousTestCase):
         self.assertRegex(talk(service.connect(), LINES), REPLIES)  # so that it runs by now
         self.assertEqual(service.stop(signal.SIGINT), 0)
         self.assertIn("SIGINT received", service.log.text)
+
+
+class RestartTests(SynchronousTestCase):
+    """A new process in place of the old one, on a socket that systemd keeps open."""
+
+    def test_under_load(self) -> None:
+        """Nobody is refused or reset, and each message from before the stop is answered."""
+        with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
+            self.address = listener.getsockname()
+            self.service = activated(self, listener)
+            self.stops: list[tuple[float, float]] = []
+            self.answers = 0
+            asyncio.run(self.restarts(listener))
+        self.assertGreater(self.answers, 1000)
+
+    async def restarts(self, listener: socket.socket) -> None:
+        """Three restarts, among twenty clients that connect, ask and close without pause."""
+        self.over = False
+        clients = [asyncio.create_task(self.ask()) for _ in range(20)]
+        for _ in range(3):
+            await self.answered(500)
+            begun = time.monotonic()
+            self.stops.append((begun, float("inf")))
+            self.assertEqual(await asyncio.to_thread(self.service.stop), 0)
+            self.stops[-1] = begun, time.monotonic()
+            self.service = await asyncio.to_thread(activated, self, listener)
+        await self.answered(500)
+        self.over = True
+        await asyncio.gather(*clients)
+
+    async def answered(self, more: int) -> None:
+        """Wait until so many more are answered."""
+        enough = self.answers + more
+        while self.answers < enough:
+            await asyncio.sleep(0)
+
+    async def ask(self) -> None:
+        """Connect, ask, close; only what was sent after a stop had begun may get no reply."""
+        while not self.over:
+            # Any refusal or reset is raised from here, and fails the test.
+            reader, writer = await asyncio.wait_for(
+                asyncio.open_connection(*self.address), PATIENCE
+            )
+            sent = time.monotonic()
+            writer.write(b"hello\n")
+            writer.write_eof()
+            reply = await asyncio.wait_for(reader.read(), PATIENCE)
+            writer.close()
+            if reply:
+                self.assertRegex(reply, b"^" + STAMP + b"hello\n$")
+                self.answers += 1
+            else:
+                self.assertTrue([1 for begin, end in self.stops if begin <= sent <= end])
 
 
 class StartTests(SynchronousTestCase):
