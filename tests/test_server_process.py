@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import resource
 import select
 import signal
 import socket
@@ -357,6 +358,37 @@ class UnfriendlyTests(SynchronousTestCase):
         self.service.connect().close()
         self.service.log.wait_for("connection from .* ended after .*: 0 messages, 0 bytes in")
 
+    def test_storm(self) -> None:
+        """Peers that are gone before they are let in, two thousand of them (twisted#11625)."""
+        os.kill(self.service.process.pid, signal.SIGSTOP)
+        for _ in range(4):
+            socks = [self.service.connect() for _ in range(500)]
+            for sock in socks:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                sock.close()
+            os.kill(self.service.process.pid, signal.SIGCONT)
+            self.assertRegex(talk(self.service.connect(), LINES), REPLIES)
+            os.kill(self.service.process.pid, signal.SIGSTOP)
+        os.kill(self.service.process.pid, signal.SIGCONT)
+
+    def test_half_closed_and_full(self) -> None:
+        """A peer that closed its side, and does not read, costs no time (twisted#5662)."""
+        with self.service.connect() as sock:
+            size = fill(sock, b"x" * 1023 + b"\n")
+            sock.shutdown(socket.SHUT_WR)
+            before = self.used()
+            self.assertRegex(talk(self.service.connect(), LINES), REPLIES)
+            select.select([], [], [], 0.5)
+            self.assertLess(self.used() - before, 0.25)  # seconds of that half
+            sock.settimeout(PATIENCE)
+            self.assertEqual(len(re.findall(STAMP, read_all(sock))), -(-size // 1024))
+
+    def used(self) -> float:
+        """Seconds of processor time that the service has used (proc(5))."""
+        fields = Path(f"/proc/{self.service.process.pid}/stat").read_text().rpartition(")")[2]
+        user, system = fields.split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
     def test_reset_in_mid_message(self) -> None:
         """So is one that resets within a message."""
         sock = self.service.connect()
@@ -455,6 +487,25 @@ class LimitTests(SynchronousTestCase):
         with service.connect() as sock:
             fill(sock, b"x" * 1023 + b"\n")
             service.log.wait_for("connection from .* ended .*; idle for 1 s")
+
+    def test_ten_thousand(self) -> None:
+        """Ten thousand connections are open at once, and each of them is served."""
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        many = min(10_000, hard - 200)
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        service = self.service()
+        before = service.resident()
+        socks = [service.connect() for _ in range(many)]
+        with contextlib.ExitStack() as stack:
+            for sock in socks:
+                stack.enter_context(sock)
+                sock.sendall(b"hello\n")
+            for sock in socks:
+                self.assertRegex(sock.recv(1024), STAMP + b"hello\n$")
+            self.assertLess((service.resident() - before) / many, 8 * 1024)
+        self.assertRegex(talk(service.connect(), LINES), REPLIES)
 
     def test_file_table_full(self) -> None:
         """With all files in use it serves those it has, and accepts again when there is room."""
@@ -575,6 +626,20 @@ class StopTests(SynchronousTestCase):
             fill(sock, b"x" * 1023 + b"\n")
             self.assertEqual(service.stop(), 0)
         self.assertIn("ended after", service.log.text)
+
+    def test_stubborn_tls(self) -> None:
+        """Nor does a TLS peer that never answers the close (twisted#7926)."""
+        files = self_signed(self.mktemp())
+        service = Service(
+            self,
+            *("-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}", "--drain-timeout", "1"),
+        )
+        context = ssl.create_default_context(cafile=files.certificate)
+        with context.wrap_socket(service.connect(), server_hostname="localhost") as sock:
+            sock.sendall(b"hello\n")
+            self.assertRegex(sock.recv(100), STAMP + b"hello\n")
+            self.assertEqual(service.stop(), 0)
+        self.assertIn("1 messages, 6 bytes in", service.log.text)
 
     def test_second_signal(self) -> None:
         """A second signal ends it at once."""
@@ -832,6 +897,17 @@ class DatagramTests(SynchronousTestCase):
         self.ask(socket.AF_INET, address, b"after it")
         service.stop()
         self.assertIn("datagrams not answered: 1 impossible to send", service.log.text)
+        self.assertNotIn("Traceback", service.log.text)
+
+    def test_nobody_there(self) -> None:
+        """Replies to ports that are closed by then do not stop the port (twisted#6287)."""
+        service = Service(self, "-l", "udp:0:interface=127.0.0.1")
+        address = ("127.0.0.1", service.port())
+        for _ in range(100):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.sendto(b"x", address)
+        self.assertTrue(self.ask(socket.AF_INET, address, b"after it").endswith(b"] after it"))
+        service.stop()
         self.assertNotIn("Traceback", service.log.text)
 
     def test_rate(self) -> None:

@@ -24,6 +24,7 @@ from timestamp_echo import transport
 from timestamp_echo.proxy import ProxiedFactory
 from timestamp_echo.tls import HalfCloseTLS
 from timestamp_echo.transport import (
+    BACKLOG,
     LINUX,
     READ,
     Connection,
@@ -300,6 +301,13 @@ class StreamReactorTests(SynchronousTestCase):
         """A TCP port is the reactor's."""
         self.reactor.listenTCP(3000, FACTORY, 7, "127.0.0.1")
         self.assertEqual(self.memory.tcpServers, [(3000, FACTORY, 7, "127.0.0.1")])
+
+    def test_backlog(self) -> None:
+        """More than Twisted's default may wait to be accepted, unless the endpoint says."""
+        self.reactor.listenTCP(3000, FACTORY)
+        self.reactor.listenUNIX("/run/tsecho", FACTORY)
+        self.assertEqual(self.memory.tcpServers, [(3000, FACTORY, BACKLOG, "")])
+        self.assertEqual(self.memory.unixServers[0][2], BACKLOG)
 
     def test_tls(self) -> None:
         """A TLS port is a TCP port whose connections can half-close."""

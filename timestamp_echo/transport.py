@@ -42,6 +42,12 @@ READ = 2**16
 MAX_UNSENT = 2**16
 """Bytes of replies that may be unsent, by default, before a connection is read no further."""
 
+BACKLOG = 4096
+"""Connections that may wait to be accepted (the kernel's own limit, net.core.somaxconn, is as
+much), unless an endpoint asks for another number than Twisted's default."""
+
+_DEFAULT_BACKLOG = 50  # a storm overruns it, and who is dropped tries again a second later
+
 # socket(7). Python has the name from 3.14 on; the number is asm-generic/socket.h's.
 _SO_TIMESTAMPNS: int = getattr(socket, "SO_TIMESTAMPNS", 35)
 _TIMESPEC = struct.Struct("@ll")
@@ -90,6 +96,11 @@ def _with_half_close(factory: Any) -> Any:
     if isinstance(factory, WrappingFactory):
         factory.wrappedFactory = _with_half_close(factory.wrappedFactory)
     return factory
+
+
+def _queue(backlog: int) -> int:
+    """How many may wait, if an endpoint asks for so many."""
+    return BACKLOG if backlog == _DEFAULT_BACKLOG else backlog
 
 
 class Connection(tcp.Server):
@@ -229,7 +240,7 @@ class StreamReactor:
     ) -> IListeningPort:
         """See `IReactorTCP.listenTCP`."""
         mended = _with_half_close(factory)
-        return self._tcp(self._reactor.listenTCP(port, mended, backlog, interface))
+        return self._tcp(self._reactor.listenTCP(port, mended, _queue(backlog), interface))
 
     def listenSSL(
         self,
@@ -260,7 +271,7 @@ class StreamReactor:
         held = _holder(lock) == os.getpid()  # by an earlier listener of this process
         try:
             mended = _with_half_close(factory)
-            port = self._reactor.listenUNIX(address, mended, backlog, mode, wantPID)
+            port = self._reactor.listenUNIX(address, mended, _queue(backlog), mode, wantPID)
         except CannotListenError:
             if not held and _holder(lock) == os.getpid():
                 FilesystemLock(lock).unlock()
