@@ -1,0 +1,129 @@
+"""Datagrams between machines: two network namespaces with a wire between them, as root."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.running import PATIENCE, Service, needs, run
+from tests.wire import Frame
+
+NEAR, FAR = "10.77.0.1", "10.77.0.2"
+
+README = Path(__file__).parent.parent / "README.rst"
+
+PLAIN_ECHO = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock.bind(("", int(sys.argv[1])))
+    print("ready", flush=True)
+    while True:
+        data, peer = sock.recvfrom(2000)
+        sock.sendto(data, peer)
+"""
+
+
+class NamespaceTests(SynchronousTestCase):
+    """Two machines on a wire of their own."""
+
+    def setUp(self) -> None:
+        """The two machines."""
+        self.ip = needs("ip")
+        if os.getuid() != 0:
+            self.skipTest("only root can make network namespaces")
+        self.near, self.far = (f"tsecho-{os.getpid()}-{end}" for end in ("near", "far"))
+        for name in (self.near, self.far):
+            if run([self.ip, "netns", "add", name]).returncode != 0:
+                self.skipTest("no network namespaces here")
+            self.addCleanup(run, [self.ip, "netns", "delete", name])
+        self.do(
+            *("link", "add", "eth0", "netns", self.near, "type", "veth"),
+            *("peer", "name", "eth0", "netns", self.far),
+        )
+        for name, address in ((self.near, NEAR), (self.far, FAR)):
+            self.do("-n", name, "address", "add", f"{address}/24", "dev", "eth0")
+            self.do("-n", name, "link", "set", "eth0", "up")
+
+    def do(self, *command: str) -> None:
+        """Run `ip`, which succeeds."""
+        done = run([self.ip, *command])
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def inside(self, name: str) -> list[str]:
+        """The beginning of a command that runs in this namespace."""
+        return [self.ip, "netns", "exec", name]
+
+    def service(self, name: str, port: int) -> Service:
+        """A service for datagrams in this namespace."""
+        return Service(self, "-l", f"udp:{port}", prefix=self.inside(name))
+
+    def plain_echo(self, name: str, port: int) -> None:
+        """An echo without a guard, as RFC 862 has it."""
+        process = subprocess.Popen(
+            [*self.inside(name), sys.executable, "-c", PLAIN_ECHO, str(port)],
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        self.addCleanup(process.wait, PATIENCE)
+        self.addCleanup(process.stdout.close)
+        self.addCleanup(process.kill)
+        self.assertEqual(process.stdout.readline(), b"ready\n")
+
+    def passed(self, source_port: int, port: int, *sizes: int) -> list[Frame]:
+        """The frames that pass after datagrams of these sizes from the near to the far end."""
+        done = run(
+            [
+                *(*self.inside(self.near), sys.executable, "-m", "tests.wire"),
+                *(NEAR, str(source_port), FAR, str(port), *map(str, sizes)),
+            ],
+            cwd=README.parent,
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return [Frame(*frame) for frame in json.loads(done.stdout)]
+
+    def test_two_services(self) -> None:
+        """One forged datagram does not set two services on each other (CVE-2024-2169)."""
+        self.service(self.near, 3000)
+        self.service(self.far, 3000)
+        self.service(self.far, 4000)
+        # The far one answers, for it can't know who asks; the near one does not answer that.
+        frames = self.passed(3000, 4000, 10)
+        self.assertEqual([frame.source for frame in frames], [f"{NEAR}:3000", f"{FAR}:4000"])
+        # From a port of its own it does not even answer.
+        frames = self.passed(3000, 3000, 10)
+        self.assertEqual([frame.source for frame in frames], [f"{NEAR}:3000"])
+
+    def test_plain_echoes(self) -> None:
+        """Two that have no guard do go on, so that the test above can fail."""
+        self.plain_echo(self.near, 3000)
+        self.plain_echo(self.far, 4000)
+        self.assertGreaterEqual(len(self.passed(3000, 4000, 10)), 1000)
+
+    def test_plain_echo_and_service(self) -> None:
+        """An echo without a guard sends each reply back once, and no more."""
+        self.plain_echo(self.near, 3000)
+        self.service(self.far, 4000)
+        sources = [frame.source for frame in self.passed(3000, 4000, 10)]
+        self.assertEqual(sources, [f"{NEAR}:3000", f"{FAR}:4000", f"{NEAR}:3000"])
+
+    def test_amplification(self) -> None:
+        """What a reply takes on the wire is as the README says, size by size."""
+        rows = re.findall(r"^(\d+) +(\d+) +(\d+) +(\d\.\d\d)$", README.read_text(), re.MULTILINE)
+        self.assertGreater(len(rows), 5)
+        self.service(self.far, 4000)
+        frames = self.passed(5000, 4000, *(int(size) for size, *_ in rows))
+        for size, request, reply, ratio in rows:
+            asked = frames.pop(0)
+            answered = 0
+            while frames and frames[0].source.startswith(FAR):
+                answered += frames.pop(0).size
+            self.assertEqual(asked.source, f"{NEAR}:5000")
+            self.assertEqual((size, asked.size, answered), (size, int(request), int(reply)))
+            self.assertEqual(ratio, f"{answered / asked.size:.2f}")
+        self.assertEqual(frames, [])
