@@ -10,12 +10,10 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 from unittest import SkipTest
-
-from twisted.trial.unittest import SynchronousTestCase
 
 PATIENCE = 20.0
 """Seconds after which what should have happened never will: far beyond any of them."""
@@ -75,6 +73,16 @@ class Log:
         return self.text
 
 
+class Case(Protocol):
+    """What a service needs of a test."""
+
+    def mktemp(self) -> str:
+        """A path where nothing is."""
+
+    def addCleanup(self, f: Callable[..., Any], *args: Any) -> None:
+        """Do this in the end."""
+
+
 class Service:
     """`twistd -n tsecho` with these options, listening.
 
@@ -88,7 +96,7 @@ class Service:
 
     def __init__(
         self,
-        case: SynchronousTestCase,
+        case: Case,
         *options: str,
         twistd: Sequence[str] = (),
         environment: dict[str, str] | None = None,
@@ -162,7 +170,8 @@ def run(command: Sequence[str | Path], **how: Any) -> Status:
     """Run a command to its end."""
     if "input" not in how:
         how.setdefault("stdin", subprocess.DEVNULL)
-    return subprocess.run(command, capture_output=True, timeout=PATIENCE, check=False, **how)
+    how.setdefault("timeout", PATIENCE)
+    return subprocess.run(command, capture_output=True, check=False, **how)
 
 
 def needs(program: str) -> str:

@@ -46,7 +46,7 @@ def main() -> None:
         wire.bind(("eth0", 0))
         wire.settimeout(_QUIET)
         for size in map(int, sizes):
-            _send(source, int(source_port), destination, int(port), b"x" * size)
+            forged(source, int(source_port), destination, int(port), b"x" * size)
             try:
                 while len(frames) < _ENOUGH:
                     frames += _datagram(wire.recv(2**16))
@@ -55,7 +55,7 @@ def main() -> None:
     print(json.dumps(frames))
 
 
-def _send(source: str, source_port: int, destination: str, port: int, data: bytes) -> None:
+def forged(source: str, source_port: int, destination: str, port: int, data: bytes) -> None:
     """Send a datagram, no longer than one frame, with this source, forged or not (raw(7))."""
     udp = _UDP.pack(source_port, port, _UDP.size + len(data), 0) + data
     addresses = socket.inet_aton(source), socket.inet_aton(destination)
