@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "stamps": "",
     "framing": "",
     "journal": "",
-    "tls": "",
+    "tls": "proxy",
     "proxy": "",
     "limits": "",
     "transport": "tls proxy",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.error import ConnectionAborted, ConnectionDone
-from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener
+from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.logger import formatEvent
@@ -25,8 +25,6 @@ STAMP = b"[Thu Jan  1 00:00:01 1970] "
 
 class Raising(Protocol):
     """A protocol with a fault."""
-
-    why = ""
 
     def dataReceived(self, data: bytes) -> None:
         """See `IProtocol`."""
@@ -150,23 +148,12 @@ class HalfCloseProxiedTests(SynchronousTestCase):
         self.assertTrue(self.transport.disconnecting)
 
     def test_no_header(self) -> None:
-        """A header that does not come in ten seconds is not waited for, handshake or not."""
+        """A header that does not come in ten seconds is not waited for."""
         events = logged(self)
-        self.proxied.handshakeCompleted()
         self.clock.advance(PREFACE)
         self.assertTrue(self.transport.aborted)
         self.proxied.connectionLost(Failure(ConnectionAborted()))
         self.assertIn("; no PROXY header within 10 s", formatEvent(events[-1]))
-
-    def test_handshake(self) -> None:
-        """That TLS around it is set up reaches the protocol inside, if it wants to know."""
-        verifyClass(IHandshakeListener, HalfCloseProxied)
-        told: list[bool] = []
-        self.proxied.wrappedProtocol.handshakeCompleted = lambda: told.append(True)
-        self.proxied.handshakeCompleted()
-        self.assertEqual(told, [True])
-        self.connect(Factory.forProtocol(Raising))
-        self.proxied.handshakeCompleted()
 
     def test_faults_inside(self) -> None:
         """A fault of the protocol inside is not taken for the header's."""
@@ -174,6 +161,12 @@ class HalfCloseProxiedTests(SynchronousTestCase):
         header = b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"
         self.assertRaises(ValueError, self.proxied.dataReceived, header + b"one\n")
         self.assertRaises(ValueError, self.proxied.dataReceived, b"two\n")
+
+    def test_inner_without_interest(self) -> None:
+        """A protocol that does not want to know who its peer is is closed all the same."""
+        self.connect(Factory.forProtocol(Raising))
+        self.proxied.dataReceived(b"no\n")
+        self.assertTrue(self.transport.disconnecting)
 
     def test_inner_without_half_close(self) -> None:
         """A protocol that knows no half-close is closed."""

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -244,8 +244,12 @@ class StreamTests(SynchronousTestCase):
             self.assertEqual(talk(service.connect(), header + LINES), b"")
         service.log.wait_for("; no PROXY header came first", 3)
         with service.connect(1) as sock:
+            sock.sendall(b"PROXY TCP4 192.0.2.9 192.0.2.8 1111 2222\r\n")  # twisted#9041
             client = TLSClient(sock, files.certificate)
-            self.assertRegex(client.talk(b"PROXY UNKNOWN\r\n" + LINES), REPLIES)
+            self.assertRegex(client.talk(LINES), REPLIES)
+        service.log.wait_for(r"connection from 192\.0\.2\.9:1111 ended .*closed by the peer")
+        self.assertEqual(talk(service.connect(1), b"no\n" + LINES), b"")
+        service.log.wait_for("; no PROXY header came first", 4)
         service.stop()
         self.assertNotIn("Traceback", service.log.text)
 
@@ -959,6 +963,44 @@ class PeerTests(SynchronousTestCase):
         where = f"OPENSSL:localhost:{service.port()},pf=ip4,cafile={files.certificate}"
         done = run([needs("socat"), "-", where], input=LINES)
         self.assertRegex(done.stdout, REPLIES)
+
+    def test_haproxy(self) -> None:
+        """HAProxy in front, with both versions of its header, in front of TLS as well."""
+        files = self_signed(self.mktemp())
+        service = Service(
+            self,
+            *("-l", "haproxy:tcp:0:interface=127.0.0.1"),
+            *("-l", f"haproxy:ssl:0:interface=127.0.0.1:{files.endpoint}"),
+        )
+        for index, how in (
+            (0, "send-proxy"),
+            (0, "send-proxy-v2"),
+            (1, f"send-proxy ssl verify required ca-file {files.certificate}"),
+        ):
+            with self.balanced(f"127.0.0.1:{service.port(index)} {how}") as sock:
+                self.assertRegex(talk(sock, LINES), REPLIES)
+
+    @contextlib.contextmanager
+    def balanced(self, server: str) -> Iterator[socket.socket]:
+        """A connection to this server through HAProxy."""
+        settings = Path(self.mktemp())
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            settings.write_text(
+                "defaults\n timeout connect 9s\n timeout client 9s\n timeout server 9s\n"
+                f"listen echo\n bind fd@{listener.fileno()}\n server tsecho {server}\n"
+            )
+            balancer = subprocess.Popen(
+                [needs("haproxy"), "-db", "-f", settings],
+                pass_fds=[listener.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            try:
+                yield socket.create_connection(listener.getsockname(), PATIENCE)
+            finally:
+                balancer.terminate()
+                balancer.wait(PATIENCE)
 
     def test_openssl(self) -> None:
         """`openssl s_client` gets an answer while it is connected."""

@@ -371,7 +371,7 @@ class StreamReactorTests(SynchronousTestCase):
         memory: Any = self.memory
         factories = [
             memory.tcpServers[0][1],
-            memory.tcpServers[1][1].wrappedFactory,
+            memory.tcpServers[1][1],
             memory.unixServers[0][1],
         ]
         with socket.socket() as sock:
@@ -380,6 +380,10 @@ class StreamReactorTests(SynchronousTestCase):
             factories.append(adopting.factory)
         for factory in factories:
             self.assertIsInstance(factory, ProxiedFactory)
+        # The header comes in front of TLS (twisted#9041).
+        secured = factories[1].wrappedFactory
+        self.assertIs(secured.protocol, HalfCloseTLS)
+        for factory in (factories[0], secured, *factories[2:]):
             self.assertIs(factory.wrappedFactory, FACTORY)
 
     def test_all_else(self) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from twisted.internet.error import ConnectionAborted, ConnectionDone
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
@@ -36,6 +36,9 @@ FAREWELL = 1.0
 
 PREFACE = 10.0
 """Seconds that a TLS handshake, and the header of the PROXY protocol, may take."""
+
+CLOSED = "closed by the peer"
+"""Why a connection ended, if nothing else comes of it."""
 
 PAUSE = 0.1
 """Seconds without a byte that end a message in `auto`: longer than a segment that follows
@@ -120,33 +123,44 @@ class TimestampEcho(Parting):
         self.transport.registerProducer(self, True)
         if IProxied.providedBy(self.transport):
             factory.limits.enter(self, None)
-            self._preface = factory.clock.callLater(PREFACE, self._late, "PROXY header")
+            self._await_preface("PROXY header")
             return
-        if INegotiated.providedBy(self.transport):
-            self._preface = factory.clock.callLater(PREFACE, self._late, "TLS handshake")
+        self._await_handshake()
         peer = self.transport.getPeer()
         factory.limits.enter(self, peer)
         factory.journal.opened(written(peer))
 
+    def _await_preface(self, what: str) -> None:
+        self._preface = self.factory.clock.callLater(PREFACE, self._late, what)
+
+    def _await_handshake(self) -> None:
+        if INegotiated.providedBy(self.transport):
+            self._await_preface("TLS handshake")
+
     def handshakeCompleted(self) -> None:
-        """TLS is set up; what comes next may be the header of the PROXY protocol."""
-        if not IProxied.providedBy(self.transport):
-            self._cancel(self._preface)
+        """TLS is set up."""
+        self._cancel(self._preface)
+
+    def peerUnknown(self) -> None:
+        """What came is no header of the PROXY protocol."""
+        self.why = "no PROXY header came first"
 
     def peerNamed(self) -> None:
         """The header of the PROXY protocol has come: let its peer in, or not."""
         self._cancel(self._preface)
+        self._await_handshake()
         peer = self.transport.getPeer()
         why = self.factory.limits.named(self, peer)
         if why:
             self.factory.journal.refused(written(peer), why)
+            self._last_words(why)
             self.transport.write(_refused(why))
-            self.end(why)
+            self.part()
         else:
             self.factory.journal.opened(written(peer))
 
     def _late(self, what: str) -> None:
-        self.why = f"no {what} within {PREFACE:g} s"
+        self.why = self.why or f"no {what} within {PREFACE:g} s"
         self.abort()
 
     @property
@@ -208,7 +222,7 @@ class TimestampEcho(Parting):
     def readConnectionLost(self) -> None:
         """The peer closed its side: answer what is pending, deliver all, then close."""
         if not self.why:
-            self._last_words("closed by the peer")
+            self._last_words(CLOSED)
         self.transport.loseConnection()
 
     def end(self, why: str) -> None:
@@ -269,7 +283,7 @@ class TimestampEcho(Parting):
         self.factory.limits.leave(self)
         if reason.check(ConnectionDone):
             self.why = self.why or "closed by the server"
-        elif not (self.why and reason.check(ConnectionAborted)):
+        elif self.why in {"", CLOSED}:  # another reason is this side's own, and the first
             self.why = escaped(reason.getErrorMessage())
         self.factory.journal.ended(
             written(self.transport.getPeer()),

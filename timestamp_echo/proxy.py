@@ -11,7 +11,6 @@ from typing import Any
 from twisted.internet.interfaces import (
     IAddress,
     IHalfCloseableProtocol,
-    IHandshakeListener,
     IProtocolFactory,
 )
 from twisted.protocols.haproxy._exceptions import InvalidProxyHeader
@@ -35,8 +34,22 @@ class IPeerListener(Interface):
     def peerNamed() -> None:
         """From now on `getPeer` is the client, not the proxy."""
 
+    def peerUnknown() -> None:
+        """What came is no header of the PROXY protocol: the connection is closed."""
 
-@implementer(IHalfCloseableProtocol, IHandshakeListener, IProxied)
+
+@implementer(IPeerListener)
+class _Deaf:
+    """A protocol that does not want to know."""
+
+    def peerNamed(self) -> None:
+        """See `IPeerListener`."""
+
+    def peerUnknown(self) -> None:
+        """See `IPeerListener`."""
+
+
+@implementer(IHalfCloseableProtocol, IProxied)
 class HalfCloseProxied(HAProxyProtocolWrapper):
     """A connection whose first bytes say for whom a proxy made it.
 
@@ -59,11 +72,11 @@ class HalfCloseProxied(HAProxyProtocolWrapper):
         try:
             rest = self._header(data)
         except (InvalidProxyHeader, ValueError):
+            self._inner_listener().peerUnknown()
             self.loseConnection()
             return
         if self._proxyInfo is not None:
-            if IPeerListener.providedBy(self.wrappedProtocol):
-                self.wrappedProtocol.peerNamed()
+            self._inner_listener().peerNamed()
             if rest:
                 self.wrappedProtocol.dataReceived(rest)
 
@@ -88,16 +101,8 @@ class HalfCloseProxied(HAProxyProtocolWrapper):
             self._proxyInfo = info
         return rest or b""
 
-    def loseConnection(self) -> None:
-        """Close; if no header has come yet, that is why."""
-        if self._proxyInfo is None:
-            self.wrappedProtocol.why = self.wrappedProtocol.why or "no PROXY header came first"
-        super().loseConnection()
-
-    def handshakeCompleted(self) -> None:
-        """Tell the protocol inside that the TLS around this is set up."""
-        if IHandshakeListener.providedBy(self.wrappedProtocol):
-            self.wrappedProtocol.handshakeCompleted()
+    def _inner_listener(self) -> Any:
+        return IPeerListener(self.wrappedProtocol, _Deaf())
 
     def readConnectionLost(self) -> None:
         """Tell the protocol inside."""

@@ -16,8 +16,10 @@ from twisted.internet.ssl import Certificate, CertificateOptions, trustRootFromC
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from zope.interface import implementer
 
+from timestamp_echo.proxy import IPeerListener
 
-@implementer(IHalfCloseableProtocol)
+
+@implementer(IHalfCloseableProtocol, IPeerListener)
 class HalfCloseTLS(TLSMemoryBIOProtocol):
     """The server's side of TLS, whose peer may stop sending before it stops reading.
 
@@ -39,6 +41,16 @@ class HalfCloseTLS(TLSMemoryBIOProtocol):
 
     def writeConnectionLost(self) -> None:
         """Never called: this side closes both directions at once."""
+
+    def peerNamed(self) -> None:
+        """The header of the PROXY protocol came, in front of the handshake."""
+        if IPeerListener.providedBy(self.wrappedProtocol):
+            self.wrappedProtocol.peerNamed()
+
+    def peerUnknown(self) -> None:
+        """It did not."""
+        if IPeerListener.providedBy(self.wrappedProtocol):
+            self.wrappedProtocol.peerUnknown()
 
     def _shutdownTLS(self) -> None:
         # The one place that Twisted comes by when a close_notify was received.

@@ -90,11 +90,18 @@ def _holder(lock: str) -> int:
 
 
 def _with_half_close(factory: Any) -> Any:
-    """Let connections half-close through all layers: TLS, PROXY, or one in the other."""
+    """Let connections half-close through all layers: TLS, PROXY, or one in the other.
+
+    Proxies send the PROXY header in front of the TLS handshake, but Twisted's `haproxy:ssl:`
+    expects it inside (twisted#9041): these two change places.
+    """
     for with_half_close in HALF_CLOSES:
         factory = with_half_close(factory)
     if isinstance(factory, WrappingFactory):
-        factory.wrappedFactory = _with_half_close(factory.wrappedFactory)
+        inner = factory.wrappedFactory = _with_half_close(factory.wrappedFactory)
+        if isinstance(inner, proxy.ProxiedFactory):
+            factory.wrappedFactory, inner.wrappedFactory = inner.wrappedFactory, factory
+            return inner
     return factory
 
 
