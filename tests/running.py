@@ -141,6 +141,17 @@ class Service:
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
+    def spins(self) -> bool:
+        """Whether it uses most of half a second, in which it has nothing to do (proc(5))."""
+        before = self._used()
+        select.select([], [], [], 0.5)
+        return self._used() - before > 0.25
+
+    def _used(self) -> float:
+        """Seconds of processor time until now."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Stop it by a signal, if it runs; its exit status, and its log is complete."""
         if self.process.poll() is None:

@@ -380,18 +380,10 @@ class UnfriendlyTests(SynchronousTestCase):
         with self.service.connect() as sock:
             size = fill(sock, b"x" * 1023 + b"\n")
             sock.shutdown(socket.SHUT_WR)
-            before = self.used()
+            self.assertFalse(self.service.spins())
             self.assertRegex(talk(self.service.connect(), LINES), REPLIES)
-            select.select([], [], [], 0.5)
-            self.assertLess(self.used() - before, 0.25)  # seconds of that half
             sock.settimeout(PATIENCE)
             self.assertEqual(len(re.findall(STAMP, read_all(sock))), -(-size // 1024))
-
-    def used(self) -> float:
-        """Seconds of processor time that the service has used (proc(5))."""
-        fields = Path(f"/proc/{self.service.process.pid}/stat").read_text().rpartition(")")[2]
-        user, system = fields.split()[11:13]
-        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     def test_reset_in_mid_message(self) -> None:
         """So is one that resets within a message."""
@@ -485,6 +477,15 @@ class LimitTests(SynchronousTestCase):
             self.assertRegex(read_all(sock), REPLIES)
         service.log.wait_for("connection from .* ended .*; idle for 1 s")
 
+    def test_idle_slow_sender(self) -> None:
+        """A message that comes a byte at a time does not hold a connection longer."""
+        service = self.service("--idle-timeout", "1", "--framing", "line")
+        with service.connect() as sock:
+            while not select.select([sock], [], [], 0.1)[0]:
+                sock.sendall(b"x")
+            self.assertRegex(sock.recv(100), STAMP + b"x+$")
+        service.log.wait_for("connection from .* ended .*; idle for 1 s")
+
     def test_idle_slow_reader(self) -> None:
         """A connection whose replies nobody takes is ended by force."""
         service = self.service("--idle-timeout", "1")
@@ -525,6 +526,7 @@ class LimitTests(SynchronousTestCase):
                 sock.sendall(b"hello\n")
                 answered += sock.recv(1024).endswith(b"] hello\n")
         self.assertTrue(30 <= answered <= 64, answered)
+        self.assertFalse(service.spins())
         for sock in socks:
             sock.close()
         service.log.wait_for("connection from .* ended")
@@ -548,7 +550,7 @@ class StopTests(SynchronousTestCase):
             )
             context = ssl.create_default_context(cafile=files.certificate)
             ends = asyncio.run(self.load(service, context))
-            self.assertEqual(len(ends), 60)
+            self.assertEqual(len(ends), 201)
             for sent, ended in ends:
                 self.assertEqual(ended, "closed")
                 # Only what was sent after the signal may be without a reply.
@@ -567,7 +569,7 @@ class StopTests(SynchronousTestCase):
                 "127.0.0.1", service.port(2), ssl=context, server_hostname="localhost"
             ),
         ]
-        clients = [await connect() for connect in connects for _ in range(20)]
+        clients = [await connect() for connect in connects for _ in range(67)]
         asked = asyncio.Event()
         talks = [asyncio.create_task(self.ask(*client, asked)) for client in clients]
         await asked.wait()
@@ -790,8 +792,10 @@ class StartTests(SynchronousTestCase):
         self.assertEqual(done.returncode, 1)
         self.assertIn(b"tsecho: Address already in use: cannot", done.stderr)
         self.assertEqual(os.listdir(folder), ["log"])
-        log = Path(folder, "log").read_text()
-        self.assertIn("Address already in use", log)
+        # The parent ends when it is told; the daemon's last line may come after that.
+        deadline = time.monotonic() + PATIENCE
+        while "Address already in use" not in (log := Path(folder, "log").read_text()):
+            self.assertLess(time.monotonic(), deadline, log)
         self.assertNotIn("Traceback", log)
 
 

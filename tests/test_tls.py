@@ -5,11 +5,19 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from OpenSSL.SSL import TLS_CLIENT_METHOD, Connection, Context, Error, WantReadError
+from OpenSSL.SSL import (
+    TLS_CLIENT_METHOD,
+    VERIFY_FAIL_IF_NO_PEER_CERT,
+    VERIFY_PEER,
+    Connection,
+    Context,
+    Error,
+    WantReadError,
+)
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.ssl import DefaultOpenSSLContextFactory
+from twisted.internet.ssl import CertificateOptions, DefaultOpenSSLContextFactory
 from twisted.internet.task import Clock
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
@@ -20,7 +28,7 @@ from tests.certificates import self_signed
 from tests.fakes import TCPTransport
 from timestamp_echo.protocol import TimestampEchoFactory
 from timestamp_echo.stamps import SECOND, Stamp
-from timestamp_echo.tls import HalfCloseTLS, with_half_close
+from timestamp_echo.tls import HalfCloseTLS, ask_clients, with_half_close
 
 STAMP = b"[Thu Jan  1 00:00:01 1970] "
 
@@ -152,3 +160,22 @@ class HalfCloseTLSTests(SynchronousTestCase):
         factory = Factory.forProtocol(Protocol)
         with_half_close(factory)
         self.assertIs(factory.protocol, Protocol)
+
+
+class AskClientsTests(SynchronousTestCase):
+    """`ask_clients`: whose certificates are asked for."""
+
+    def test_asked(self) -> None:
+        """Without a certificate there is no connection."""
+        files = self_signed(self.mktemp())
+        options = CertificateOptions()
+        ask_clients(options, files.certificate)
+        mode = options.getContext().get_verify_mode()
+        self.assertTrue(mode & VERIFY_PEER and mode & VERIFY_FAIL_IF_NO_PEER_CERT)
+
+    def test_none(self) -> None:
+        """A file without certificates, or none at all, is an error that names it."""
+        files = self_signed(self.mktemp())
+        error = self.assertRaises(ValueError, ask_clients, CertificateOptions(), files.key)
+        self.assertEqual(str(error), f"{files.key}: expected certificates in PEM")
+        self.assertRaises(OSError, ask_clients, CertificateOptions(), self.mktemp())

@@ -49,6 +49,11 @@ class _Deaf:
         """See `IPeerListener`."""
 
 
+def peer_listener(protocol: Any) -> Any:
+    """The protocol, if it is an `IPeerListener`; otherwise one that does nothing."""
+    return IPeerListener(protocol, _Deaf())
+
+
 @implementer(IHalfCloseableProtocol, IProxied)
 class HalfCloseProxied(HAProxyProtocolWrapper):
     """A connection whose first bytes say for whom a proxy made it.
@@ -72,11 +77,11 @@ class HalfCloseProxied(HAProxyProtocolWrapper):
         try:
             rest = self._header(data)
         except (InvalidProxyHeader, ValueError):
-            self._inner_listener().peerUnknown()
+            peer_listener(self.wrappedProtocol).peerUnknown()
             self.loseConnection()
             return
         if self._proxyInfo is not None:
-            self._inner_listener().peerNamed()
+            peer_listener(self.wrappedProtocol).peerNamed()
             if rest:
                 self.wrappedProtocol.dataReceived(rest)
 
@@ -100,9 +105,6 @@ class HalfCloseProxied(HAProxyProtocolWrapper):
                 ip_address(host)
             self._proxyInfo = info
         return rest or b""
-
-    def _inner_listener(self) -> Any:
-        return IPeerListener(self.wrappedProtocol, _Deaf())
 
     def readConnectionLost(self) -> None:
         """Tell the protocol inside."""

@@ -16,7 +16,7 @@ from twisted.internet.ssl import Certificate, CertificateOptions, trustRootFromC
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from zope.interface import implementer
 
-from timestamp_echo.proxy import IPeerListener
+from timestamp_echo.proxy import IPeerListener, peer_listener
 
 
 @implementer(IHalfCloseableProtocol, IPeerListener)
@@ -44,13 +44,11 @@ class HalfCloseTLS(TLSMemoryBIOProtocol):
 
     def peerNamed(self) -> None:
         """The header of the PROXY protocol came, in front of the handshake."""
-        if IPeerListener.providedBy(self.wrappedProtocol):
-            self.wrappedProtocol.peerNamed()
+        peer_listener(self.wrappedProtocol).peerNamed()
 
     def peerUnknown(self) -> None:
         """It did not."""
-        if IPeerListener.providedBy(self.wrappedProtocol):
-            self.wrappedProtocol.peerUnknown()
+        peer_listener(self.wrappedProtocol).peerUnknown()
 
     def _shutdownTLS(self) -> None:
         # The one place that Twisted comes by when a close_notify was received.
