@@ -22,8 +22,6 @@ SURE = 4 * 1024
 """Bytes of a read whose reply is never too long to be made at once, even if they are all
 newlines. Longer reads are measured by `portion`."""
 
-_NEWLINE = ord("\n")
-
 
 class Framing(Protocol):
     """The framing of one connection's messages."""
@@ -86,9 +84,9 @@ class ChunkFraming:
 class LineFraming:
     """A message ends at its newline, or where the sender closes.
 
-    Each byte is looked at once: a read is searched for its last newline, what came before
-    is never searched again, and the prefix is put behind all the newlines of a read by one
-    `bytes.replace`, for they all arrived together.
+    Each byte is looked at a few times at most, by `memchr` (bytes.find, bytes.replace), never
+    one by one (bytes.count): what came before is never searched again, and the prefix is put
+    behind all the newlines of a read at once, for they all arrived together.
     """
 
     ends_at_pause = False
@@ -106,7 +104,7 @@ class LineFraming:
         So a line that the read cut is never taken for a read of its own.
         """
         size = len(data)
-        while size > 1 and size + data.count(b"\n", 0, size) * len(prefix) > HOLD:
+        while size > 1 and size + _newlines(data[:size]) * len(prefix) > HOLD:
             size //= 2
         if size == len(data):
             return size
@@ -118,22 +116,46 @@ class LineFraming:
 
     def received(self, data: bytes, prefix: bytes) -> bytes:
         """See `Framing.received`."""
-        if self._begun:
-            return self._received_begun(data, prefix)
-        lines, newline, tail = data.rpartition(b"\n")
-        if not newline:
-            return self._hold(data, prefix)
-        self.messages += 1 + lines.count(b"\n")
-        reply = prefix + self._pending + lines.replace(b"\n", b"\n" + prefix) + newline
-        self._pending = b""
-        self.waiting = False
-        return reply + self._hold(tail, prefix) if tail else reply
+        if self.waiting:
+            return self._continued(data, prefix)
+        first = data.find(b"\n") + 1
+        if first == len(data):
+            self.messages += 1
+            return prefix + data
+        return self._lines(data, prefix) if first else self._piece(data, prefix)
 
     def ended(self) -> bytes:
         """See `Framing.ended`."""
         reply = self._begin() if self._pending else b""
         self._begun = self.waiting = False
         return reply
+
+    def _lines(self, data: bytes, prefix: bytes) -> bytes:
+        """Answer the lines of a read that has a newline; hold what is behind the last."""
+        end = data.rfind(b"\n")
+        lines = self._pending + data[:end]
+        stamped = lines.replace(b"\n", b"\n" + prefix)
+        self.messages += 1 + (len(stamped) - len(lines)) // len(prefix)
+        self._pending = b""
+        self.waiting = False
+        tail = data[end + 1 :]
+        return b"%b%b\n%b" % (prefix, stamped, self._hold(tail, prefix) if tail else b"")
+
+    def _piece(self, data: bytes, prefix: bytes) -> bytes:
+        """Take a read without a newline, with nothing pending."""
+        return self._hold(data, prefix)
+
+    def _continued(self, data: bytes, prefix: bytes) -> bytes:
+        """Take a read that goes on with a message."""
+        if self._begun:
+            last, newline, rest = data.partition(b"\n")
+            self._begun = self.waiting = not newline
+            if not rest:
+                return last + newline
+            # Not self.received: a rest that follows a newline is no read of its own.
+            more = self._lines(rest, prefix) if b"\n" in rest else self._hold(rest, prefix)
+            return last + newline + more
+        return self._lines(data, prefix) if b"\n" in data else self._hold(data, prefix)
 
     def _hold(self, data: bytes, prefix: bytes) -> bytes:
         self._pending += data
@@ -149,12 +171,6 @@ class LineFraming:
         self.messages += 1
         return reply
 
-    def _received_begun(self, data: bytes, prefix: bytes) -> bytes:
-        last, newline, rest = data.partition(b"\n")
-        self._begun = self.waiting = not newline
-        # Not self.received: a rest that follows a newline is no read of its own.
-        return last + newline + (LineFraming.received(self, rest, prefix) if rest else b"")
-
 
 class AutoFraming(LineFraming):
     """As `LineFraming`, but a message may also come without a newline.
@@ -166,12 +182,16 @@ class AutoFraming(LineFraming):
 
     ends_at_pause = True
 
-    def received(self, data: bytes, prefix: bytes) -> bytes:
-        """See `Framing.received`."""
-        if data[-1] == _NEWLINE or self.waiting or b"\n" in data or len(data) >= FULL_READ:
-            return LineFraming.received(self, data, prefix)
+    def _piece(self, data: bytes, prefix: bytes) -> bytes:
+        """See `LineFraming._piece`."""
+        if len(data) >= FULL_READ:
+            return self._hold(data, prefix)
         self.messages += 1
         return prefix + data
+
+
+def _newlines(data: bytes) -> int:
+    return len(data) - len(data.replace(b"\n", b""))
 
 
 FRAMINGS: dict[str, type[ChunkFraming] | type[LineFraming]] = {
