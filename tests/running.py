@@ -21,6 +21,12 @@ PATIENCE = 20.0
 BIN = Path(sys.executable).parent
 """Where `twistd` and `tsecho` are installed."""
 
+WITHOUT_EPOLL = [
+    *(sys.executable, "-c"),
+    "import select; del select.epoll; from twisted.scripts.twistd import run; run()",
+]
+"""`twistd` where there is no epoll(7)."""
+
 STAMP = rb"\[\w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}\] "
 """A ctime stamp, with its brackets."""
 
@@ -86,7 +92,8 @@ class Case(Protocol):
 class Service:
     """`twistd -n tsecho` with these options, listening.
 
-    @param case: the test, at whose end the service is stopped.
+    @param case: the test, at whose end the service is stopped. If it is `without_epoll`, so is
+        the service, as on systems that have none.
     @param options: of tsecho.
     @param twistd: options of twistd itself.
     @param environment: variables to add.
@@ -105,9 +112,10 @@ class Service:
     ) -> None:
         self.folder = os.path.abspath(case.mktemp())
         os.makedirs(self.folder)
+        program = WITHOUT_EPOLL if getattr(case, "without_epoll", False) else [BIN / "twistd"]
         arguments = ["-n", "--pidfile=", *twistd, "tsecho", *options]
         self.process = subprocess.Popen(
-            [*prefix, BIN / "twistd", *arguments],
+            [*prefix, *program, *arguments],
             pass_fds=pass_fds,
             cwd=self.folder,
             env=os.environ | (environment or {}),

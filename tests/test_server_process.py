@@ -308,6 +308,12 @@ class StreamTests(SynchronousTestCase):
         self.assertRegex(talk(service.connect(), b"x"), rb"^\[\d\d\+0000 \w{3}\] x$")
 
 
+class StreamWithoutEpollTests(StreamTests):
+    """The same with Twisted's own way to connections, where there is no epoll."""
+
+    without_epoll = True
+
+
 class UnfriendlyTests(SynchronousTestCase):
     """What is no good, and what it gets."""
 
@@ -425,6 +431,12 @@ class UnfriendlyTests(SynchronousTestCase):
             sock.close()
 
 
+class UnfriendlyWithoutEpollTests(UnfriendlyTests):
+    """The same with Twisted's own way to connections, where there is no epoll."""
+
+    without_epoll = True
+
+
 class LimitTests(SynchronousTestCase):
     """Who may connect, how many, and how long without a word."""
 
@@ -534,6 +546,12 @@ class LimitTests(SynchronousTestCase):
             pass  # until those that have gone are all noticed
         service.stop()
         self.assertNotIn("Traceback", service.log.text)
+
+
+class LimitWithoutEpollTests(LimitTests):
+    """The same with Twisted's own way to connections, where there is no epoll."""
+
+    without_epoll = True
 
 
 class StopTests(SynchronousTestCase):
@@ -663,6 +681,12 @@ class StopTests(SynchronousTestCase):
         self.assertRegex(talk(service.connect(), LINES), REPLIES)  # so that it runs by now
         self.assertEqual(service.stop(signal.SIGINT), 0)
         self.assertIn("SIGINT received", service.log.text)
+
+
+class StopWithoutEpollTests(StopTests):
+    """The same with Twisted's own way to connections, where there is no epoll."""
+
+    without_epoll = True
 
 
 class RestartTests(SynchronousTestCase):

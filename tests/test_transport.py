@@ -9,7 +9,6 @@ from typing import Any
 
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
-from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.protocol import DatagramProtocol, Factory, Protocol
 from twisted.internet.ssl import CertificateOptions
 from twisted.internet.task import Clock
@@ -19,43 +18,14 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.lockfile import FilesystemLock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.fakes import Producer
 from timestamp_echo import transport
+from timestamp_echo.arrivals import LINUX
+from timestamp_echo.batch import Batch, Connection, TimedConnection, UNIXConnection
 from timestamp_echo.proxy import ProxiedFactory
 from timestamp_echo.tls import HalfCloseTLS
-from timestamp_echo.transport import (
-    BACKLOG,
-    LINUX,
-    READ,
-    Connection,
-    DatagramPort,
-    StreamReactor,
-    TimedConnection,
-    UNIXConnection,
-)
+from timestamp_echo.transport import BACKLOG, DatagramPort, StreamReactor
 
 FACTORY = Factory.forProtocol(Protocol)
-
-
-class Received(Protocol):
-    """Keeps what it receives, and the arrival that its transport gave."""
-
-    def __init__(self) -> None:
-        self.reads: list[tuple[bytes, int]] = []
-
-    def dataReceived(self, data: bytes) -> None:
-        """See `IProtocol`."""
-        self.reads.append((data, self.transport.arrival))  # type: ignore[union-attr]
-
-
-class Echo(Protocol):
-    """Keeps what it receives."""
-
-    read = b""
-
-    def dataReceived(self, data: bytes) -> None:
-        """See `IProtocol`."""
-        self.read += data
 
 
 class ReceivedDatagrams(DatagramProtocol):
@@ -92,109 +62,6 @@ class FakeReactor:
         """See `IReactorSocket`."""
         self.factory = factory
         return self._port
-
-
-class TimedConnectionTests(SynchronousTestCase):
-    """`TimedConnection`, accepted from a listening socket that `StreamReactor` prepared."""
-
-    if not LINUX:
-        skip = "this kernel gives no arrival times"
-
-    def setUp(self) -> None:
-        """A client's socket, and the server's side of its connection."""
-        listener = socket.create_server(("127.0.0.1", 0))
-        self.addCleanup(listener.close)
-        port = FakePort(listener)
-        StreamReactor(FakeReactor(port), True).listenTCP(0, FACTORY)
-        self.client = socket.create_connection(listener.getsockname())
-        self.addCleanup(self.client.close)
-        accepted, peer = listener.accept()
-        self.addCleanup(accepted.close)
-        self.received = Received()
-        reactor = MemoryReactorClock()
-        self.server = port.transport(accepted, self.received, peer, None, 0, reactor)
-        self.assertIsInstance(self.server, TimedConnection)
-        self.received.makeConnection(self.server)
-
-    def test_arrival(self) -> None:
-        """Bytes that waited before they were read have the time at which they came."""
-        before = time.time_ns()
-        self.client.sendall(b"hello")
-        sent = time.time_ns()
-        while time.time_ns() < sent + 5_000_000:  # a server that is busy for 5 ms
-            pass
-        self.assertIsNone(self.server.doRead())
-        ((data, arrival),) = self.received.reads
-        self.assertEqual(data, b"hello")
-        # Some 1 ms of slack on either side: the kernel's clock for it may be coarser.
-        self.assertTrue(before - 1_000_000 <= arrival <= sent + 1_000_000, arrival - before)
-
-    def test_nothing_there(self) -> None:
-        """A read that finds nothing is no end."""
-        self.assertIsNone(self.server.doRead())
-        self.assertEqual(self.received.reads, [])
-
-    def test_closed(self) -> None:
-        """The peer's FIN."""
-        self.client.close()
-        self.assertIs(self.server.doRead(), CONNECTION_DONE)
-
-    def test_reset(self) -> None:
-        """The peer's RST."""
-        self.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        self.client.close()
-        self.assertIs(self.server.doRead(), CONNECTION_LOST)
-
-
-class UNIXConnectionTests(SynchronousTestCase):
-    """`UNIXConnection`, at one end of a pair of sockets."""
-
-    def setUp(self) -> None:
-        """The peer's socket, and the connection."""
-        self.peer, ours = socket.socketpair()
-        self.addCleanup(self.peer.close)
-        self.addCleanup(ours.close)
-        self.echo = Echo()
-        none: Any = None
-        reactor = MemoryReactorClock()
-        self.connection = UNIXConnection(ours, self.echo, None, none, 0, reactor, max_unsent=10)
-        self.echo.makeConnection(self.connection)
-
-    def test_reads(self) -> None:
-        """A read is as large with a small limit of what may be unsent."""
-        self.peer.send(b"x" * READ)
-        self.connection.doRead()
-        self.assertEqual(len(self.echo.read), READ)
-
-    def test_max_unsent(self) -> None:
-        """Beyond the limit its producer is paused, until all is sent."""
-        producer = Producer()
-        self.connection.registerProducer(producer, True)
-        self.connection.write(b"x" * 10)
-        self.assertFalse(producer.paused)
-        self.connection.write(b"x")
-        self.assertTrue(producer.paused)
-        self.connection.doWrite()
-        self.assertFalse(producer.paused)
-        self.assertEqual(len(self.peer.recv(100)), 11)
-
-    def test_files(self) -> None:
-        """A file that the peer passes is closed by the kernel."""
-        reader, writer = os.pipe()
-        socket.send_fds(self.peer, [b"x"], [writer])
-        os.close(writer)
-        self.connection.doRead()
-        self.assertEqual((self.echo.read, os.read(reader, 1)), (b"x", b""))
-        os.close(reader)
-
-
-class ArrivalTests(SynchronousTestCase):
-    """The kernel's word in a read's ancillary data."""
-
-    def test_without(self) -> None:
-        """Where there is none, or only others, the arrival is not known."""
-        self.assertEqual(transport._arrival([]), 0)
-        self.assertEqual(transport._arrival([(socket.SOL_SOCKET, 1, b""), (41, 50, b"")]), 0)
 
 
 class SourceTests(SynchronousTestCase):
@@ -361,6 +228,18 @@ class StreamReactorTests(SynchronousTestCase):
                 port = FakePort(sock)
                 StreamReactor(FakeReactor(port), timed).adoptStreamPort(3, family, FACTORY)
                 self.assertIs(port.transport.func, expected)
+
+    def test_one_batch(self) -> None:
+        """All connections of a service are one batch; without epoll, the reactor's own."""
+        for there in (True, False):
+            if not there:
+                self.patch(transport, "BATCHED", False)
+            reactor = StreamReactor(FakeReactor(FakePort(socket.socket())), False)
+            ports = [reactor.listenTCP(0, FACTORY), reactor.adoptStreamPort(3, 1, FACTORY)]
+            watchers = [port.transport.keywords["watcher"] for port in ports]  # type: ignore[attr-defined]
+            self.assertIs(watchers[0], watchers[1])
+            self.assertEqual(isinstance(watchers[0], Batch), there)
+            ports[0].socket.close()  # type: ignore[attr-defined]
 
     def test_proxied(self) -> None:
         """Behind the PROXY protocol each kind of port can half-close, in TLS as well."""

@@ -11,19 +11,19 @@ from __future__ import annotations
 import os
 import socket
 import struct
-import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from twisted.internet import tcp, udp, unix
-from twisted.internet.error import CannotListenError, ConnectionDone, ConnectionLost
+from twisted.internet import udp
+from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
-from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.protocols.policies import WrappingFactory
 from twisted.python.lockfile import FilesystemLock
 
-from timestamp_echo import proxy
+from timestamp_echo import arrivals, proxy
+from timestamp_echo.arrivals import LINUX
+from timestamp_echo.batch import BATCHED, Batch, Connection, TimedConnection, UNIXConnection
 
 try:
     from timestamp_echo import tls
@@ -32,12 +32,6 @@ except ImportError:  # pragma: no cover  # without the extra `tls` no endpoint s
 else:
     HALF_CLOSES = [proxy.with_half_close, tls.with_half_close]
 
-
-LINUX = sys.platform == "linux"
-"""Whether the kernel says when bytes arrived, and at which of our addresses."""
-
-READ = 2**16
-"""Bytes that one read brings at most."""
 
 MAX_UNSENT = 2**16
 """Bytes of replies that may be unsent, by default, before a connection is read no further."""
@@ -48,25 +42,12 @@ much), unless an endpoint asks for another number than Twisted's default."""
 
 _DEFAULT_BACKLOG = 50  # a storm overruns it, and who is dropped tries again a second later
 
-# socket(7). Python has the name from 3.14 on; the number is asm-generic/socket.h's.
-_SO_TIMESTAMPNS: int = getattr(socket, "SO_TIMESTAMPNS", 35)
-_TIMESPEC = struct.Struct("@ll")
-
 # ip(7) and ipv6(7). Python has IP_PKTINFO from 3.14 on; the number is Linux's.
 _IP_PKTINFO: int = getattr(socket, "IP_PKTINFO", 8)
 _IN_PKTINFO = struct.Struct("@i4s4s")  # interface, our address, the header's destination
 _IN6_PKTINFO = struct.Struct("@16si")  # our address, interface
 
-_ANCILLARY = socket.CMSG_SPACE(_TIMESPEC.size) + socket.CMSG_SPACE(_IN6_PKTINFO.size)
-
-
-def _arrival(ancillary: Iterable[tuple[int, int, bytes]]) -> int:
-    """The kernel's arrival time in ancillary data, nanoseconds since the epoch, or 0."""
-    for level, kind, value in ancillary:
-        if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
-            seconds, nanoseconds = _TIMESPEC.unpack(value)
-            return int(seconds * 10**9 + nanoseconds)
-    return 0
+_ANCILLARY = arrivals.SPACE + socket.CMSG_SPACE(_IN6_PKTINFO.size)
 
 
 def _source(ancillary: Iterable[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
@@ -110,57 +91,6 @@ def _queue(backlog: int) -> int:
     return BACKLOG if backlog == _DEFAULT_BACKLOG else backlog
 
 
-class Connection(tcp.Server):
-    """A TCP connection whose limit of unsent bytes is not the size of its reads as well.
-
-    @param max_unsent: bytes beyond which its producer is paused.
-    """
-
-    def __init__(self, *args: Any, max_unsent: int) -> None:
-        super().__init__(*args)
-        self.bufferSize = max_unsent
-
-    def doRead(self) -> ConnectionLost | ConnectionDone | None:  # type: ignore[override]  # abortConnection's
-        """As `tcp.Connection.doRead`."""
-        try:
-            data = self._receive()
-        except BlockingIOError:
-            return None
-        except OSError:
-            return CONNECTION_LOST
-        if not data:
-            return CONNECTION_DONE
-        self.protocol.dataReceived(data)
-        return None
-
-    def _receive(self) -> bytes:
-        received: bytes = self.socket.recv(READ)
-        return received
-
-
-class TimedConnection(Connection):
-    """A TCP connection that knows when the kernel got the bytes of its last read.
-
-    Where a read takes in several segments, that is the last one's time.
-    """
-
-    arrival = 0
-    """Nanoseconds since the epoch; 0 if the kernel did not say."""
-
-    def _receive(self) -> bytes:
-        received: bytes
-        received, ancillary, _, _ = self.socket.recvmsg(READ, _ANCILLARY)
-        self.arrival = _arrival(ancillary)
-        return received
-
-
-class UNIXConnection(Connection, unix.Server):
-    """The same for a UNIX socket. It takes no files that a peer passes (unix(7)).
-
-    Without ancillary data asked for, the kernel closes them.
-    """
-
-
 class DatagramPort(udp.Port):
     """A UDP port that knows when the last datagram arrived, and at which of our addresses.
 
@@ -191,7 +121,7 @@ class DatagramPort(udp.Port):
             else:
                 sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
             if self._timed:
-                sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+                arrivals.ask(sock)
         return sock
 
     def doRead(self) -> None:
@@ -203,7 +133,7 @@ class DatagramPort(udp.Port):
             except OSError:  # nothing more, or an ICMP error about an earlier reply
                 return
             taken += len(data) or 1
-            self.arrival = _arrival(ancillary)
+            self.arrival = arrivals.arrival(ancillary)
             self._asked = _source(ancillary)
             self.protocol.datagramReceived(data, address[:2])
 
@@ -238,6 +168,7 @@ class StreamReactor:
         self._reactor = reactor
         self._timed = kernel_times and LINUX
         self._max_unsent = max_unsent
+        self._watcher = Batch(reactor) if BATCHED else reactor
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)
@@ -305,13 +236,12 @@ class StreamReactor:
     def _tcp(self, port: Any) -> IListeningPort:
         if not self._timed:
             return self._with(port, Connection)
-        # Accepted connections inherit it, and so have it from their first segment on.
-        port.socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        arrivals.ask(port.socket)
         return self._with(port, TimedConnection)
 
     def _with(self, port: Any, kind: type[Connection]) -> IListeningPort:
         """Let the port make its connections of this kind."""
-        port.transport = partial(kind, max_unsent=self._max_unsent)
+        port.transport = partial(kind, watcher=self._watcher, max_unsent=self._max_unsent)
         listening: IListeningPort = port
         return listening
 

@@ -1,0 +1,35 @@
+"""When the kernel got what a read brings: `SO_TIMESTAMPNS` (socket(7)), which is Linux's.
+
+Knows sockets and their ancillary data; no connection, no message.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import sys
+from collections.abc import Iterable
+
+LINUX = sys.platform == "linux"
+"""Whether the kernel says when bytes arrived, and at which of our addresses."""
+
+# Python has the name from 3.14 on; the number is asm-generic/socket.h's.
+_SO_TIMESTAMPNS: int = getattr(socket, "SO_TIMESTAMPNS", 35)
+_TIMESPEC = struct.Struct("@ll")
+
+SPACE = socket.CMSG_SPACE(_TIMESPEC.size)
+"""Bytes of ancillary data that it takes."""
+
+
+def ask(sock: socket.socket) -> None:
+    """Ask for the time of each read. Connections inherit it from the socket that accepts them."""
+    sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+
+
+def arrival(ancillary: Iterable[tuple[int, int, bytes]]) -> int:
+    """The arrival time in ancillary data, nanoseconds since the epoch, or 0."""
+    for level, kind, value in ancillary:
+        if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
+            seconds, nanoseconds = _TIMESPEC.unpack(value)
+            return int(seconds * 10**9 + nanoseconds)
+    return 0
