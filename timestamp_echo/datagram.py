@@ -11,6 +11,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from twisted.internet.error import MessageLengthError
@@ -19,7 +20,7 @@ from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 
 from timestamp_echo.limits import unmapped
-from timestamp_echo.stamps import Stamp
+from timestamp_echo.stamps import SECOND, Stamp
 
 RATE = 1000
 """Datagrams a second that are answered per source, by default."""
@@ -30,6 +31,8 @@ LOG_INTERVAL = 10.0
 _PRIVILEGED = 1024  # below are the services that a forged datagram would set on us
 
 _BUCKETS = 2**14
+
+_SOURCES = 2**12  # whose addresses need not be read again
 
 
 def refusal(datagram: bytes, host: str, port: int, own_ports: set[int]) -> str:
@@ -51,11 +54,13 @@ def refusal(datagram: bytes, host: str, port: int, own_ports: set[int]) -> str:
     return ""
 
 
+@lru_cache(_SOURCES)
 def _is_unicast(host: str) -> bool:
     address = unmapped(host)
     return not (address.is_multicast or address.is_unspecified or str(address) == "255.255.255.255")
 
 
+@lru_cache(_SOURCES)
 def network(host: str) -> bytes:
     """The network that a source counts as: an IPv4 /24 or an IPv6 /64."""
     address = unmapped(host)
@@ -70,20 +75,20 @@ class Rate:
     share one has to use up about as many counters as there are.
 
     @param limit: answers a second.
-    @param clock: counts the seconds.
     """
 
-    def __init__(self, limit: int, clock: IReactorTime) -> None:
+    def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._clock = clock
-        self._until = 0.0
+        self._since = self._until = 0
         self._counts = array("L", [0])
 
-    def allows(self, host: str) -> bool:
-        """Count a datagram of this source; whether it may be answered."""
-        now = self._clock.seconds()
-        if not self._until - 1 <= now < self._until:
-            self._until = now + 1
+    def allows(self, host: str, moment: int) -> bool:
+        """Count a datagram of this source; whether it may be answered.
+
+        @param moment: when it came, in nanoseconds.
+        """
+        if not self._since <= moment < self._until:
+            self._since, self._until = moment, moment + SECOND
             self._counts = array("L", bytes(_BUCKETS * self._counts.itemsize))
         bucket = hash(network(host)) % _BUCKETS
         self._counts[bucket] += 1
@@ -115,9 +120,10 @@ class TimestampDatagram(DatagramProtocol):
         own_ports: set[int] | None = None,
     ) -> None:
         self._stamp = stamp
+        self._arrival = self._kernel_time if stamp.subsecond else now
         self._clock = clock
         self._now = now
-        self._rate = Rate(rate, clock)
+        self._rate = Rate(rate)
         self._own_ports: set[int] = set() if own_ports is None else own_ports
         self._unanswered: Counter[str] = Counter()
 
@@ -128,13 +134,19 @@ class TimestampDatagram(DatagramProtocol):
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
         """Answer one datagram, or count why not."""
         host, port = addr
+        moment = self._arrival()
         why = refusal(datagram, host, port, self._own_ports)
-        if not why and not self._rate.allows(host):
+        if not why and not self._rate.allows(host, moment):
             why = "over the rate"
         if why:
             self._count(why)
-        else:
-            self._answer(datagram, addr)
+            return
+        try:
+            self.transport.write(self._stamp.prefix(moment) + datagram, addr)
+        except (OSError, MessageLengthError):
+            # A peer can cause it at will: a reply too long for a datagram (65,507 bytes over
+            # IPv4), the broadcast address of a network of ours, no route back.
+            self._count("impossible to send")
 
     def stopProtocol(self) -> None:
         """The port is closed: say what has not been said."""
@@ -142,14 +154,9 @@ class TimestampDatagram(DatagramProtocol):
             self._line.cancel()
             self._say()
 
-    def _answer(self, datagram: bytes, addr: Any) -> None:
-        arrival = getattr(self.transport, "arrival", 0) or self._now()
-        try:
-            self.transport.write(self._stamp.prefix(arrival) + datagram, addr)
-        except (OSError, MessageLengthError):
-            # A peer can cause it at will: a reply too long for a datagram (65,507 bytes over
-            # IPv4), the broadcast address of a network of ours, no route back.
-            self._count("impossible to send")
+    def _kernel_time(self) -> int:
+        """When the kernel got this datagram, if the transport says; or now."""
+        return getattr(self.transport, "arrival", 0) or self._now()
 
     def _count(self, why: str) -> None:
         self._unanswered[why] += 1

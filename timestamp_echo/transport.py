@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from twisted.internet import udp
@@ -47,19 +47,26 @@ _IP_PKTINFO: int = getattr(socket, "IP_PKTINFO", 8)
 _IN_PKTINFO = struct.Struct("@i4s4s")  # interface, our address, the header's destination
 _IN6_PKTINFO = struct.Struct("@16si")  # our address, interface
 
-_ANCILLARY = arrivals.SPACE + socket.CMSG_SPACE(_IN6_PKTINFO.size)
+_ANY = ("", "0.0.0.0", "::")  # bound to no address of its own: the route would choose one
+
+_SPACE = arrivals.SPACE + socket.CMSG_SPACE(_IN6_PKTINFO.size)
 
 
 def _source(ancillary: Iterable[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
     """What makes a reply leave from where a datagram came to; the interface is the route's."""
     for level, kind, value in ancillary:
         if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
-            _, local, _ = _IN_PKTINFO.unpack(value)
-            return [(level, kind, _IN_PKTINFO.pack(0, local, b""))]
+            return [(level, kind, _from_ipv4(value))]
         if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
             local, _ = _IN6_PKTINFO.unpack(value)
             return [(level, kind, _IN6_PKTINFO.pack(local, 0))]
     return []
+
+
+@lru_cache(64)  # of the addresses that this host has, a few are asked
+def _from_ipv4(value: bytes) -> bytes:
+    _, local, _ = _IN_PKTINFO.unpack(value)
+    return _IN_PKTINFO.pack(0, local, b"")
 
 
 def _holder(lock: str) -> int:
@@ -102,6 +109,7 @@ class DatagramPort(udp.Port):
     """Nanoseconds since the epoch; 0 if the kernel did not say."""
 
     _timed = False
+    _told = False
     _asked: Sequence[tuple[int, int, bytes]] = ()
 
     def listen(self, timed: bool) -> None:
@@ -115,34 +123,45 @@ class DatagramPort(udp.Port):
     def createInternetSocket(self) -> socket.socket:
         """As `udp.Port.createInternetSocket`, and ask for what is to come with each datagram."""
         sock: socket.socket = super().createInternetSocket()
-        if LINUX:
+        if LINUX and self.interface in _ANY:
+            self._told = True
             if self.addressFamily == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
             else:
                 sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-            if self._timed:
-                arrivals.ask(sock)
+        if LINUX and self._timed:
+            self._told = True
+            arrivals.ask(sock)
         return sock
 
     def doRead(self) -> None:
-        """As `udp.Port.doRead`, by `recvmsg`."""
+        """As `udp.Port.doRead`, by `recvmsg` if something comes with each datagram."""
+        receive = self._receive_told if self._told else self.socket.recvfrom
+        received, size = self.protocol.datagramReceived, self.maxPacketSize
         taken = 0
         while taken < self.maxThroughput:
             try:
-                data, ancillary, _, address = self.socket.recvmsg(self.maxPacketSize, _ANCILLARY)
+                data, address = receive(size)
             except OSError:  # nothing more, or an ICMP error about an earlier reply
                 return
             taken += len(data) or 1
-            self.arrival = arrivals.arrival(ancillary)
-            self._asked = _source(ancillary)
-            self.protocol.datagramReceived(data, address[:2])
+            received(data, address if len(address) == 2 else address[:2])
 
-    def write(self, datagram: bytes, addr: tuple[str, int] | None = None) -> None:
+    def _receive_told(self, size: int) -> tuple[bytes, tuple[Any, ...]]:
+        data, ancillary, _, address = self.socket.recvmsg(size, _SPACE)
+        self.arrival = arrivals.arrival(ancillary) if self._timed else 0
+        self._asked = _source(ancillary)
+        return data, address
+
+    def write(self, datagram: bytes, addr: Any = None) -> None:
         """Send from the address that the last datagram came to.
 
         @raise OSError: it can't be sent.
         """
-        self.socket.sendmsg([datagram], self._asked, 0, addr)
+        if self._asked:
+            self.socket.sendmsg([datagram], self._asked, 0, addr)
+        else:
+            self.socket.sendto(datagram, addr)
 
 
 class StreamReactor:
