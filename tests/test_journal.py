@@ -6,7 +6,12 @@ from twisted.logger import formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import logged
-from timestamp_echo.journal import LINES_A_SECOND, Journal, written
+from timestamp_echo.journal import LINES_A_SECOND, Journal, Peer, written
+
+
+def peer_at(host: str) -> Peer:
+    """A connection's peer, at this host's port 5."""
+    return lambda: IPv4Address("TCP", host, 5)
 
 
 class WrittenTests(SynchronousTestCase):
@@ -57,16 +62,16 @@ class JournalTests(SynchronousTestCase):
 
     def end(self, peer: str) -> None:
         """A connection ends."""
-        self.journal.ended(peer, "lost", seconds=1.5, messages=2, into=30, out=84)
+        self.journal.ended(peer_at(peer), "lost", seconds=1.5, messages=2, into=30, out=84)
 
     def test_opened(self) -> None:
         """An opening has its peer."""
-        self.journal.opened("192.0.2.1:5")
+        self.journal.opened(peer_at("192.0.2.1"))
         self.assertEqual(self.lines(), ["connection from 192.0.2.1:5 opened"])
 
     def test_ended(self) -> None:
         """An end has the peer, how long, how much, and why."""
-        self.end("192.0.2.1:5")
+        self.end("192.0.2.1")
         self.assertEqual(
             self.lines(),
             [
@@ -77,16 +82,16 @@ class JournalTests(SynchronousTestCase):
 
     def test_refused(self) -> None:
         """A refusal has the peer and the reason."""
-        self.journal.refused("192.0.2.1:5", "too many")
+        self.journal.refused(peer_at("192.0.2.1"), "too many")
         for _ in range(LINES_A_SECOND):
-            self.journal.refused("192.0.2.1:5", "too many")
+            self.journal.refused(peer_at("192.0.2.1"), "too many")
         lines = self.lines()
         self.assertEqual(lines[0], "connection from 192.0.2.1:5 refused: too many")
         self.assertEqual(len(lines), LINES_A_SECOND)
 
     def test_structured(self) -> None:
         """The numbers can be read from the event without parsing its text."""
-        self.end("192.0.2.1:5")
+        self.end("192.0.2.1")
         (event,) = self.events
         self.assertEqual(
             [event[key] for key in ("peer", "seconds", "messages", "into", "out", "why")],
@@ -96,7 +101,7 @@ class JournalTests(SynchronousTestCase):
     def test_flood(self) -> None:
         """Of a flood ten lines are written, then one that counts the rest."""
         for number in range(1000):
-            self.journal.opened(str(number))
+            self.journal.opened(peer_at(str(number)))
         self.assertEqual(len(self.lines()), LINES_A_SECOND)
         self.clock.advance(1)
         self.assertEqual(
@@ -114,16 +119,27 @@ class JournalTests(SynchronousTestCase):
     def test_each_kind_by_itself(self) -> None:
         """A flood of openings does not hide an end."""
         for number in range(1000):
-            self.journal.opened(str(number))
+            self.journal.opened(peer_at(str(number)))
         self.lines()
         self.end("1")
         self.assertEqual(len(self.lines()), 1)
+
+    def test_peer_not_asked(self) -> None:
+        """For a line that is not written nobody is asked for an address."""
+        asked: list[int] = []
+
+        def peer() -> None:
+            asked.append(1)
+
+        for _ in range(1000):
+            self.journal.opened(peer)
+        self.assertEqual(len(asked), LINES_A_SECOND)
 
     def test_next_second(self) -> None:
         """A new second has lines again, and without a flood nothing is counted."""
         for _ in range(2):
             for number in range(LINES_A_SECOND):
-                self.journal.opened(str(number))
+                self.journal.opened(peer_at(str(number)))
             self.assertEqual(len(self.lines()), LINES_A_SECOND)
             self.clock.advance(1)
             self.assertEqual(self.lines(), [])

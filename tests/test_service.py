@@ -145,7 +145,7 @@ class EchoServiceTests(SynchronousTestCase):
     def test_drain(self) -> None:
         """A stop drains all connections, and waits until they have left."""
         talker = Talker()
-        self.limits.enter(talker, None)
+        self.limits.enter(talker, lambda: None)
         stopped = self.service().stopService()
         self.assertEqual(talker.told, ["drain"])
         self.assertNoResult(stopped)
@@ -156,7 +156,7 @@ class EchoServiceTests(SynchronousTestCase):
     def test_drain_timeout(self) -> None:
         """What is left at the timeout is ended by force."""
         talker = Talker()
-        self.limits.enter(talker, None)
+        self.limits.enter(talker, lambda: None)
         stopped = self.service().stopService()
         self.reactor.advance(19.9)
         self.assertEqual(talker.told, ["drain"])
@@ -209,7 +209,7 @@ class EchoServiceTests(SynchronousTestCase):
         handlers: dict[int, Any] = {}
         self.patch(signal, "signal", handlers.__setitem__)
         talker = Talker()
-        self.limits.enter(talker, None)
+        self.limits.enter(talker, lambda: None)
         service = self.service()
         service.startService()
         self.reactor.run()  # which in memory stops at once

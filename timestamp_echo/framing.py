@@ -61,6 +61,8 @@ class Framing(Protocol):
 class ChunkFraming:
     """A message is what one read brings, as in the blocking loop of the lab."""
 
+    __slots__ = ("messages",)
+
     ends_at_pause = False
     waiting = False
 
@@ -88,6 +90,8 @@ class LineFraming:
     one by one (bytes.count): what came before is never searched again, and the prefix is put
     behind all the newlines of a read at once, for they all arrived together.
     """
+
+    __slots__ = ("_begun", "_pending", "_prefix", "messages", "waiting")  # there are many
 
     ends_at_pause = False
 
@@ -179,6 +183,8 @@ class AutoFraming(LineFraming):
     newline in it, and it is too short to have been cut by the receive buffer. Otherwise the
     sender's pause ends it; the caller says when that is.
     """
+
+    __slots__ = ()
 
     ends_at_pause = True
 

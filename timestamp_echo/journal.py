@@ -6,6 +6,8 @@ flood of lines, so of each kind at most `LINES_A_SECOND` are written; the rest a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.logger import Logger
@@ -39,6 +41,10 @@ def escaped(text: str) -> str:
     return ascii(text)[1:-1]
 
 
+Peer = Callable[[], "IAddress | None"]
+"""Tells a connection's peer. It is asked only for a line that is written."""
+
+
 class Journal:
     """The lines of one service's connections.
 
@@ -51,21 +57,21 @@ class Journal:
         self._clock = clock
         self._lines = {"opened": 0, "refused": 0, "ended": 0}
 
-    def opened(self, peer: str) -> None:
+    def opened(self, peer: Peer) -> None:
         """A connection was made."""
         if self._may_write("opened"):
-            self._log.info("connection from {peer} opened", peer=peer)
+            self._log.info("connection from {peer} opened", peer=written(peer()))
 
-    def refused(self, peer: str, why: str) -> None:
+    def refused(self, peer: Peer, why: str) -> None:
         """A connection was one too many.
 
         @param why: in words.
         """
         if self._may_write("refused"):
-            self._log.info("connection from {peer} refused: {why}", peer=peer, why=why)
+            self._log.info("connection from {peer} refused: {why}", peer=written(peer()), why=why)
 
     def ended(
-        self, peer: str, why: str, *, seconds: float, messages: int, into: int, out: int
+        self, peer: Peer, why: str, *, seconds: float, messages: int, into: int, out: int
     ) -> None:
         """A connection is over.
 
@@ -79,7 +85,7 @@ class Journal:
             self._log.info(
                 "connection from {peer} ended after {seconds:.3f} s: {messages} messages,"
                 " {into} bytes in, {out} bytes out; {why}",
-                peer=peer,
+                peer=written(peer()),
                 seconds=seconds,
                 messages=messages,
                 into=into,

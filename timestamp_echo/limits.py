@@ -8,12 +8,10 @@ from __future__ import annotations
 import resource
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address as IPv4
 from ipaddress import IPv6Address as IPv6
 from ipaddress import ip_address
-from typing import Protocol
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
@@ -29,21 +27,40 @@ IDLE = 3600.0
 _SWEEPS = 10  # looks at all connections within the idle time: it is kept to a tenth
 
 
-class Connection(Protocol):
-    """What a connection is to its limits."""
+class Limited:
+    """A connection as its limits see it. What they note of it stands in it: there are many."""
+
+    source = b""
+    """What it counts as, where peers are counted."""
+
+    since = 0.0
+    """When it was made, in seconds."""
+
+    active = 0.0
+    """When it was made, or last found to have answered something, in seconds."""
+
+    counted = 0
+    """Messages that it had answered by then."""
+
+    idle = False
+    """Whether it was told to end."""
 
     @property
     def messages(self) -> int:
         """How many messages have been answered."""
+        raise NotImplementedError
 
     def end(self, why: str) -> None:
         """Answer what is pending and close in order."""
+        raise NotImplementedError
 
     def drain(self) -> None:
         """Answer all that has arrived by now, then end."""
+        raise NotImplementedError
 
     def abort(self) -> None:
         """Close at once, whatever is unsent."""
+        raise NotImplementedError
 
 
 def file_limit() -> int:
@@ -70,16 +87,6 @@ def source(address: IAddress | None) -> bytes:
     return ip.packed[:8] if isinstance(ip, IPv6) else ip.packed
 
 
-@dataclass
-class _Seen:
-    """A connection as it was when it was looked at."""
-
-    source: bytes
-    messages: int
-    since: float
-    told: bool = False
-
-
 class Limits:
     """The connections of one service, within their limits.
 
@@ -99,7 +106,7 @@ class Limits:
         self._total = total
         self._per_peer = per_peer
         self._idle = idle
-        self._connections: dict[Connection, _Seen] = {}
+        self._connections: set[Limited] = set()
         self._peers: Counter[bytes] = Counter()
         self._sweep: IDelayedCall | None = None
         self._waiting: list[Deferred[None]] = []
@@ -108,19 +115,18 @@ class Limits:
         """Why one more connection of this peer is refused, in words; nothing if it is not."""
         if self._total and len(self._connections) >= self._total:
             return f"{self._total} connections are open, and no more may be"
-        return self._crowded(source(address))
+        return self._crowded(source(address)) if self._per_peer else ""
 
-    def named(self, connection: Connection, address: IAddress) -> str:
+    def named(self, connection: Limited, address: IAddress) -> str:
         """The peer of a connection that was entered for nobody is known.
 
         @return: why it is refused, in words; nothing if it is not.
         """
-        peer = source(address)
+        peer = source(address) if self._per_peer else b""
         why = self._crowded(peer)
         if not why:
-            seen = self._connections[connection]
-            self._forget(seen.source)
-            seen.source = peer
+            self._forget(connection.source)
+            connection.source = peer
             self._peers[peer] += 1
         return why
 
@@ -129,23 +135,30 @@ class Limits:
             return f"{self._per_peer} connections from your address are open, and no more may be"
         return ""
 
-    def enter(self, connection: Connection, address: IAddress | None) -> None:
-        """A connection is made, by this peer or, as yet, by nobody."""
-        peer = source(address)
-        self._peers[peer] += 1
-        self._connections[connection] = _Seen(peer, 0, self._clock.seconds())
+    def enter(self, connection: Limited, peer: Callable[[], IAddress | None]) -> None:
+        """A connection is made.
+
+        @param peer: tells by whom, or nothing if that is not known yet. It is asked only where
+            peers are counted.
+        """
+        if self._per_peer:
+            connection.source = source(peer())
+        self._peers[connection.source] += 1
+        connection.since = connection.active = self._clock.seconds()
+        self._connections.add(connection)
         if self._idle and self._sweep is None:
             self._sweep = self._clock.callLater(self._idle / _SWEEPS, self._look)
 
-    def leave(self, connection: Connection) -> None:
+    def leave(self, connection: Limited) -> None:
         """A connection is over."""
-        self._forget(self._connections.pop(connection).source)
+        self._connections.remove(connection)
+        self._forget(connection.source)
         if not self._connections and self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
         self._tell()
 
-    def __iter__(self) -> Iterator[Connection]:
+    def __iter__(self) -> Iterator[Limited]:
         """All connections that there are now."""
         return iter(list(self._connections))
 
@@ -170,12 +183,12 @@ class Limits:
     def _look(self) -> None:
         self._sweep = self._clock.callLater(self._idle / _SWEEPS, self._look)
         now = self._clock.seconds()
-        for connection, seen in list(self._connections.items()):
-            if seen.told:
+        for connection in self:
+            if connection.idle:
                 connection.abort()  # it had its time to close
-            elif connection.messages != seen.messages:
-                seen.messages = connection.messages
-                seen.since = now
-            elif now - seen.since >= self._idle:
-                seen.told = True
+            elif connection.messages != connection.counted:
+                connection.counted = connection.messages
+                connection.active = now
+            elif now - connection.active >= self._idle:
+                connection.idle = True
                 connection.end(f"idle for {self._idle:g} s")

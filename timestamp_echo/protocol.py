@@ -26,8 +26,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from timestamp_echo.framing import FULL_READ, SURE, AutoFraming, Framing
-from timestamp_echo.journal import Journal, escaped, written
-from timestamp_echo.limits import Limits
+from timestamp_echo.journal import Journal, escaped
+from timestamp_echo.limits import Limited, Limits
 from timestamp_echo.proxy import IPeerListener, IProxied
 from timestamp_echo.stamps import Stamp
 
@@ -91,7 +91,7 @@ class Parting(Protocol):
 
 
 @implementer(IHandshakeListener, IPeerListener, IPushProducer)
-class TimestampEcho(Parting):
+class TimestampEcho(Parting, Limited):
     """The server's side of one connection.
 
     A peer may stop sending before it stops reading (`shutdown(SHUT_WR)`): what is pending
@@ -112,23 +112,19 @@ class TimestampEcho(Parting):
         """Begin: a framing of its own, and no reading while replies pile up."""
         factory = self.factory
         self._framing: Framing = factory.framing()
-        self._prefix = factory.stamp.prefix
-        self._now = self._arrival if factory.stamp.subsecond else factory.now
         self._into = self._out = 0
-        self._since = factory.clock.seconds()
         if ITCPTransport.providedBy(self.transport):
             # A reply is whole when it is written: nothing is gained by waiting for more.
             self.transport.setTcpNoDelay(True)
         # What is read is what is written: with too many replies unsent, it is not read.
         self.transport.registerProducer(self, True)
         if IProxied.providedBy(self.transport):
-            factory.limits.enter(self, None)
+            factory.limits.enter(self, _nobody)
             self._await_preface("PROXY header")
             return
         self._await_handshake()
-        peer = self.transport.getPeer()
-        factory.limits.enter(self, peer)
-        factory.journal.opened(written(peer))
+        factory.limits.enter(self, self.transport.getPeer)
+        factory.journal.opened(self.transport.getPeer)
 
     def _await_preface(self, what: str) -> None:
         self._preface = self.factory.clock.callLater(PREFACE, self._late, what)
@@ -149,15 +145,15 @@ class TimestampEcho(Parting):
         """The header of the PROXY protocol has come: let its peer in, or not."""
         self._cancel(self._preface)
         self._await_handshake()
-        peer = self.transport.getPeer()
-        why = self.factory.limits.named(self, peer)
+        peer = self.transport.getPeer
+        why = self.factory.limits.named(self, peer())
         if why:
-            self.factory.journal.refused(written(peer), why)
+            self.factory.journal.refused(peer, why)
             self._last_words(why)
             self.transport.write(_refused(why))
             self.part()
         else:
-            self.factory.journal.opened(written(peer))
+            self.factory.journal.opened(peer)
 
     def _late(self, what: str) -> None:
         self.why = self.why or f"no {what} within {PREFACE:g} s"
@@ -171,7 +167,8 @@ class TimestampEcho(Parting):
     def dataReceived(self, data: bytes) -> None:
         """Answer what one read brought."""
         self._into += len(data)
-        prefix = self._prefix(self._now())
+        factory = self.factory
+        prefix = factory.prefix(self._arrival() if factory.subsecond else factory.now())
         if len(data) > SURE or self._held:  # TLS hands on what it had read, held or not
             self._rest = [*self._rest, (data, prefix)]
             self._catch_up()
@@ -286,9 +283,9 @@ class TimestampEcho(Parting):
         elif self.why in {"", CLOSED}:  # another reason is this side's own, and the first
             self.why = escaped(reason.getErrorMessage())
         self.factory.journal.ended(
-            written(self.transport.getPeer()),
+            self.transport.getPeer,
             self.why,
-            seconds=self.factory.clock.seconds() - self._since,
+            seconds=self.factory.clock.seconds() - self.since,
             messages=self._framing.messages,
             into=self._into,
             out=self._out,
@@ -320,13 +317,18 @@ class TimestampEcho(Parting):
 
     def _end_message(self) -> None:
         reply = self._framing.ended()
-        self._out += len(reply)
-        self.transport.write(reply)
+        if reply:
+            self._out += len(reply)
+            self.transport.write(reply)
 
     def _arrival(self) -> int:
         """When the kernel got the bytes of this read, if the transport says; or now."""
         arrival: int = getattr(self.transport, "arrival", 0)
         return arrival or self.factory.now()
+
+
+def _nobody() -> None:
+    """The peer of a connection, before the PROXY protocol has named it."""
 
 
 def _refused(why: str) -> bytes:
@@ -342,7 +344,7 @@ class Refusal(Parting):
 
     def connectionMade(self) -> None:
         """Say why, and part."""
-        self.factory.journal.refused(written(self.transport.getPeer()), self.why)
+        self.factory.journal.refused(self.transport.getPeer, self.why)
         self.transport.write(_refused(self.why))
         self.part()
         if INegotiated.providedBy(self.transport):
@@ -380,6 +382,7 @@ class TimestampEchoFactory(Factory[TimestampEcho]):
 
             clock = cast(IReactorTime, reactor)
         self.stamp = stamp or Stamp()
+        self.prefix, self.subsecond = self.stamp.prefix, self.stamp.subsecond
         self.framing = framing
         self.clock = clock
         self.now = now
