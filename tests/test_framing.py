@@ -91,6 +91,7 @@ class LineTests(SynchronousTestCase):
         """A read is one portion unless its stamps are many; `chunk` has but one."""
         self.assertEqual(LineFraming().portion(b"x\n" * 999, STAMP), 1998)
         self.assertEqual(LineFraming().portion(b"x" * HOLD + b"\n", STAMP), HOLD + 1)
+        self.assertEqual(LineFraming().portion(b"x\n" + b"x" * HOLD, STAMP), HOLD + 2)
         self.assertEqual(LineFraming().portion(b"\n" * HOLD, b"x" * 31), HOLD // 32)
         self.assertEqual(ChunkFraming().portion(b"\n" * HOLD, STAMP), HOLD)
 

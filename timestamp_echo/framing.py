@@ -108,6 +108,8 @@ class LineFraming:
         So a line that the read cut is never taken for a read of its own.
         """
         size = len(data)
+        if data.find(b"\n") + 1 in {0, size}:
+            return size  # one line, or a piece of one: its reply is as long
         while size > 1 and size + _newlines(data[:size]) * len(prefix) > HOLD:
             size //= 2
         if size == len(data):

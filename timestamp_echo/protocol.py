@@ -169,7 +169,9 @@ class TimestampEcho(Parting, Limited):
         self._into += len(data)
         factory = self.factory
         prefix = factory.prefix(self._arrival() if factory.subsecond else factory.now())
-        if len(data) > SURE or self._held:  # TLS hands on what it had read, held or not
+        if self._held or (  # TLS hands on what it had read, held or not
+            len(data) > SURE and self._framing.portion(data, prefix) < len(data)
+        ):
             self._rest = [*self._rest, (data, prefix)]
             self._catch_up()
         else:
