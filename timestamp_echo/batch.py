@@ -31,9 +31,9 @@ READ = 2**16
 
 EVENTS = 128
 """Connections that are served at a time, and `ROUNDS` such times in a turn of the reactor:
-at some 10 microseconds each, its timers and listening ports wait for 5 ms at most."""
+at some 8 microseconds each, its timers and listening ports wait for 2 ms."""
 
-ROUNDS = 4
+ROUNDS = 2
 
 _MANY = 8  # ready at a time: then it is likely that others have become so meanwhile
 

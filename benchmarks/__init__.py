@@ -1,0 +1,1 @@
+"""How tsecho stands beside the same job done otherwise: `python -m benchmarks`."""

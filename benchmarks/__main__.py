@@ -1,0 +1,177 @@
+"""Run the benchmark, and print its table.
+
+Every case is run with every server in turn, then all again, round by round: so whatever else
+the machine does meets all of them. A ratio is the median of the rounds' own ratios. The server
+has one core, the load another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from benchmarks.picture import plot
+from benchmarks.servers import PATIENCE, Server, built, commands, pinned
+
+
+class Case(NamedTuple):
+    """One kind of load."""
+
+    name: str
+    load: tuple[str, ...]
+    """The mode of `load`, and what follows the port; or "start", which needs none."""
+
+    kind: str = "tcp"
+    files: int = 0
+    """That both sides need."""
+
+    styles: bool = False
+    """Whether tsecho's other stamps take part."""
+
+
+CASES = [
+    Case("100 connections, 64 B", ("talk", "100", "100", "1", "64"), styles=True),
+    Case("1,000 connections", ("talk", "1000", "1000", "1", "64")),
+    Case("10,000 connections", ("talk", "10000", "10000", "1", "64"), files=10_100),
+    Case("1 connection", ("talk", "1", "1", "1", "64")),
+    Case("50 lines in flight", ("talk", "100", "100", "50", "64")),
+    Case("16 KiB lines", ("talk", "100", "100", "1", "16384")),
+    Case("10,000 open, 100 active", ("talk", "10000", "100", "1", "64"), files=10_100),
+    Case("UDP", ("udp", "100", "64"), kind="udp", styles=True),
+    Case("connect, line, close", ("connect", "100")),
+    Case("memory, idle", ("idle", "5000"), files=5100),
+    Case("start to first reply", ("start",)),
+]
+
+Result = dict[str, float]
+
+
+def measured(case: Case, command: list[str], load: str, seconds: float, folder: Path) -> Result:
+    """One server under one load."""
+    server_core, load_core = sorted(os.sched_getaffinity(0))[:2]
+    mode, *values = case.load
+    if mode == "start":
+        return started(command, folder, server_core)
+    with Server(command, folder / "log", server_core) as server:
+        empty = server.resident()
+        client = subprocess.Popen(
+            [*pinned(load_core), load, mode, str(seconds), "127.0.0.1", str(server.port), *values],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert client.stdin is not None and client.stdout is not None
+        with client.stdin, client.stdout:
+            if client.stdout.readline() != "open\n":
+                raise RuntimeError(f"{case.name}: the load does not begin with {command}")
+            before, full = server.used(), server.resident()
+            client.stdin.write("\n")
+            client.stdin.flush()
+            line = client.stdout.readline()
+            used = server.used() - before
+        if client.wait(PATIENCE) != 0:
+            raise RuntimeError(f"{case.name}: the load failed with {command}")
+        result: Result = json.loads(line)
+    if mode == "idle":
+        return {"cost": (full - empty) / int(values[0])}
+    result["cost"] = used / result["messages"]
+    result["rate"] = result.pop("messages") / seconds
+    return result
+
+
+def started(command: list[str], folder: Path, core: int) -> Result:
+    """How long it takes from a server's start to its first reply, in milliseconds."""
+    began = time.perf_counter()
+    with (
+        Server(command, folder / "log", core) as server,
+        socket.create_connection(("127.0.0.1", server.port)) as sock,
+    ):
+        sock.sendall(b"hello\n")
+        sock.recv(100)
+        return {"cost": (time.perf_counter() - began) * 1000}
+
+
+def main() -> None:
+    """Run it as the command line says."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2, help="of each measurement")
+    parser.add_argument("--case", action="append", help="only those whose name has this in it")
+    parser.add_argument("--server", action="append", help="only tsecho and these")
+    parser.add_argument("--option", action="append", default=[], help="one more for tsecho")
+    parser.add_argument("--json", type=Path, help="a file for all that was measured")
+    parser.add_argument("--plot", type=Path, help="a file for the picture (SVG or PNG)")
+    arguments = parser.parse_args()
+    results: dict[str, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        programs = built(folder)
+        servers = commands(programs, *arguments.option)
+        for turn in range(arguments.rounds):
+            for case in chosen(arguments.case):
+                for server, command in servers[case.kind].items():
+                    if takes_part(server, case, arguments.server):
+                        print(f"\r\033[K{turn + 1}: {case.name}, {server}", end="", file=sys.stderr)
+                        one = measured(case, command, programs["load"], arguments.seconds, folder)
+                        results[case.name][server].append(one)
+    print("\r\033[K", end="", file=sys.stderr)
+    for case_name, by_server in results.items():
+        print(table(case_name, by_server))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1))
+    if arguments.plot:
+        plot(results, arguments.plot)
+
+
+def takes_part(server: str, case: Case, words: list[str] | None) -> bool:
+    """Whether this server is measured in this case."""
+    if server == "tsecho":
+        return True
+    if server.startswith("tsecho"):
+        return case.styles
+    return not words or server in words
+
+
+def chosen(words: list[str] | None) -> list[Case]:
+    """The cases that are asked for, and that this machine can run."""
+    files = os.sysconf("SC_OPEN_MAX")
+    cases = []
+    for case in CASES:
+        if words and not any(word in case.name for word in words):
+            continue
+        if case.files > files:
+            print(f"{case.name} is left out: {files} files may be open", file=sys.stderr)
+        else:
+            cases.append(case)
+    return cases
+
+
+def table(name: str, by_server: dict[str, list[Result]]) -> str:
+    """One case, a line for each server."""
+    unit = {"memory, idle": "B each", "start to first reply": "ms"}.get(name, "us CPU")
+    lines = [f"{name:26}{unit:>9}{'tsecho/':>9}{'rate':>9}{'p50':>9}{'p99':>9}{'p99.9':>9}"]
+    for server, rounds in by_server.items():
+        pairs = zip(by_server["tsecho"], rounds, strict=True)
+        ratio = median(ours["cost"] / theirs["cost"] for ours, theirs in pairs)
+        cells = [f"{median(one['cost'] for one in rounds):9.2f}", f"{ratio:9.2f}"]
+        cells += [
+            f"{median(one[key] for one in rounds):9.0f}"
+            for key in ("rate", "p50", "p99", "p999")
+            if key in rounds[0]
+        ]
+        lines.append(f"  {server:24}" + "".join(cells))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

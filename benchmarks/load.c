@@ -1,0 +1,292 @@
+/* The load: many clients of a timestamp echo in one thread, as fast as it answers.
+ *
+ *   load talk SECONDS HOST PORT CONNECTIONS ACTIVE DEPTH SIZE
+ *       Opens the connections; ACTIVE of them send DEPTH lines of SIZE bytes at once, wait for as
+ *       many replies, and send again.
+ *   load connect SECONDS HOST PORT CONNECTIONS
+ *       So many at a time connect, send a line, read its reply, and close.
+ *   load udp SECONDS HOST PORT SOCKETS SIZE
+ *       So many sockets send a datagram, wait for its reply, and send again.
+ *   load idle SECONDS HOST PORT CONNECTIONS
+ *       Opens the connections, exchanges a line on each, says "open" and waits for its standard
+ *       input to end.
+ *
+ * It says "open" when all connections are, and measures for so many seconds. Then it prints one
+ * line of JSON: messages, seconds, and the percentiles of the round trips in microseconds. A
+ * reply that is none, or the end of a connection, ends it with status 1.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { EVENTS = 512, BUFFER = 1 << 18, SAMPLES = 1 << 23 };
+
+struct client {
+    int fd;
+    int left;       /* replies that are to come */
+    long sent;      /* when, in nanoseconds */
+};
+
+static struct sockaddr_in server;
+static struct client *clients;
+static char *message, buffer[BUFFER];
+static long message_size;
+static float *samples;
+static long messages, taken;
+static int epoll;
+
+static long now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000L + t.tv_nsec;
+}
+
+static void fail(const char *what)
+{
+    fprintf(stderr, "load: %s: %s\n", what, strerror(errno));
+    exit(1);
+}
+
+static void give(int fd, const char *data, long size)
+{
+    while (size > 0) {
+        long n = send(fd, data, size, MSG_NOSIGNAL);
+        if (n < 0 && errno != EAGAIN)
+            fail("send");
+        if (n > 0)
+            data += n, size -= n;
+    }
+}
+
+static void watch(struct client *c)
+{
+    struct epoll_event e = { .events = EPOLLIN, .data.ptr = c };
+    if (epoll_ctl(epoll, EPOLL_CTL_ADD, c->fd, &e))
+        fail("epoll_ctl");
+}
+
+static void open_tcp(struct client *c)
+{
+    int on = 1;
+    c->fd = socket(AF_INET, SOCK_STREAM, 0);
+    /* Thousands of connections want more ports than one address has at a time. */
+    struct sockaddr_in own = { .sin_family = AF_INET };
+    static unsigned count;
+    own.sin_addr.s_addr = htonl(0x7f000001 + ++count % 64);
+    setsockopt(c->fd, SOL_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
+    if (c->fd < 0 || bind(c->fd, (void *)&own, sizeof own)
+        || connect(c->fd, (void *)&server, sizeof server))
+        fail("connect");
+    setsockopt(c->fd, SOL_TCP, TCP_NODELAY, &on, sizeof on);
+}
+
+static void sample(struct client *c, long t)
+{
+    if (taken < SAMPLES)
+        samples[taken++] = (t - c->sent) / 1e3;
+}
+
+static void ask(struct client *c, long depth)
+{
+    c->left = depth;
+    c->sent = now();
+    give(c->fd, message, depth * message_size);
+}
+
+/* Read what has come; how many replies ended in it. */
+static int read_replies(struct client *c)
+{
+    long n = recv(c->fd, buffer, BUFFER, MSG_DONTWAIT);
+    if (n < 0 && errno == EAGAIN)
+        return 0;
+    if (n <= 0)
+        fail("recv");
+    int ended = 0;
+    for (char *p = buffer; (p = memchr(p, '\n', buffer + n - p)); p++)
+        ended++;
+    return ended;
+}
+
+static void exchange_one(struct client *c)
+{
+    ask(c, 1);
+    while (c->left > 0) {
+        long n = recv(c->fd, buffer, BUFFER, 0);
+        if (n <= 0)
+            fail("recv");
+        if (messages == 0 && buffer[0] != '[')
+            fail("no stamp");
+        c->left -= buffer[n - 1] == '\n';
+    }
+}
+
+static void talk(double seconds, int count, int active, int depth)
+{
+    for (int i = 0; i < count; i++) {
+        open_tcp(&clients[i]);
+        exchange_one(&clients[i]);
+    }
+    puts("open");
+    fflush(stdout);
+    getchar();
+    for (int i = 0; i < active; i++) {
+        watch(&clients[i]);
+        ask(&clients[i], depth);
+    }
+    struct epoll_event events[EVENTS];
+    long end = now() + seconds * 1e9;
+    for (long t = 0; t < end;) {
+        int n = epoll_wait(epoll, events, EVENTS, 1000);
+        for (int i = 0; i < n; i++) {
+            struct client *c = events[i].data.ptr;
+            int ended = read_replies(c);
+            t = now();
+            messages += ended;
+            if (ended && (c->left -= ended) <= 0) {
+                sample(c, t);
+                ask(c, depth);
+            }
+        }
+    }
+}
+
+static void reopen(struct client *c)
+{
+    c->sent = now();
+    long sent = c->sent;
+    open_tcp(c);
+    watch(c);
+    ask(c, 1);
+    c->sent = sent;
+}
+
+static void connects(double seconds, int count)
+{
+    puts("open");
+    fflush(stdout);
+    getchar();
+    for (int i = 0; i < count; i++)
+        reopen(&clients[i]);
+    struct epoll_event events[EVENTS];
+    long end = now() + seconds * 1e9;
+    for (long t = 0; t < end;) {
+        int n = epoll_wait(epoll, events, EVENTS, 1000);
+        for (int i = 0; i < n; i++) {
+            struct client *c = events[i].data.ptr;
+            int ended = read_replies(c);
+            t = now();
+            if (ended) {
+                messages++;
+                sample(c, t);
+                close(c->fd);
+                reopen(c);
+            }
+        }
+    }
+}
+
+static void datagrams(double seconds, int count)
+{
+    for (int i = 0; i < count; i++) {
+        struct client *c = &clients[i];
+        c->fd = socket(AF_INET, SOCK_DGRAM, 0);
+        if (connect(c->fd, (void *)&server, sizeof server))
+            fail("connect");
+        exchange_one(c);
+    }
+    puts("open");
+    fflush(stdout);
+    getchar();
+    for (int i = 0; i < count; i++) {
+        watch(&clients[i]);
+        ask(&clients[i], 1);
+    }
+    struct epoll_event events[EVENTS];
+    long end = now() + seconds * 1e9;
+    for (long t = 0; t < end;) {
+        int n = epoll_wait(epoll, events, EVENTS, 1000);
+        for (int i = 0; i < n; i++) {
+            struct client *c = events[i].data.ptr;
+            int ended = read_replies(c);
+            t = now();
+            if (ended) {
+                messages++;
+                sample(c, t);
+                ask(c, 1);
+            }
+        }
+    }
+}
+
+static void idle(int count)
+{
+    for (int i = 0; i < count; i++) {
+        open_tcp(&clients[i]);
+        exchange_one(&clients[i]);
+    }
+    puts("open");
+    fflush(stdout);
+    getchar();
+}
+
+static int ascending(const void *a, const void *b)
+{
+    float x = *(float *)a, y = *(float *)b;
+    return (x > y) - (x < y);
+}
+
+static double percentile(double p)
+{
+    return taken ? samples[(long)(p * (taken - 1))] : 0;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 6) {
+        fprintf(stderr, "load: expected talk, connect, udp or idle, with its values\n");
+        return 2;
+    }
+    struct rlimit files;
+    getrlimit(RLIMIT_NOFILE, &files);
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+    const char *mode = argv[1];
+    double seconds = atof(argv[2]);
+    server.sin_family = AF_INET;
+    server.sin_port = htons(atoi(argv[4]));
+    inet_pton(AF_INET, argv[3], &server.sin_addr);
+    int count = atoi(argv[5]);
+    int depth = argc > 7 ? atoi(argv[7]) : 1;
+    message_size = argc > 8 ? atoi(argv[8]) : 64;
+    if (!strcmp(mode, "udp") && argc > 6)
+        message_size = atoi(argv[6]);
+    clients = calloc(count, sizeof *clients);
+    samples = malloc(SAMPLES * sizeof *samples);
+    message = malloc(depth * message_size);
+    memset(message, 'x', depth * message_size);
+    for (int i = 1; i <= depth; i++)
+        message[i * message_size - 1] = '\n';
+    epoll = epoll_create1(0);
+    if (!strcmp(mode, "talk"))
+        talk(seconds, count, atoi(argv[6]), depth);
+    else if (!strcmp(mode, "connect"))
+        connects(seconds, count);
+    else if (!strcmp(mode, "udp"))
+        datagrams(seconds, count);
+    else
+        idle(count);
+    qsort(samples, taken, sizeof *samples, ascending);
+    printf("{\"messages\": %ld, \"p50\": %.1f, \"p99\": %.1f, \"p999\": %.1f}\n", messages,
+           percentile(.5), percentile(.99), percentile(.999));
+    return 0;
+}

@@ -1,0 +1,115 @@
+"""How true the moments are while the server is saturated: `python -m benchmarks.moments`.
+
+A hundred connections keep the server's core busy. Meanwhile one more sends a message every 5 ms
+and compares its reply's stamp with its own clock: the same host's, so the distance is the
+server's. The server runs once with the kernel's arrival times, and once reading the clock when
+it reads the bytes. A timer in it that is due every 10 ms says how late it is called.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.endpoints import serverFromString
+
+from benchmarks.servers import PATIENCE, Server, built, pinned
+from timestamp_echo.protocol import TimestampEchoFactory
+from timestamp_echo.stamps import Stamp, parse
+from timestamp_echo.transport import StreamReactor
+
+EVERY = 0.010
+"""Seconds from one call of the timer to the next."""
+
+
+def serve(kernel_times: bool) -> None:
+    """Be the server, until SIGTERM; then say how late the timer was, in seconds."""
+    from twisted.internet import reactor
+
+    running: Any = reactor
+    lates: list[float] = []
+    due = time.monotonic() + EVERY
+
+    def tick() -> None:
+        nonlocal due
+        lates.append(time.monotonic() - due)
+        due = time.monotonic() + EVERY
+        running.callLater(EVERY, tick)
+
+    def say(port: Any) -> None:
+        print(f"listening on {port.getHost().port}", flush=True)
+
+    streams = StreamReactor(running, kernel_times)
+    endpoint = serverFromString(streams, "tcp:0:interface=127.0.0.1")
+    endpoint.listen(TimestampEchoFactory(Stamp("unix"))).addCallback(say)
+    running.callLater(EVERY, tick)
+    running.run()
+    print(json.dumps(lates))
+
+
+def distances(port: int, seconds: float) -> list[float]:
+    """How much later than sent a message's stamp is, again and again, in seconds."""
+    found = []
+    end = time.monotonic() + seconds
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while time.monotonic() < end:
+            sent = time.time_ns()
+            sock.sendall(b"when?\n")
+            stamp = sock.recv(100)[1:].partition(b"]")[0].decode()
+            found.append((parse(stamp).nanoseconds - sent) / 1e9)
+            time.sleep(0.005)
+    return found
+
+
+def main() -> None:
+    """Measure both, and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.moments", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--serve", choices=("kernel", "read"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve(arguments.serve == "kernel")
+        return
+    server_core, load_core = sorted(os.sched_getaffinity(0))[:2]
+    print(f"{'microseconds':44}{'p50':>9}{'p99':>9}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        load = built(folder)["load"]
+        for kind, words in (("kernel", "the kernel's time"), ("read", "read with the bytes")):
+            log = folder / "log"
+            command = [sys.executable, "-m", "benchmarks.moments", "--serve", kind]
+            with Server(command, log, server_core) as server:
+                talk = ["talk", str(arguments.seconds + 1), "127.0.0.1", str(server.port)]
+                client = subprocess.Popen(
+                    [*pinned(load_core), load, *talk, "100", "100", "1", "64"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                )
+                assert client.stdin is not None
+                client.stdin.write(b"\n")
+                client.stdin.close()
+                row(f"stamp after sending, {words}", distances(server.port, arguments.seconds))
+                client.wait(PATIENCE)
+                server.stop(signal.SIGTERM)
+                row("timer of 10 ms, late", json.loads(log.read_text().splitlines()[-1]))
+
+
+def row(name: str, values: list[float]) -> None:
+    """One line of the table."""
+    ordered = sorted(values)
+    p50, p99 = (ordered[int(part * (len(ordered) - 1))] * 1e6 for part in (0.5, 0.99))
+    print(f"{name:44}{p50:9.0f}{p99:9.0f}")
+
+
+if __name__ == "__main__":
+    main()

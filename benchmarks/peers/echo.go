@@ -1,0 +1,97 @@
+// A timestamp echo in Go: a goroutine for each connection, every line gets a stamp.
+//
+//	echo tcp PORT | echo udp PORT
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"sync/atomic"
+	"time"
+)
+
+type second struct {
+	unix  int64
+	stamp []byte
+}
+
+var last atomic.Value
+
+func stamp() []byte {
+	now := time.Now()
+	if s, _ := last.Load().(second); s.unix == now.Unix() {
+		return s.stamp
+	}
+	s := second{now.Unix(), []byte("[" + now.Format(time.ANSIC) + "] ")}
+	last.Store(s)
+	return s.stamp
+}
+
+func serve(conn net.Conn) {
+	defer conn.Close()
+	in := make([]byte, 65536)
+	var out []byte
+	begun := false // a line of which a part is answered
+	for {
+		n, err := conn.Read(in)
+		if err != nil {
+			return
+		}
+		s := stamp()
+		out = out[:0]
+		for data := in[:n]; len(data) > 0; {
+			end := bytes.IndexByte(data, '\n') + 1
+			size := end
+			if size == 0 {
+				size = len(data)
+			}
+			if !begun {
+				out = append(out, s...)
+			}
+			begun = end == 0
+			out = append(out, data[:size]...)
+			data = data[size:]
+		}
+		if _, err := conn.Write(out); err != nil {
+			return
+		}
+	}
+}
+
+func datagrams(port string) {
+	address, _ := net.ResolveUDPAddr("udp", "127.0.0.1:"+port)
+	conn, err := net.ListenUDP("udp", address)
+	if err != nil {
+		panic(err)
+	}
+	fmt.Printf("listening on %d\n", conn.LocalAddr().(*net.UDPAddr).Port)
+	in := make([]byte, 65536)
+	var out []byte
+	for {
+		n, peer, err := conn.ReadFromUDPAddrPort(in)
+		if err != nil {
+			continue
+		}
+		out = append(append(out[:0], stamp()...), in[:n]...)
+		conn.WriteToUDPAddrPort(out, peer)
+	}
+}
+
+func main() {
+	if os.Args[1] == "udp" {
+		datagrams(os.Args[2])
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:"+os.Args[2])
+	if err != nil {
+		panic(err)
+	}
+	fmt.Printf("listening on %d\n", listener.Addr().(*net.TCPAddr).Port)
+	for {
+		conn, err := listener.Accept()
+		if err == nil {
+			go serve(conn)
+		}
+	}
+}

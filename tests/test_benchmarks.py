@@ -1,0 +1,49 @@
+"""That the benchmark runs; what it finds is nobody's test."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.running import PATIENCE, needs, run
+
+
+class BenchmarkTests(SynchronousTestCase):
+    """`python -m benchmarks`, as short as may be."""
+
+    def bench(self, *arguments: str) -> str:
+        """What it prints."""
+        needs("cc")
+        needs("taskset")
+        if len(os.sched_getaffinity(0)) < 2:
+            self.skipTest("the server and the load want a core each")
+        done = run(
+            [sys.executable, "-m", *arguments],
+            cwd=Path(__file__).parent.parent,
+            timeout=3 * PATIENCE,
+        )
+        self.assertEqual(done.returncode, 0, done.stderr.decode())
+        return done.stdout.decode()
+
+    def test_cases(self) -> None:
+        """Each kind of load, with the limit as the only peer."""
+        file = os.path.abspath(self.mktemp())
+        cases = ("100 connections", "UDP", "connect, line", "memory", "start")
+        table = self.bench(
+            *("benchmarks", "--rounds", "1", "--seconds", "0.1", "--server", "C", "--json", file),
+            *(word for case in cases for word in ("--case", case)),
+        )
+        for case in cases:
+            self.assertRegex(table, rf"(?m)^{case}.*\n  tsecho +\d.*\n(.*\n)*?  C +\d")
+        results = json.loads(Path(file).read_text())
+        self.assertGreater(results["100 connections, 64 B"]["tsecho"][0]["rate"], 0)
+
+    def test_moments(self) -> None:
+        """How true the stamps are."""
+        table = self.bench("benchmarks.moments", "--seconds", "0.2")
+        self.assertRegex(table, r"stamp after sending, the kernel's time +\d+ +\d+\n")
+        self.assertEqual(table.count("timer of 10 ms, late"), 2)
