@@ -207,6 +207,23 @@ class BatchTests(SynchronousTestCase):
         self.assertEqual([kept.ends for _, kept in pairs], [[], [KeyError], []])
         self.assertEqual([kept.reads for _, kept in pairs], [[b"x"]] * 3)
 
+    def test_exception_at_the_end(self) -> None:
+        """Nor is anybody else's what a protocol raises when it is told of its end."""
+        pairs = self.pairs(3)
+        for _, kept in pairs[:2]:
+            kept.connectionLost = {}.popitem  # type: ignore[assignment, method-assign]
+        pairs[0][1].act = {}.popitem
+        peer, kept = pairs[1]
+        kept.transport.pauseProducing()
+        kept.transport.startWriting()
+        peer.close()
+        self.batch.doRead()
+        self.assertEqual(len(self.flushLoggedErrors(TypeError, KeyError)), 3)
+        self.assertEqual(pairs[2][1].reads, [b"x"])
+        pairs[2][0].send(b"y")
+        self.batch.doRead()
+        self.assertEqual(pairs[2][1].reads, [b"x", b"y"])
+
     def test_half_closed(self) -> None:
         """The peer's close is told to a protocol that goes on writing."""
         peer, kept = self.connect()

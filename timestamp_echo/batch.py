@@ -101,7 +101,7 @@ class Batch(_PollLikeMixin, _DisconnectSelectableMixin):
                         log.err()
                         why = error
                     if why:
-                        self._disconnectSelectable(connection, why, True)
+                        self._end(connection, why)
             if len(events) < _MANY:
                 return
 
@@ -113,7 +113,17 @@ class Batch(_PollLikeMixin, _DisconnectSelectableMixin):
             event &= ~_IN
         connection = self._reads.get(number) or self._writes.get(number)
         if connection is not None and event:
-            self._doReadOrWrite(connection, number, event)
+            try:
+                self._doReadOrWrite(connection, number, event)
+            except BaseException:
+                log.err()  # as in `_end`
+
+    def _end(self, connection: Connection, why: BaseException) -> None:
+        try:
+            self._disconnectSelectable(connection, why, True)
+        except BaseException:
+            # Raised by its protocol, which is told last. The reactor would drop the batch for it.
+            log.err()
 
     def addReader(self, connection: Connection) -> None:
         """See `IReactorFDSet.addReader`."""
