@@ -16,7 +16,7 @@ brings, so that what a connection costs does not grow with what its peer sends."
 
 FULL_READ = 16 * 1024
 """Bytes from which on a read may be a cut one. A TLS record has no more (RFC 8446, section
-5.1); Twisted's receive buffer has 64 KiB, of which a PROXY header may be gone."""
+5.1); a receive buffer has 32 KiB (Twisted's own 64), of which a PROXY header may be gone."""
 
 SURE = 4 * 1024
 """Bytes of a read whose reply is never too long to be made at once, even if they are all
@@ -40,7 +40,7 @@ class Framing(Protocol):
     def portion(self, data: bytes, prefix: bytes) -> int:
         """How many bytes of a read to take at a time, so that the reply is not too long.
 
-        A stamp for each newline makes of 64 KiB up to 1.8 MB, which the peer may never read.
+        A stamp for each newline makes of 32 KiB up to 0.9 MB, which the peer may never read.
         """
 
     def received(self, data: bytes, prefix: bytes) -> bytes:
