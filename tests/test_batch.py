@@ -239,6 +239,22 @@ class BatchTests(SynchronousTestCase):
         self.assertEqual(peer.recv(100), b"last words")
         self.assertEqual(kept.ends, ["half", ConnectionDone])
 
+    def test_last_words(self) -> None:
+        """What a protocol writes when it hears of the peer's close is delivered, however long."""
+        peer, kept = self.connect()
+
+        def last_words() -> None:
+            kept.transport.write(b"x" * 10**6)
+            kept.transport.loseConnection()
+
+        kept.readConnectionLost = last_words  # type: ignore[method-assign]
+        peer.shutdown(socket.SHUT_WR)
+        size = 0
+        for _ in range(100):
+            self.batch.doRead()
+            size += len(peer.recv(2**20))
+        self.assertEqual((size, kept.ends), (10**6, [ConnectionDone]))
+
     def test_gone_while_paused(self) -> None:
         """A peer that is gone is noticed even if it is not read (EPOLLHUP without EPOLLIN)."""
         peer, kept = self.connect()
@@ -323,6 +339,11 @@ class ConnectionTests(SynchronousTestCase):
         self.assertEqual(self.server.reactor.getWriters(), [self.server])
         self.server.stopWriting()
         self.assertEqual(self.server.reactor.getWriters(), [])
+
+    def test_names(self) -> None:
+        """It is called by its protocol and its peer where Twisted asks."""
+        self.assertEqual(self.server.logPrefix(), "Kept,0,127.0.0.1")
+        self.assertEqual(repr(self.server), f"<{self.kind.__name__} 0 from 127.0.0.1>")
 
     def test_nothing_there(self) -> None:
         """A read that finds nothing is no end."""

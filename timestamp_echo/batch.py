@@ -112,12 +112,11 @@ class Batch(_PollLikeMixin, _DisconnectSelectableMixin):
             return  # it was another's
         if number not in self._reads:
             event &= ~_IN
-        connection = self._reads.get(number) or self._writes.get(number)
-        if connection is not None and event:
-            try:
-                self._doReadOrWrite(connection, number, event)
-            except BaseException:
-                log.err()  # as in `_end`
+        connection = self._reads.get(number) or self._writes[number]
+        try:
+            self._doReadOrWrite(connection, number, event)
+        except BaseException:
+            log.err()  # as in `_end`
 
     def _end(self, connection: Connection, why: BaseException) -> None:
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address as IPv4
@@ -27,7 +28,7 @@ IDLE = 3600.0
 _SWEEPS = 10  # looks at all connections within the idle time: it is kept to a tenth
 
 
-class Limited:
+class Limited(ABC):
     """A connection as its limits see it. What they note of it stands in it: there are many."""
 
     source = b""
@@ -46,21 +47,21 @@ class Limited:
     """Whether it was told to end."""
 
     @property
+    @abstractmethod
     def messages(self) -> int:
         """How many messages have been answered."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end(self, why: str) -> None:
         """Answer what is pending and close in order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def drain(self) -> None:
         """Answer all that has arrived by now, then end."""
-        raise NotImplementedError
 
+    @abstractmethod
     def abort(self) -> None:
         """Close at once, whatever is unsent."""
-        raise NotImplementedError
 
 
 def file_limit() -> int:
