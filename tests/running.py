@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import select
 import signal
 import socket
@@ -229,3 +230,11 @@ def fill(sock: socket.socket, line: bytes) -> int:
     while select.select([], [sock], [], 0.25)[1]:
         sent += sock.send(block[sent % len(block) :])
     return sent
+
+
+def connectable(case: Case, wanted: int) -> int:
+    """So many connections, or as many as may be opened here; this process may open them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    case.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+    return min(wanted, hard - 200)

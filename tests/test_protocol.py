@@ -137,7 +137,7 @@ class TimestampEchoTests(SynchronousTestCase):
             framing,
             self.clock,
             lambda: int(self.clock.seconds() * SECOND),
-            limits or Limits(self.clock, idle=0),
+            Limits(self.clock, idle=0) if limits is None else limits,
         )
         echo = self.factory.buildProtocol(None)
         assert isinstance(echo, TimestampEcho)

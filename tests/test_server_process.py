@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import re
-import resource
 import select
 import signal
 import socket
@@ -28,6 +27,7 @@ from tests.running import (
     PATIENCE,
     STAMP,
     Service,
+    connectable,
     fill,
     needs,
     read_all,
@@ -507,11 +507,7 @@ class LimitTests(SynchronousTestCase):
 
     def test_ten_thousand(self) -> None:
         """Ten thousand connections are open at once, and each of them is served."""
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        many = min(10_000, hard - 200)
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        many = connectable(self, 10_000)
         service = self.service()
         before = service.resident()
         socks = [service.connect() for _ in range(many)]
@@ -615,6 +611,24 @@ class StopTests(SynchronousTestCase):
             return sent, repr(error)
         finally:
             writer.close()
+
+    def test_many_waiting(self) -> None:
+        """More connections than are served in a turn have sent something: all are answered."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        socks = [service.connect() for _ in range(connectable(self, 2000))]
+        for sock in socks:
+            sock.sendall(b"first\n")
+        for sock in socks:
+            self.assertRegex(sock.recv(100), STAMP + b"first\n$")
+        os.kill(service.process.pid, signal.SIGSTOP)
+        for sock in socks:
+            sock.sendall(b"second\n")
+        service.process.send_signal(signal.SIGTERM)
+        os.kill(service.process.pid, signal.SIGCONT)
+        for sock in socks:
+            with sock:
+                self.assertRegex(read_all(sock), STAMP + b"second\n$")
+        self.assertEqual(service.wait(), 0)
 
     def test_pipeline(self) -> None:
         """All that had come is answered, though it takes the service some time."""

@@ -23,7 +23,7 @@ from zope.interface.verify import verifyClass, verifyObject
 from tests.fakes import logged
 from tests.test_limits import Talker
 from timestamp_echo.limits import Limits
-from timestamp_echo.service import CannotListen, EchoService, Listener
+from timestamp_echo.service import A_TURN, CannotListen, EchoService, Listener
 
 
 @implementer(IListeningPort)
@@ -164,6 +164,18 @@ class EchoServiceTests(SynchronousTestCase):
         self.assertEqual(talker.told, ["drain", "abort"])
         self.limits.leave(talker)
         self.successResultOf(stopped)
+
+    def test_drain_many(self) -> None:
+        """Of many connections each has its turn before any is drained."""
+        limits = Limits(self.reactor)
+        service = EchoService([], limits, self.reactor)
+        talkers = [Talker() for _ in range(2 * A_TURN)]
+        for talker in talkers:
+            limits.enter(talker, lambda: None)
+        service.stopService()
+        self.assertEqual({tuple(talker.told) for talker in talkers}, {()})
+        self.reactor.advance(0)
+        self.assertEqual({tuple(talker.told) for talker in talkers}, {("drain",)})
 
     def test_renewal(self) -> None:
         """At SIGHUP each listener that has certificates reads them again, or says why not."""

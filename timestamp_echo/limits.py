@@ -159,6 +159,10 @@ class Limits:
             self._sweep = None
         self._tell()
 
+    def __len__(self) -> int:
+        """How many connections there are now."""
+        return len(self._connections)
+
     def __iter__(self) -> Iterator[Limited]:
         """All connections that there are now."""
         return iter(list(self._connections))

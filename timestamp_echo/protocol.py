@@ -389,7 +389,7 @@ class TimestampEchoFactory(Factory[TimestampEcho]):
         self.clock = clock
         self.now = now
         self.journal = Journal(clock)
-        self.limits = limits or Limits(clock)
+        self.limits = Limits(clock) if limits is None else limits
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:  # type: ignore[override]  # a Refusal is none of its own
         """See `IProtocolFactory.buildProtocol`."""

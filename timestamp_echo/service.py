@@ -25,6 +25,10 @@ DRAIN = 20.0
 """Seconds that a stop may take, by default: less than the 30 that orchestrators give."""
 
 
+A_TURN = 128
+"""Connections that are served, at least, in one turn of the reactor."""
+
+
 class CannotListen(SystemExit, Exception):
     """A listener could not be opened, so that the service does not start.
 
@@ -107,13 +111,20 @@ class EchoService(Service):
 
     def _drain(self) -> Deferred[None]:
         """End all connections; what is left at the timeout, or at a second signal, by force."""
-        for connection in self._connections:
-            connection.drain()
+        self._drain_in(len(self._connections) // A_TURN)
         left = self._connections.all_left()
         if not left.called:
             timeout = self._reactor.callLater(self._drain_timeout, self._abort)
             left.addCallback(lambda _: timeout.active() and timeout.cancel())
         return left
+
+    def _drain_in(self, turns: int) -> None:
+        # By then each connection has had its turn, and what had come before has been read.
+        if turns:
+            self._reactor.callLater(0, self._drain_in, turns - 1)
+        else:
+            for connection in self._connections:
+                connection.drain()
 
     def _watch_signals(self) -> None:
         # In place of the reactor's own handlers: those log an error at a second signal, and
