@@ -75,10 +75,25 @@ class HalfCloseProxiedTests(SynchronousTestCase):
     def test_version_2_in_pieces(self) -> None:
         """So may one of version 2."""
         header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\2\1\xc0\0\2\2\0\1\0\2"
-        for byte in header[:20]:
+        for byte in header + b"one\n":
             self.proxied.dataReceived(bytes([byte]))
-        self.proxied.dataReceived(header[20:] + b"one\n")
-        self.assertEqual(self.transport.value(), STAMP + b"one\n")
+            self.assertFalse(self.transport.disconnecting)
+        self.proxied.readConnectionLost()
+        self.assertEqual(self.transport.value().replace(STAMP, b""), b"one\n")
+
+    def test_cut_anywhere(self) -> None:
+        """Cut in two anywhere, a header of either version is taken."""
+        for header in (
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\2\1\xc0\0\2\2\0\1\0\2",
+            b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n",
+            b"PROXY UNKNOWN\r\n",
+        ):
+            for cut in range(1, len(header)):
+                self.setUp()
+                self.proxied.dataReceived(header[:cut])
+                self.proxied.dataReceived(header[cut:] + b"one\n")
+                self.assertFalse(self.transport.disconnecting)
+                self.assertEqual(self.transport.value(), STAMP + b"one\n")
 
     def test_unknown(self) -> None:
         """The specification's own header for a connection of nobody."""

@@ -93,7 +93,8 @@ class HalfCloseProxied(HAProxyProtocolWrapper):
         """
         if self._parser is None:
             data = self._first = self._first + data
-            if len(data) < _SHORTEST and b"\n" not in data:
+            may_be_2 = V2Parser.PREFIX.startswith(data[: len(V2Parser.PREFIX)])
+            if len(data) < _SHORTEST and (may_be_2 or b"\n" not in data):
                 return b""
             self._parser = _parser(data)
             if data.startswith(b"PROXY UNKNOWN\r\n"):
