@@ -513,11 +513,15 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertEqual(self.transport.value(), (STAMP + b"\n") * SURE * 2 + late)
 
     def test_close_behind_a_dense_read(self) -> None:
-        """A close_notify behind it, in the same read, finds all of it answered."""
+        """A close_notify behind it, in the same read, waits until all of it is answered."""
         echo = self.connect()
         self.full_after(1, self.transport)
         echo.dataReceived(b"\n" * HOLD + b"end")
         echo.readConnectionLost()
+        self.assertLess(len(self.transport.value()), 2 * HOLD)
+        while not self.transport.disconnecting:
+            self.assertEqual(self.transport.producerState, "paused")
+            echo.resumeProducing()
         self.assertEqual(self.transport.value(), (STAMP + b"\n") * HOLD + STAMP + b"end")
         self.assertTrue(self.transport.disconnecting)
 

@@ -121,6 +121,34 @@ class HalfCloseTLSTests(SynchronousTestCase):
         self.assertTrue(self.client.server_closed)
         self.assertTrue(self.transport.disconnecting)
 
+    def test_close_notify_behind_many_replies(self) -> None:
+        """If the peer has no room for all replies, the close waits for it, FIN or not."""
+        for fin in (False, True):
+            self.setUp()
+            written = self.transport.write
+
+            def write(data: bytes, written: Any = written) -> None:
+                written(data)
+                if self.transport.producer is not None and len(self.transport.value()) > 2**16:
+                    self.transport.producer.pauseProducing()
+
+            self.transport.write = write  # type: ignore[method-assign]
+            self.client.send(b"\n" * 16_000)
+            self.client.close_notify()
+            self.client.exchange()
+            turns = 0
+            while self.transport.producer is not None:
+                self.assertFalse(self.client.server_closed or self.transport.disconnecting)
+                if fin and not turns:
+                    self.server.readConnectionLost()
+                turns += 1
+                self.transport.producer.resumeProducing()
+                self.client.exchange()
+            self.assertGreater(turns, 3)
+            self.assertEqual(self.client.received, (STAMP + b"\n") * 16_000)
+            self.assertTrue(self.client.server_closed)
+            self.assertTrue(self.transport.disconnecting)
+
     def test_handshake_told(self) -> None:
         """The protocol inside knows that hands were shaken, and so waits for it no more."""
         self.clock.advance(3600 / 20)

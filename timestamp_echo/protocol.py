@@ -104,6 +104,7 @@ class TimestampEcho(Parting, Limited):
     _quiet = False
     _held = False
     _rest: Sequence[tuple[bytes, bytes]] = ()
+    _closed = False
     _draining = False
     _look: IDelayedCall | None = None
     _preface: IDelayedCall | None = None
@@ -209,6 +210,9 @@ class TimestampEcho(Parting, Limited):
         self._catch_up()
         if self._held:
             return
+        if self._closed:
+            self.readConnectionLost()
+            return
         self.transport.resumeProducing()
         if self._framing.waiting and self._framing.ends_at_pause:
             self._await_pause()
@@ -220,6 +224,9 @@ class TimestampEcho(Parting, Limited):
 
     def readConnectionLost(self) -> None:
         """The peer closed its side: answer what is pending, deliver all, then close."""
+        if self._held and self._rest:  # through TLS: the rest of its last read
+            self._closed = True
+            return
         if not self.why:
             self._last_words(CLOSED)
         self.transport.loseConnection()

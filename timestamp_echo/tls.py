@@ -19,6 +19,10 @@ from zope.interface import implementer
 from timestamp_echo.proxy import IPeerListener, peer_listener
 
 
+class _NotYet(Exception):
+    """The peer has closed its side, but the protocol inside is not ready to close."""
+
+
 @implementer(IHalfCloseableProtocol, IPeerListener)
 class HalfCloseTLS(TLSMemoryBIOProtocol):
     """The server's side of TLS, whose peer may stop sending before it stops reading.
@@ -27,17 +31,21 @@ class HalfCloseTLS(TLSMemoryBIOProtocol):
     (RFC 8446, section 6.1). Twisted answers it by closing both, and by default holds writes
     back until its next turn, by which time they are lost (twisted#5341).
 
-    This class writes at once, and tells the protocol inside before it closes.
+    This class writes at once, tells the protocol inside before it closes, and does not close
+    before that one does: there may be replies which the peer has yet to make room for.
     """
 
     transport: Any  # the TCP connection
 
     _told = False
+    _fin = False
 
     def readConnectionLost(self) -> None:
-        """The peer's FIN came without its `close_notify`, which will not come any more."""
+        """The peer's FIN came, so that its `close_notify` will not come any more."""
+        self._fin = True
         self._tell()
-        self.transport.loseConnection()
+        if self.disconnecting:
+            self.transport.loseConnection()
 
     def writeConnectionLost(self) -> None:
         """Never called: this side closes both directions at once."""
@@ -50,11 +58,23 @@ class HalfCloseTLS(TLSMemoryBIOProtocol):
         """It did not."""
         peer_listener(self.wrappedProtocol).peerUnknown()
 
+    def _flushReceiveBIO(self) -> None:
+        if self._told:
+            return  # nothing comes any more
+        try:
+            super()._flushReceiveBIO()
+        except _NotYet:
+            self._flushSendBIO()
+
     def _shutdownTLS(self) -> None:
         # The one place that Twisted comes by when a close_notify was received.
         if self._tlsConnection.get_shutdown() & RECEIVED_SHUTDOWN:
             self._tell()
+            if not self.disconnecting:
+                raise _NotYet
         super()._shutdownTLS()
+        if self._fin:
+            self.transport.loseConnection()
 
     def _tell(self) -> None:
         if not self._told:
@@ -62,6 +82,8 @@ class HalfCloseTLS(TLSMemoryBIOProtocol):
             inner = IHalfCloseableProtocol(self.wrappedProtocol, None)
             if inner is not None:
                 inner.readConnectionLost()
+            else:
+                self.disconnecting = True
 
 
 def ask_clients(options: CertificateOptions, authorities: str) -> None:
