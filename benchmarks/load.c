@@ -41,7 +41,7 @@ static struct client *clients;
 static char *message, buffer[BUFFER];
 static long message_size;
 static float *samples;
-static long messages, taken;
+static long messages, taken, depth = 1;
 static int epoll;
 
 static long now(void)
@@ -130,19 +130,16 @@ static void exchange_one(struct client *c)
     }
 }
 
-static void talk(double seconds, int count, int active, int depth)
+static void begin(void)
 {
-    for (int i = 0; i < count; i++) {
-        open_tcp(&clients[i]);
-        exchange_one(&clients[i]);
-    }
     puts("open");
     fflush(stdout);
     getchar();
-    for (int i = 0; i < active; i++) {
-        watch(&clients[i]);
-        ask(&clients[i], depth);
-    }
+}
+
+/* Read replies for so long; whoever has all of his goes on with `again`. */
+static void measure(double seconds, void (*again)(struct client *))
+{
     struct epoll_event events[EVENTS];
     long end = now() + seconds * 1e9;
     for (long t = 0; t < end;) {
@@ -154,78 +151,64 @@ static void talk(double seconds, int count, int active, int depth)
             messages += ended;
             if (ended && (c->left -= ended) <= 0) {
                 sample(c, t);
-                ask(c, depth);
+                again(c);
             }
         }
     }
+}
+
+static void ask_again(struct client *c)
+{
+    ask(c, depth);
+}
+
+static void talk(double seconds, int count, int active)
+{
+    for (int i = 0; i < count; i++) {
+        open_tcp(&clients[i]);
+        exchange_one(&clients[i]);
+    }
+    begin();
+    for (int i = 0; i < active; i++) {
+        watch(&clients[i]);
+        ask(&clients[i], depth);
+    }
+    measure(seconds, ask_again);
 }
 
 static void reopen(struct client *c)
 {
-    c->sent = now();
-    long sent = c->sent;
+    long began = now();
+    if (c->fd)
+        close(c->fd);
     open_tcp(c);
     watch(c);
     ask(c, 1);
-    c->sent = sent;
+    c->sent = began;
 }
 
 static void connects(double seconds, int count)
 {
-    puts("open");
-    fflush(stdout);
-    getchar();
+    begin();
     for (int i = 0; i < count; i++)
         reopen(&clients[i]);
-    struct epoll_event events[EVENTS];
-    long end = now() + seconds * 1e9;
-    for (long t = 0; t < end;) {
-        int n = epoll_wait(epoll, events, EVENTS, 1000);
-        for (int i = 0; i < n; i++) {
-            struct client *c = events[i].data.ptr;
-            int ended = read_replies(c);
-            t = now();
-            if (ended) {
-                messages++;
-                sample(c, t);
-                close(c->fd);
-                reopen(c);
-            }
-        }
-    }
+    measure(seconds, reopen);
 }
 
 static void datagrams(double seconds, int count)
 {
     for (int i = 0; i < count; i++) {
-        struct client *c = &clients[i];
-        c->fd = socket(AF_INET, SOCK_DGRAM, 0);
-        if (connect(c->fd, (void *)&server, sizeof server))
+        clients[i].fd = socket(AF_INET, SOCK_DGRAM, 0);
+        if (connect(clients[i].fd, (void *)&server, sizeof server))
             fail("connect");
-        exchange_one(c);
+        exchange_one(&clients[i]);
     }
-    puts("open");
-    fflush(stdout);
-    getchar();
+    begin();
     for (int i = 0; i < count; i++) {
         watch(&clients[i]);
         ask(&clients[i], 1);
     }
-    struct epoll_event events[EVENTS];
-    long end = now() + seconds * 1e9;
-    for (long t = 0; t < end;) {
-        int n = epoll_wait(epoll, events, EVENTS, 1000);
-        for (int i = 0; i < n; i++) {
-            struct client *c = events[i].data.ptr;
-            int ended = read_replies(c);
-            t = now();
-            if (ended) {
-                messages++;
-                sample(c, t);
-                ask(c, 1);
-            }
-        }
-    }
+    measure(seconds, ask_again);
 }
 
 static void idle(int count)
@@ -234,9 +217,7 @@ static void idle(int count)
         open_tcp(&clients[i]);
         exchange_one(&clients[i]);
     }
-    puts("open");
-    fflush(stdout);
-    getchar();
+    begin();
 }
 
 static int ascending(const void *a, const void *b)
@@ -266,7 +247,8 @@ int main(int argc, char **argv)
     server.sin_port = htons(atoi(argv[4]));
     inet_pton(AF_INET, argv[3], &server.sin_addr);
     int count = atoi(argv[5]);
-    int depth = argc > 7 ? atoi(argv[7]) : 1;
+    if (argc > 7)
+        depth = atoi(argv[7]);
     message_size = argc > 8 ? atoi(argv[8]) : 64;
     if (!strcmp(mode, "udp") && argc > 6)
         message_size = atoi(argv[6]);
@@ -278,7 +260,7 @@ int main(int argc, char **argv)
         message[i * message_size - 1] = '\n';
     epoll = epoll_create1(0);
     if (!strcmp(mode, "talk"))
-        talk(seconds, count, atoi(argv[6]), depth);
+        talk(seconds, count, atoi(argv[6]));
     else if (!strcmp(mode, "connect"))
         connects(seconds, count);
     else if (!strcmp(mode, "udp"))
