@@ -52,6 +52,15 @@ class Transport(StringTransport):
     arrival = 0
 
 
+class SecuredTransport(TCPTransport):
+    """A TLS connection, over a TCP one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        directlyProvides(self, INegotiated)
+        self.transport = TCPTransport()
+
+
 class RefusalTests(SynchronousTestCase):
     """`Refusal`: what one connection too many gets."""
 
@@ -103,13 +112,12 @@ class RefusalTests(SynchronousTestCase):
 
     def test_tls(self) -> None:
         """Through TLS this side's close is a close_notify, and the peer's is waited for."""
-        transport = TCPTransport()
-        directlyProvides(transport, INegotiated)
+        transport = SecuredTransport()
         self.refuse(transport)
         self.assertTrue(transport.disconnecting)
-        self.assertFalse(transport.half_closed or transport.aborted)
+        self.assertFalse(transport.half_closed or transport.transport.disconnecting)
         self.clock.advance(FAREWELL)
-        self.assertTrue(transport.aborted)
+        self.assertTrue(transport.transport.disconnecting)
 
     def test_room_again(self) -> None:
         """When one has left there is room for another."""
@@ -445,6 +453,17 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertFalse(transport.disconnecting)
         self.clock.advance(FAREWELL)
         self.assertTrue(transport.disconnecting)
+        self.assertIn("; over", self.lose(echo))
+
+    def test_part_tls(self) -> None:
+        """Through TLS, too, a peer that does not close is left after a second."""
+        transport = SecuredTransport()
+        echo = self.connect(transport=transport)
+        echo.end("over")
+        self.assertTrue(transport.disconnecting)
+        self.assertFalse(transport.transport.disconnecting)
+        self.clock.advance(FAREWELL)
+        self.assertTrue(transport.transport.disconnecting)
         self.assertIn("; over", self.lose(echo))
 
     def test_part_both(self) -> None:

@@ -253,6 +253,26 @@ class StreamTests(SynchronousTestCase):
         service.stop()
         self.assertNotIn("Traceback", service.log.text)
 
+    def test_proxied_refusal_tls(self) -> None:
+        """One that is refused, and says nothing more, is not kept (it would count for ever)."""
+        files = self_signed(self.mktemp())
+        service = Service(
+            self,
+            *("-l", f"haproxy:ssl:0:interface=127.0.0.1:{files.endpoint}"),
+            *("--max-per-peer", "1", "--idle-timeout", "0"),
+        )
+        context = ssl.create_default_context(cafile=files.certificate)
+        socks = []
+        for _ in range(3):
+            sock = service.connect()
+            sock.sendall(b"PROXY TCP4 192.0.2.9 192.0.2.8 1111 2222\r\n")
+            socks.append(context.wrap_socket(sock, server_hostname="localhost"))
+        for sock in socks[1:]:
+            self.assertIn(b"tsecho: 1 connections from your address", sock.recv(100))
+        service.log.wait_for("ended after .*; 1 connections from your address", 2)
+        for sock in socks:
+            sock.close()
+
     def test_long_line_in_auto(self) -> None:
         """A long line that is sent at once has one stamp, behind a PROXY header too."""
         service = Service(
@@ -670,7 +690,7 @@ class StopTests(SynchronousTestCase):
         files = self_signed(self.mktemp())
         service = Service(
             self,
-            *("-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}", "--drain-timeout", "1"),
+            *("-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}", "--drain-timeout", "1000"),
         )
         context = ssl.create_default_context(cafile=files.certificate)
         with context.wrap_socket(service.connect(), server_hostname="localhost") as sock:

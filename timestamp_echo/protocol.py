@@ -66,7 +66,12 @@ class Parting(Protocol):
         """Close this side once all is delivered, then wait for the peer's."""
         self.dataReceived = self._ignore  # type: ignore[method-assign]  # else each read would ask
         if INegotiated.providedBy(self.transport):
-            self.transport.loseConnection()  # TLS goes on reading until the peer's close_notify
+            # TLS goes on reading until the peer's close_notify, which may never come; the
+            # transport below delivers what is unsent, and waits for nothing.
+            secured: Any = self.transport
+            secured.loseConnection()
+            below = secured.transport
+            self._farewell = self.factory.clock.callLater(FAREWELL, below.loseConnection)
         else:
             self.transport.loseWriteConnection()
 
@@ -356,9 +361,6 @@ class Refusal(Parting):
         self.factory.journal.refused(self.transport.getPeer, self.why)
         self.transport.write(_refused(self.why))
         self.part()
-        if INegotiated.providedBy(self.transport):
-            abort = self.transport.abortConnection
-            self._farewell = self.factory.clock.callLater(FAREWELL, abort)
 
 
 class TimestampEchoFactory(Factory[TimestampEcho]):
