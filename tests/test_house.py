@@ -34,12 +34,13 @@ MAY_IMPORT = {
     "client.session": "client.address",
     "client.datagram": "client.address client.session",
     "client.stdio": "client.session",
+    "client.estimate": "stamps",
     "client.command": "__init__ client.address client.session client.datagram client.stdio"
     " client.report",
 }
 """Each room, with the rooms of this house that it may know: none of them is above it."""
 
-PURE = {"stamps", "framing"}
+PURE = {"stamps", "framing", "client.estimate"}
 """Rooms that know but the standard library and each other, and no socket and no reactor."""
 
 
