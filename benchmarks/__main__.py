@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -32,6 +33,8 @@ class Case(NamedTuple):
     """The mode of `load`, and what follows the port; or "start", which needs none."""
 
     kind: str = "tcp"
+    """Which servers take part, see `commands`."""
+
     files: int = 0
     """That both sides need."""
 
@@ -48,6 +51,7 @@ CASES = [
     Case("16 KiB lines", ("talk", "100", "100", "1", "16384")),
     Case("10,000 open, 100 active", ("talk", "10000", "100", "1", "64"), files=10_100),
     Case("UDP", ("udp", "100", "64"), kind="udp", styles=True),
+    Case("TLS, 100 connections", ("talk", "100", "100", "1", "64"), kind="tls"),
     Case("connect, line, close", ("connect", "100")),
     Case("memory, idle", ("idle", "5000"), files=5100),
     Case("start to first reply", ("start",)),
@@ -116,13 +120,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         programs = built(folder)
-        servers = commands(programs, *arguments.option)
+        servers = commands(programs, folder, *arguments.option)
+        cases = chosen(arguments.case, servers)
         for turn in range(arguments.rounds):
-            for case in chosen(arguments.case):
+            for case in cases:
+                load = programs["load, tls" if case.kind == "tls" else "load"]
                 for server, command in servers[case.kind].items():
                     if takes_part(server, case, arguments.server):
                         print(f"\r\033[K{turn + 1}: {case.name}, {server}", end="", file=sys.stderr)
-                        one = measured(case, command, programs["load"], arguments.seconds, folder)
+                        one = measured(case, command, load, arguments.seconds, folder)
                         results[case.name][server].append(one)
     print("\r\033[K", end="", file=sys.stderr)
     for case_name, by_server in results.items():
@@ -142,7 +148,7 @@ def takes_part(server: str, case: Case, words: list[str] | None) -> bool:
     return not words or server in words
 
 
-def chosen(words: list[str] | None) -> list[Case]:
+def chosen(words: list[str] | None, kinds: Collection[str]) -> list[Case]:
     """The cases that are asked for, and that this machine can run."""
     files = os.sysconf("SC_OPEN_MAX")
     cases = []
@@ -151,6 +157,8 @@ def chosen(words: list[str] | None) -> list[Case]:
             continue
         if case.files > files:
             print(f"{case.name} is left out: {files} files may be open", file=sys.stderr)
+        elif case.kind not in kinds:
+            print(f"{case.name} is left out: no libssl headers, or no extra tls", file=sys.stderr)
         else:
             cases.append(case)
     return cases

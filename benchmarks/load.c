@@ -11,6 +11,8 @@
  *       Opens the connections, exchanges a line on each, says "open" and waits for its standard
  *       input to end.
  *
+ * Compiled with -DTLS its connections speak TLS (wire.h), not its datagrams.
+ *
  * It says "open" when all connections are, and measures for so many seconds. Then it prints one
  * line of JSON: messages, seconds, and the percentiles of the round trips in microseconds. A
  * reply that is none, or the end of a connection, ends it with status 1.
@@ -27,11 +29,12 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+#include "wire.h"
 
 enum { EVENTS = 512, BUFFER = 1 << 18, SAMPLES = 1 << 23 };
 
 struct client {
-    int fd;
+    struct wire wire;
     int left;       /* replies that are to come */
     long sent;      /* when, in nanoseconds */
 };
@@ -57,10 +60,10 @@ static void fail(const char *what)
     exit(1);
 }
 
-static void give(int fd, const char *data, long size)
+static void give(struct client *c, const char *data, long size)
 {
     while (size > 0) {
-        long n = send(fd, data, size, MSG_NOSIGNAL);
+        long n = wire_write(&c->wire, data, size);
         if (n < 0 && errno != EAGAIN)
             fail("send");
         if (n > 0)
@@ -71,23 +74,23 @@ static void give(int fd, const char *data, long size)
 static void watch(struct client *c)
 {
     struct epoll_event e = { .events = EPOLLIN, .data.ptr = c };
-    if (epoll_ctl(epoll, EPOLL_CTL_ADD, c->fd, &e))
+    if (epoll_ctl(epoll, EPOLL_CTL_ADD, c->wire.fd, &e))
         fail("epoll_ctl");
 }
 
 static void open_tcp(struct client *c)
 {
-    int on = 1;
-    c->fd = socket(AF_INET, SOCK_STREAM, 0);
+    int on = 1, fd = socket(AF_INET, SOCK_STREAM, 0);
     /* Thousands of connections want more ports than one address has at a time. */
     struct sockaddr_in own = { .sin_family = AF_INET };
     static unsigned count;
     own.sin_addr.s_addr = htonl(0x7f000001 + ++count % 64);
-    setsockopt(c->fd, SOL_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
-    if (c->fd < 0 || bind(c->fd, (void *)&own, sizeof own)
-        || connect(c->fd, (void *)&server, sizeof server))
+    setsockopt(fd, SOL_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
+    if (fd < 0 || bind(fd, (void *)&own, sizeof own)
+        || connect(fd, (void *)&server, sizeof server))
         fail("connect");
-    setsockopt(c->fd, SOL_TCP, TCP_NODELAY, &on, sizeof on);
+    setsockopt(fd, SOL_TCP, TCP_NODELAY, &on, sizeof on);
+    wire_begin(&c->wire, fd);
 }
 
 static void sample(struct client *c, long t)
@@ -100,13 +103,13 @@ static void ask(struct client *c, long depth)
 {
     c->left = depth;
     c->sent = now();
-    give(c->fd, message, depth * message_size);
+    give(c, message, depth * message_size);
 }
 
 /* Read what has come; how many replies ended in it. */
 static int read_replies(struct client *c)
 {
-    long n = recv(c->fd, buffer, BUFFER, MSG_DONTWAIT);
+    long n = wire_read(&c->wire, buffer, BUFFER, MSG_DONTWAIT);
     if (n < 0 && errno == EAGAIN)
         return 0;
     if (n <= 0)
@@ -121,7 +124,7 @@ static void exchange_one(struct client *c)
 {
     ask(c, 1);
     while (c->left > 0) {
-        long n = recv(c->fd, buffer, BUFFER, 0);
+        long n = wire_read(&c->wire, buffer, BUFFER, 0);
         if (n <= 0)
             fail("recv");
         if (messages == 0 && buffer[0] != '[')
@@ -179,8 +182,8 @@ static void talk(double seconds, int count, int active)
 static void reopen(struct client *c)
 {
     long began = now();
-    if (c->fd)
-        close(c->fd);
+    if (c->wire.fd)
+        wire_end(&c->wire);
     open_tcp(c);
     watch(c);
     ask(c, 1);
@@ -198,8 +201,8 @@ static void connects(double seconds, int count)
 static void datagrams(double seconds, int count)
 {
     for (int i = 0; i < count; i++) {
-        clients[i].fd = socket(AF_INET, SOCK_DGRAM, 0);
-        if (connect(clients[i].fd, (void *)&server, sizeof server))
+        clients[i].wire.fd = socket(AF_INET, SOCK_DGRAM, 0);
+        if (connect(clients[i].wire.fd, (void *)&server, sizeof server))
             fail("connect");
         exchange_one(&clients[i]);
     }
@@ -259,6 +262,7 @@ int main(int argc, char **argv)
     for (int i = 1; i <= depth; i++)
         message[i * message_size - 1] = '\n';
     epoll = epoll_create1(0);
+    wire_set_up(NULL, NULL);
     if (!strcmp(mode, "talk"))
         talk(seconds, count, atoi(argv[6]));
     else if (!strcmp(mode, "connect"))

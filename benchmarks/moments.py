@@ -84,7 +84,7 @@ def main() -> None:
     print(f"{'microseconds':44}{'p50':>9}{'p99':>9}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        load = built(folder)["load"]
+        load = built(folder, "load")["load"]
         for kind, words in (("kernel", "the kernel's time"), ("read", "read with the bytes")):
             log = folder / "log"
             command = [sys.executable, "-m", "benchmarks.moments", "--serve", kind]

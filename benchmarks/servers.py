@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,51 +21,97 @@ _TSECHO = [
     *("--max-connections", "15000"),
 ]
 _AIO = [sys.executable, str(PEERS / "aio.py")]
+_LIBSSL = ["-DTLS", "-lssl", "-lcrypto"]
 
 
-def built(folder: Path) -> dict[str, str]:
-    """Build what is not Python; the programs by their names, without those that can't be built."""
+def built(folder: Path, *names: str) -> dict[str, str]:
+    """Build what is not Python, or of that only these.
+
+    @return: the programs by their names, without those that can't be built. Those in C that
+        speak TLS have "tls" behind a comma.
+    """
+    sources = {
+        "load": ["cc", "-O2", str(HERE / "load.c")],
+        "C": ["cc", "-O2", str(PEERS / "epoll.c")],
+        "Go": ["go", "build", str(PEERS / "echo.go")],
+    }
+    if _has_libssl():
+        sources |= {f"{name}, tls": [*sources[name], *_LIBSSL] for name in ("load", "C")}
     programs = {}
-    for name, compiler, source in (
-        ("load", ["cc", "-O2"], HERE / "load.c"),
-        ("C", ["cc", "-O2"], PEERS / "epoll.c"),
-        ("Go", ["go", "build"], PEERS / "echo.go"),
-    ):
-        if shutil.which(compiler[0]):
-            program = str(folder / source.stem)
-            subprocess.run([*compiler, "-o", program, str(source)], check=True)
-            programs[name] = program
+    for name, (compiler, how, *rest) in sources.items():
+        if names and name not in names:
+            continue
+        if shutil.which(compiler):
+            programs[name] = str(folder / name)
+            subprocess.run([compiler, how, "-o", programs[name], *rest], check=True)
         else:
-            print(f"{name} is left out: {compiler[0]} is not here", file=sys.stderr)
+            print(f"{name} is left out: {compiler} is not here", file=sys.stderr)
     return programs
 
 
-def commands(programs: dict[str, str], *options: str) -> dict[str, dict[str, list[str]]]:
-    """For streams ("tcp") and datagrams ("udp"), each server's command, by its name."""
-    python = [sys.executable, str(PEERS / "plain_twisted.py")]
+def _has_libssl() -> bool:
+    """Whether a program in C can be built with it: its headers are a package of their own."""
+    if not shutil.which("cc"):
+        return False
+    probe = ["cc", "-E", "-include", "openssl/ssl.h", "-x", "c", os.devnull]
+    return subprocess.run(probe, capture_output=True, check=False).returncode == 0
+
+
+def commands(
+    programs: dict[str, str], folder: Path, *options: str
+) -> dict[str, dict[str, list[str]]]:
+    """For each kind of case, each server's command, by its name.
+
+    @param folder: where the key and the certificate for TLS are made.
+    @param options: more for tsecho.
+    @return: the kinds are streams ("tcp"), datagrams ("udp") and, where all
+        for it is here, TLS ("tls").
+    """
     found = {
-        kind: {
-            "tsecho": [*_TSECHO, "-l", f"{kind}:0:interface=127.0.0.1", *options],
-            **{
-                f"tsecho, {style}": [*_TSECHO, "-l", f"{kind}:0:interface=127.0.0.1", "-s", style]
-                for style in ("iso", "unix")
-            },
-            **{name: [programs[name], kind, "0"] for name in ("C", "Go") if name in programs},
-            "asyncio": [*_AIO, "udp" if kind == "udp" else "protocol", "0"],
-            "Twisted": [*python, kind, "0"],
-        }
+        kind: _commands(programs, kind, f"{kind}:0:interface=127.0.0.1", options)
         for kind in ("tcp", "udp")
     }
     for name, command in found["udp"].items():
         if name.startswith("tsecho"):
             command += ["--udp-rate", "999999999"]
-    found["tcp"]["streams"] = [*_AIO, "streams", "0"]
-    if find_spec("uvloop"):
-        found["tcp"]["uvloop"] = [*found["tcp"]["asyncio"], "uvloop"]
-        found["udp"]["uvloop"] = [*found["udp"]["asyncio"], "uvloop"]
-    else:
+    found["tcp"]["streams"] = [*_AIO, "asyncio", "streams", "0"]
+    if "load, tls" in programs and find_spec("OpenSSL"):
+        from tests.certificates import self_signed
+
+        files = self_signed(str(folder / "tls"))
+        where = f"ssl:0:interface=127.0.0.1:{files.endpoint}"
+        found["tls"] = _commands(programs, "tls", where, options, files)
+    if not find_spec("uvloop"):
         print("uvloop is left out: it is not installed", file=sys.stderr)
     return found
+
+
+def _commands(
+    programs: dict[str, str],
+    kind: str,
+    where: str,
+    options: Sequence[str],
+    files: Sequence[str] = (),
+) -> dict[str, list[str]]:
+    """The servers for one kind of case.
+
+    @param where: tsecho's endpoint.
+    @param files: the key and the certificate, if it wants any.
+    """
+    peers: dict[str, list[str]] = {
+        name: [programs.get(f"{name}, {kind}", programs[name])]
+        for name in ("C", "Go")
+        if name in programs
+    }
+    peers["asyncio"] = [*_AIO, "asyncio"]
+    peers["Twisted"] = [sys.executable, str(PEERS / "plain_twisted.py")]
+    if find_spec("uvloop"):
+        peers["uvloop"] = [*_AIO, "uvloop"]
+    return {
+        "tsecho": [*_TSECHO, "-l", where, *options],
+        **{f"tsecho, {style}": [*_TSECHO, "-l", where, "-s", style] for style in ("iso", "unix")},
+        **{name: [*start, kind, "0", *files] for name, start in peers.items()},
+    }
 
 
 def pinned(core: int) -> list[str]:

@@ -16,7 +16,7 @@ class BenchmarkTests(SynchronousTestCase):
     """`python -m benchmarks`, as short as may be."""
 
     def bench(self, *arguments: str) -> str:
-        """What it prints."""
+        """What it prints, and what it says besides."""
         needs("cc")
         needs("taskset")
         if len(os.sched_getaffinity(0)) < 2:
@@ -27,20 +27,29 @@ class BenchmarkTests(SynchronousTestCase):
             timeout=3 * PATIENCE,
         )
         self.assertEqual(done.returncode, 0, done.stderr.decode())
-        return done.stdout.decode()
+        return (done.stdout + done.stderr).decode()
 
     def test_cases(self) -> None:
         """Each kind of load, with the limit as the only peer."""
         file = os.path.abspath(self.mktemp())
         cases = ("100 connections", "UDP", "connect, line", "memory", "start")
         table = self.bench(
-            *("benchmarks", "--rounds", "1", "--seconds", "0.1", "--server", "C", "--json", file),
+            *("benchmarks", "--rounds", "1", "--seconds", "0.1", "--json", file),
+            *("--server", "C"),
             *(word for case in cases for word in ("--case", case)),
         )
         for case in cases:
             self.assertRegex(table, rf"(?m)^{case}.*\n  tsecho +\d.*\n(.*\n)*?  C +\d")
         results = json.loads(Path(file).read_text())
         self.assertGreater(results["100 connections, 64 B"]["tsecho"][0]["rate"], 0)
+
+    def test_tls(self) -> None:
+        """Every server that is here speaks TLS."""
+        table = self.bench("benchmarks", "--rounds", "1", "--seconds", "0.1", "--case", "TLS")
+        if "TLS, 100 connections is left out" in table:
+            self.skipTest("libssl's headers are not here")
+        for server in ("tsecho", "C", "asyncio", "Twisted"):
+            self.assertRegex(table, rf"(?m)^  {server} +\d")
 
     def test_moments(self) -> None:
         """How true the stamps are."""

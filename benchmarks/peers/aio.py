@@ -1,8 +1,12 @@
-"""The same job with asyncio: `aio.py streams|protocol|udp PORT [uvloop]`."""
+"""The same job with asyncio: `aio.py LOOP KIND PORT [KEY CERTIFICATE]`.
+
+LOOP is asyncio or uvloop; KIND is tcp or tls (a protocol), streams or udp.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 import sys
 from typing import Any
 
@@ -51,24 +55,32 @@ async def streams(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     writer.close()
 
 
+def secured(key: str, certificate: str) -> ssl.SSLContext:
+    """TLS with the key and the certificate of these files."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
 async def main() -> None:
     """Serve as the command line says."""
-    kind, port = sys.argv[1], int(sys.argv[2])
+    kind, port = sys.argv[2], int(sys.argv[3])
     loop = asyncio.get_running_loop()
     if kind == "udp":
         transport, _ = await loop.create_datagram_endpoint(Datagrams, ("127.0.0.1", port))
         where = transport.get_extra_info("sockname")
-    elif kind == "protocol":
-        server = await loop.create_server(Echo, "127.0.0.1", port, backlog=4096)
+    elif kind == "streams":
+        server = await asyncio.start_server(streams, "127.0.0.1", port, backlog=4096)
         where = server.sockets[0].getsockname()
     else:
-        server = await asyncio.start_server(streams, "127.0.0.1", port, backlog=4096)
+        context = secured(*sys.argv[4:]) if kind == "tls" else None
+        server = await loop.create_server(Echo, "127.0.0.1", port, backlog=4096, ssl=context)
         where = server.sockets[0].getsockname()
     print(f"listening on {where[1]}", flush=True)
     await loop.create_future()
 
 
-if sys.argv[3:] == ["uvloop"]:
+if sys.argv[1] == "uvloop":
     import uvloop
 
     uvloop.run(main())

@@ -1,10 +1,11 @@
 // A timestamp echo in Go: a goroutine for each connection, every line gets a stamp.
 //
-//	echo tcp PORT | echo udp PORT
+//	echo tcp PORT | echo udp PORT | echo tls PORT KEY CERTIFICATE
 package main
 
 import (
 	"bytes"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"os"
@@ -79,6 +80,14 @@ func datagrams(port string) {
 	}
 }
 
+func secured(listener net.Listener, key, certificate string) net.Listener {
+	pair, err := tls.LoadX509KeyPair(certificate, key)
+	if err != nil {
+		panic(err)
+	}
+	return tls.NewListener(listener, &tls.Config{Certificates: []tls.Certificate{pair}})
+}
+
 func main() {
 	if os.Args[1] == "udp" {
 		datagrams(os.Args[2])
@@ -86,6 +95,9 @@ func main() {
 	listener, err := net.Listen("tcp", "127.0.0.1:"+os.Args[2])
 	if err != nil {
 		panic(err)
+	}
+	if os.Args[1] == "tls" {
+		listener = secured(listener, os.Args[3], os.Args[4])
 	}
 	fmt.Printf("listening on %d\n", listener.Addr().(*net.TCPAddr).Port)
 	for {

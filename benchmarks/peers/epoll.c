@@ -1,6 +1,7 @@
 /* The limit: a timestamp echo in C, with one epoll(7), level-triggered. Every line gets a stamp.
  *
  *   epoll tcp PORT | epoll udp PORT
+ *   epoll tls PORT KEY CERTIFICATE      (compiled with -DTLS: see wire.h)
  *
  * A read has up to 64 KiB; what the kernel does not take of a reply is kept until it does, and
  * meanwhile that connection is not read.
@@ -19,11 +20,13 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+#include "../wire.h"
 
 enum { EVENTS = 512, READ = 1 << 16, STAMP = 27 };
 
 struct connection {
-    int fd, begun;              /* begun: a line of which a part is answered */
+    struct wire wire;
+    int begun;                  /* a line of which a part is answered */
     char *rest;                 /* what the kernel did not take */
     long size, offset;
 };
@@ -47,12 +50,12 @@ static void renew_stamp(void)
 static void watch(struct connection *c, int how, unsigned events)
 {
     struct epoll_event e = { .events = events, .data.ptr = c };
-    epoll_ctl(epoll, how, c->fd, &e);
+    epoll_ctl(epoll, how, c->wire.fd, &e);
 }
 
 static void end(struct connection *c)
 {
-    close(c->fd);
+    wire_end(&c->wire);
     free(c->rest);
     free(c);
 }
@@ -78,7 +81,7 @@ static long stamped(struct connection *c, long n)
 
 static void readable(struct connection *c)
 {
-    long n = recv(c->fd, in, READ, 0);
+    long n = wire_read(&c->wire, in, READ, 0);
     if (n < 0 && errno == EAGAIN)
         return;
     if (n <= 0) {
@@ -86,7 +89,7 @@ static void readable(struct connection *c)
         return;
     }
     renew_stamp();
-    long size = stamped(c, n), sent = send(c->fd, out, size, MSG_NOSIGNAL);
+    long size = stamped(c, n), sent = wire_write(&c->wire, out, size);
     if (sent < 0)
         sent = 0;
     if (sent < size) {
@@ -99,7 +102,7 @@ static void readable(struct connection *c)
 
 static void writable(struct connection *c)
 {
-    long n = send(c->fd, c->rest + c->offset, c->size - c->offset, MSG_NOSIGNAL);
+    long n = wire_write(&c->wire, c->rest + c->offset, c->size - c->offset);
     if (n < 0 && errno != EAGAIN) {
         end(c);
         return;
@@ -116,7 +119,7 @@ static void accepting(int listener)
     int fd, on = 1;
     while ((fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
         struct connection *c = calloc(1, sizeof *c);
-        c->fd = fd;
+        wire_begin(&c->wire, fd);
         setsockopt(fd, SOL_TCP, TCP_NODELAY, &on, sizeof on);
         watch(c, EPOLL_CTL_ADD, EPOLLIN);
     }
@@ -175,6 +178,7 @@ int main(int argc, char **argv)
     getsockname(fd, (void *)&own, &length);
     if (!udp)
         listen(fd, 4096);
+    wire_set_up(argc > 4 ? argv[3] : NULL, argc > 4 ? argv[4] : NULL);
     printf("listening on %d\n", ntohs(own.sin_port));
     fflush(stdout);
     if (udp)

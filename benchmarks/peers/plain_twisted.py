@@ -1,4 +1,7 @@
-"""The same job as Twisted's documentation has it: `plain_twisted.py tcp|udp PORT`."""
+"""The same job as Twisted's documentation has it.
+
+`plain_twisted.py tcp|udp PORT`, or `plain_twisted.py tls PORT KEY CERTIFICATE`.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,11 @@ class Datagrams(DatagramProtocol):
 net: Any = reactor
 if sys.argv[1] == "udp":
     port = net.listenUDP(int(sys.argv[2]), Datagrams(), "127.0.0.1", 65536)
+elif sys.argv[1] == "tls":
+    from twisted.internet.ssl import DefaultOpenSSLContextFactory
+
+    context = DefaultOpenSSLContextFactory(*sys.argv[3:])
+    port = net.listenSSL(int(sys.argv[2]), Factory.forProtocol(Echo), context, 4096, "127.0.0.1")
 else:
     port = net.listenTCP(int(sys.argv[2]), Factory.forProtocol(Echo), 4096, "127.0.0.1")
 print(f"listening on {port.getHost().port}", flush=True)
