@@ -89,7 +89,7 @@ def main() -> None:
             log = folder / "log"
             command = [sys.executable, "-m", "benchmarks.moments", "--serve", kind]
             with Server(command, log, server_core) as server:
-                talk = ["talk", str(arguments.seconds + 1), "127.0.0.1", str(server.port)]
+                talk = ["talk", str(arguments.seconds), "127.0.0.1", str(server.port)]
                 client = subprocess.Popen(
                     [*pinned(load_core), load, *talk, "100", "100", "1", "64"],
                     stdin=subprocess.PIPE,
