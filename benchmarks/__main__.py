@@ -46,7 +46,7 @@ CASES = [
     Case("100 connections, 64 B", ("talk", "100", "100", "1", "64"), styles=True),
     Case("1,000 connections", ("talk", "1000", "1000", "1", "64")),
     Case("10,000 connections", ("talk", "10000", "10000", "1", "64"), files=10_100),
-    Case("1 connection", ("talk", "1", "1", "1", "64")),
+    Case("1 connection", ("talk", "1", "1", "1", "64"), kind="one"),
     Case("50 lines in flight", ("talk", "100", "100", "50", "64")),
     Case("16 KiB lines", ("talk", "100", "100", "1", "16384")),
     Case("10,000 open, 100 active", ("talk", "10000", "100", "1", "64"), files=10_100),

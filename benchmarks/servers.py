@@ -64,7 +64,7 @@ def commands(
 
     @param folder: where the key and the certificate for TLS are made.
     @param options: more for tsecho.
-    @return: the kinds are streams ("tcp"), datagrams ("udp") and, where all
+    @return: the kinds are streams ("tcp"), one stream ("one"), datagrams ("udp") and, where all
         for it is here, TLS ("tls").
     """
     found = {
@@ -75,6 +75,7 @@ def commands(
         if name.startswith("tsecho"):
             command += ["--udp-rate", "999999999"]
     found["tcp"]["streams"] = [*_AIO, "asyncio", "streams", "0"]
+    found["one"] = found["tcp"] | {"lab": [sys.executable, "-m", "tests.lab"]}
     if "load, tls" in programs and find_spec("OpenSSL"):
         from tests.certificates import self_signed
 

@@ -31,5 +31,5 @@ def ask(address: tuple[str, int], words: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     lab = socket.create_server(("127.0.0.1", 0))
-    print(lab.getsockname()[1], flush=True)
+    print(f"listening on {lab.getsockname()[1]}", flush=True)
     serve(lab)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -30,16 +31,17 @@ class BenchmarkTests(SynchronousTestCase):
         return (done.stdout + done.stderr).decode()
 
     def test_cases(self) -> None:
-        """Each kind of load, with the limit as the only peer."""
+        """Each kind of load, with the limit as the only peer, and the lab's server."""
         file = os.path.abspath(self.mktemp())
-        cases = ("100 connections", "UDP", "connect, line", "memory", "start")
+        cases = ("100 connections", "1 connection", "UDP", "connect, line", "memory", "start")
         table = self.bench(
             *("benchmarks", "--rounds", "1", "--seconds", "0.1", "--json", file),
-            *("--server", "C"),
+            *("--server", "C", "--server", "lab"),
             *(word for case in cases for word in ("--case", case)),
         )
         for case in cases:
             self.assertRegex(table, rf"(?m)^{case}.*\n  tsecho +\d.*\n(.*\n)*?  C +\d")
+        self.assertEqual(len(re.findall(r"(?m)^  lab +\d", table)), 1)
         results = json.loads(Path(file).read_text())
         self.assertGreater(results["100 connections, 64 B"]["tsecho"][0]["rate"], 0)
 

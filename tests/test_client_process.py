@@ -166,7 +166,7 @@ class OtherServerTests(SynchronousTestCase):
         self.addCleanup(process.terminate)
         assert process.stdout is not None
         with process.stdout:
-            server = f"127.0.0.1:{int(process.stdout.readline())}"
+            server = f"127.0.0.1:{int(process.stdout.readline().split()[-1])}"
         done = tsecho(server, stdin=LINES)
         self.assertEqual((done.returncode, done.stderr), (0, b""))
         self.assertEqual(re.sub(STAMP, b"", done.stdout), LINES)
