@@ -125,9 +125,12 @@ class Server:
 
     @param command: what starts it; it says "listening on" and where.
     @param log: the file for its words.
+    @param patience: seconds that its start may take.
     """
 
-    def __init__(self, command: list[str], log: Path, core: int) -> None:
+    def __init__(
+        self, command: list[str], log: Path, core: int, patience: float = PATIENCE
+    ) -> None:
         began = time.perf_counter()
         with log.open("wb") as words:
             self._process = subprocess.Popen(
@@ -137,7 +140,7 @@ class Server:
                 env=os.environ | {"GOMAXPROCS": "1"},
             )
         while not (found := re.search(r"listening on (?:[a-z]+:)*(\d+)", log.read_text())):
-            if self._process.poll() is not None or time.perf_counter() - began > PATIENCE:
+            if self._process.poll() is not None or time.perf_counter() - began > patience:
                 raise RuntimeError(f"{command} does not start:\n{log.read_text()}")
             time.sleep(0.005)
         self.port = int(found[1])

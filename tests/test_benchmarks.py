@@ -53,6 +53,14 @@ class BenchmarkTests(SynchronousTestCase):
         for server in ("tsecho", "C", "asyncio", "Twisted"):
             self.assertRegex(table, rf"(?m)^  {server} +\d")
 
+    def test_counts(self) -> None:
+        """Instructions and system calls: the limit reads, writes, and waits now and then."""
+        needs("valgrind")
+        if run([needs("strace"), "true"]).returncode:
+            self.skipTest("strace may not trace here")
+        table = self.bench("benchmarks.counts", "--seconds", "0.1", "--server", "C")
+        self.assertRegex(table, r"(?m)^C +\d+ +2\.\d\d  .*recvfrom 1\.0")
+
     def test_moments(self) -> None:
         """How true the stamps are."""
         table = self.bench("benchmarks.moments", "--seconds", "0.2")
