@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
 import resource
 import select
@@ -174,6 +175,68 @@ class Service:
         assert self.process.stdout is not None
         self.process.stdout.close()
         return status
+
+
+class Screen:
+    """A terminal, with a command on it.
+
+    @param case: the test, at whose end it is gone.
+    @param command: what runs on it.
+    """
+
+    def __init__(self, case: Case, *command: str | Path) -> None:
+        self._person, self._terminal = pty.openpty()
+        case.addCleanup(os.close, self._person)
+        case.addCleanup(os.close, self._terminal)
+        self.process = subprocess.Popen(
+            # The terminal is to be the process's own, so that Ctrl-C reaches it.
+            [needs("setsid"), "--ctty", *command],
+            stdin=self._terminal,
+            stdout=self._terminal,
+            stderr=self._terminal,
+            env=os.environ | {"TERM": "vt100"},
+        )
+        case.addCleanup(self.process.wait, PATIENCE)
+        case.addCleanup(self.process.kill)
+        self.seen = ""
+
+    def see(self, pattern: str) -> None:
+        """Wait until this is on the screen, at its end."""
+        while not re.search(f"{pattern}$", self.seen):
+            if not select.select([self._person], [], [], PATIENCE)[0]:
+                raise AssertionError(f"{pattern!r} is not at the end of {self.seen!r}")
+            self.seen += os.read(self._person, 2**16).decode(errors="replace")
+
+    def type(self, text: str) -> None:
+        """Press these keys."""
+        os.write(self._person, text.encode())
+
+    def status(self) -> int:
+        """The exit status; and the terminal is as blocking as it was."""
+        status = self.process.wait(PATIENCE)
+        assert os.get_blocking(self._terminal)
+        return status
+
+
+def lab_server(case: Case) -> str:
+    """The lab's server, and where it is."""
+    return _listening(case, [sys.executable, "-m", "tests.lab"], r"listening on (\d+)")
+
+
+def plain_echo(case: Case) -> str:
+    """A plain echo (RFC 862), socat's; and where it is."""
+    command = [needs("socat"), "-d", "-d", "TCP-LISTEN:0,bind=127.0.0.1", "PIPE"]
+    return _listening(case, command, r"listening on .*:(\d+)")
+
+
+def _listening(case: Case, command: list[str], pattern: str) -> str:
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert process.stdout is not None
+    case.addCleanup(process.stdout.close)
+    case.addCleanup(process.wait, PATIENCE)
+    case.addCleanup(process.terminate)
+    (port,) = Log(process.stdout).wait_for(pattern)
+    return f"127.0.0.1:{port}"
 
 
 def twistd(folder: str | Path, *arguments: str) -> Status:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
 import select
 import signal
@@ -16,9 +15,19 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests import lab
 from tests.certificates import self_signed
-from tests.running import BIN, PATIENCE, STAMP, Service, needs, read_all, run, tsecho
+from tests.running import (
+    BIN,
+    PATIENCE,
+    STAMP,
+    Screen,
+    Service,
+    lab_server,
+    plain_echo,
+    read_all,
+    run,
+    tsecho,
+)
 
 LINES = "one\n你好\n\nlast 👋".encode()
 REPLIES = re.compile(
@@ -161,30 +170,14 @@ class OtherServerTests(SynchronousTestCase):
 
     def test_lab_server(self) -> None:
         """The lab's server, which stamps what it reads."""
-        process = subprocess.Popen([sys.executable, lab.__file__], stdout=subprocess.PIPE)
-        self.addCleanup(process.wait, PATIENCE)
-        self.addCleanup(process.terminate)
-        assert process.stdout is not None
-        with process.stdout:
-            server = f"127.0.0.1:{int(process.stdout.readline().split()[-1])}"
+        server = lab_server(self)
         done = tsecho(server, stdin=LINES)
         self.assertEqual((done.returncode, done.stderr), (0, b""))
         self.assertEqual(re.sub(STAMP, b"", done.stdout), LINES)
 
     def test_plain_echo(self) -> None:
         """A plain echo (RFC 862), as socat's."""
-        process = subprocess.Popen(
-            [needs("socat"), "-d", "-d", "TCP-LISTEN:0,bind=127.0.0.1", "PIPE"],
-            stderr=subprocess.PIPE,
-        )
-        self.addCleanup(process.wait, PATIENCE)
-        self.addCleanup(process.terminate)
-        assert process.stderr is not None
-        with process.stderr:
-            found = None
-            while not found:
-                found = re.search(rb"listening on .*:(\d+)", process.stderr.readline())
-            done = tsecho(f"127.0.0.1:{int(found[1])}", stdin=LINES)
+        done = tsecho(plain_echo(self), stdin=LINES)
         self.assertEqual((done.returncode, done.stdout), (0, LINES))
 
     def test_goes_away(self) -> None:
@@ -376,69 +369,40 @@ class TerminalTests(SynchronousTestCase):
     def setUp(self) -> None:
         """A service, and the client on a terminal of its own."""
         self.service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
-        self.person, self.terminal = pty.openpty()
-        self.addCleanup(os.close, self.person)
-        self.addCleanup(os.close, self.terminal)
-        self.process = subprocess.Popen(
-            # The terminal is to be the process's own, so that Ctrl-C reaches it.
-            [needs("setsid"), "--ctty", BIN / "tsecho", f"127.0.0.1:{self.service.port()}"],
-            stdin=self.terminal,
-            stdout=self.terminal,
-            stderr=self.terminal,
-        )
-        self.addCleanup(self.process.wait, PATIENCE)
-        self.addCleanup(self.process.kill)
-        self.seen = ""
-
-    def see(self, pattern: str) -> None:
-        """Wait until this is on the screen, at its end."""
-        while not re.search(f"{pattern}$", self.seen):
-            if not select.select([self.person], [], [], PATIENCE)[0]:
-                raise AssertionError(f"{pattern!r} is not at the end of {self.seen!r}")
-            self.seen += os.read(self.person, 2**16).decode(errors="replace")
-
-    def type(self, text: str) -> None:
-        """Press these keys."""
-        os.write(self.person, text.encode())
-
-    def status(self) -> int:
-        """The exit status; and the terminal is as blocking as it was."""
-        status = self.process.wait(PATIENCE)
-        self.assertTrue(os.get_blocking(self.terminal))
-        return status
+        self.screen = Screen(self, BIN / "tsecho", f"127.0.0.1:{self.service.port()}")
 
     def test_talk(self) -> None:
         """A prompt, a line, its reply, a prompt; an empty line ends it."""
         stamp = STAMP.decode()
-        self.see("> ")
-        self.type("hello\n")
-        self.see(f"> hello\r\n{stamp}hello\r\n> ")
-        self.type("你好 👋\n")
-        self.see(f"你好 👋\r\n{stamp}你好 👋\r\n> ")
-        self.type("\n")
-        self.assertEqual(self.status(), 0)
+        self.screen.see("> ")
+        self.screen.type("hello\n")
+        self.screen.see(f"> hello\r\n{stamp}hello\r\n> ")
+        self.screen.type("你好 👋\n")
+        self.screen.see(f"你好 👋\r\n{stamp}你好 👋\r\n> ")
+        self.screen.type("\n")
+        self.assertEqual(self.screen.status(), 0)
 
     def test_end_of_input(self) -> None:
         """Ctrl-D ends it."""
-        self.see("> ")
-        self.type("\x04")
-        self.assertEqual(self.status(), 0)
+        self.screen.see("> ")
+        self.screen.type("\x04")
+        self.assertEqual(self.screen.status(), 0)
 
     def test_interrupt(self) -> None:
         """Ctrl-C ends it with status 130."""
-        self.see("> ")
-        self.type("\x03")
-        self.assertEqual(self.status(), 130)
+        self.screen.see("> ")
+        self.screen.type("\x03")
+        self.assertEqual(self.screen.status(), 130)
 
     def test_harmless(self) -> None:
         """A reply with control characters in it can't do what they say."""
-        self.see("> ")
-        self.type("a\x16\x1bcb\n")  # Ctrl-V takes the next key as it is
-        self.see(STAMP.decode() + r"a\\x1bcb\r\n> ")
+        self.screen.see("> ")
+        self.screen.type("a\x16\x1bcb\n")  # Ctrl-V takes the next key as it is
+        self.screen.see(STAMP.decode() + r"a\\x1bcb\r\n> ")
 
     def test_server_gone(self) -> None:
         """A server that goes away while the person thinks is said, with status 1."""
-        self.see("> ")
+        self.screen.see("> ")
         self.service.stop(signal.SIGKILL)
-        self.assertEqual(self.status(), 1)
-        self.see(r"> tsecho: 127\.0\.0\.1:\d+: .*[Cc]onnection.*\r\n")
+        self.assertEqual(self.screen.status(), 1)
+        self.screen.see(r"> tsecho: 127\.0\.0\.1:\d+: .*[Cc]onnection.*\r\n")
