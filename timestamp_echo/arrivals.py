@@ -9,6 +9,7 @@ import socket
 import struct
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 LINUX = sys.platform == "linux"
 """Whether the kernel says when bytes arrived, and at which of our addresses."""
@@ -24,6 +25,33 @@ SPACE = socket.CMSG_SPACE(_TIMESPEC.size)
 def ask(sock: socket.socket) -> None:
     """Ask for the time of each read. Connections inherit it from the socket that accepts them."""
     sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+
+
+class TimedSocket:
+    """A socket that knows when the kernel got what its last read brought.
+
+    It takes the socket's place in a transport of Twisted's.
+    """
+
+    arrival = 0
+    """Nanoseconds since the epoch; 0 if the kernel did not say."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        ask(sock)
+
+    def recv(self, size: int) -> bytes:
+        """See `socket.socket.recv`."""
+        return self.recvfrom(size)[0]
+
+    def recvfrom(self, size: int) -> tuple[bytes, Any]:
+        """See `socket.socket.recvfrom`."""
+        data, ancillary, _, address = self._socket.recvmsg(size, SPACE)
+        self.arrival = arrival(ancillary)
+        return data, address
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
 
 
 def arrival(ancillary: Iterable[tuple[int, int, bytes]]) -> int:
