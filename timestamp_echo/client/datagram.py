@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from twisted.internet.protocol import DatagramProtocol
 from twisted.internet.threads import deferToThread
+from typing_extensions import Self  # Twisted needs it too
 
 from timestamp_echo.client.address import DatagramServer
 from timestamp_echo.client.session import User
@@ -26,46 +27,31 @@ DATAGRAM = 65536
 """Bytes that hold any datagram whole; a line that is longer is none."""
 
 
-class DatagramSession(DatagramProtocol):
-    """A session over datagrams: each line is one, and waits for its reply or for a second.
+class DatagramPath(DatagramProtocol):
+    """The way to one server, and back.
 
-    A datagram may be lost on the way, and nothing but the reply tells how much the server
-    can take, so one at a time is under way.
-
-    @param user: whom it serves.
-    @param reactor: the reactor; of a Clock its time alone is used.
+    @param reactor: opens the port.
     """
 
     transport: Any  # IUDPTransport
 
     noisy = False
 
-    def __init__(self, user: User, reactor: Any) -> None:
-        self._user = user
+    def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._queue: deque[bytes] = deque()
-        self._partial = b""
         self._addresses: deque[tuple[Any, ...]] = deque()
-        self._held = False
-        self._awaited: bytes | None = None
-        self._timeout: IDelayedCall | None = None
-        self._finished = False
-        self._over = False
-        self._producer: IPushProducer | None = None
-        self.sent = self.missing = 0
-        self.refused = False
 
-    def connect(self, server: DatagramServer) -> Deferred[DatagramSession]:
+    def connect(self, server: DatagramServer) -> Deferred[Self]:
         """Find the address; datagrams to and from it alone will pass.
 
-        @return: fires with this session, or an `OSError` if the name is not known.
+        @return: fires with this object, or an `OSError` if the name is not known.
         """
         found: Deferred[Any] = deferToThread(
             socket.getaddrinfo, server.host, server.port, 0, socket.SOCK_DGRAM
         )
         return found.addCallback(self._open)
 
-    def _open(self, found: list[tuple[Any, ...]]) -> DatagramSession:
+    def _open(self, found: list[tuple[Any, ...]]) -> Self:
         self._addresses.extend(filter(_has_route, found))
         if not self._addresses:
             raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
@@ -76,6 +62,39 @@ class DatagramSession(DatagramProtocol):
         family, _, _, _, (host, port, *_) = self._addresses.popleft()
         local = "::" if family == socket.AF_INET6 else "0.0.0.0"
         self._reactor.listenUDP(0, self, local, DATAGRAM).connect(host, port)
+
+    def connectionRefused(self) -> None:
+        """The host answered that nobody listens there (ICMP port unreachable): close the port.
+
+        Where the reactor watches by epoll, it takes that for the port's end by itself
+        (twisted#6287), so `stopProtocol` is where either is dealt with.
+        """
+        self.transport.stopListening()
+
+
+class DatagramSession(DatagramPath):
+    """A session over datagrams: each line is one, and waits for its reply or for a second.
+
+    A datagram may be lost on the way, and nothing but the reply tells how much the server
+    can take, so one at a time is under way.
+
+    @param user: whom it serves.
+    @param reactor: the reactor; of a Clock its time alone is used.
+    """
+
+    def __init__(self, user: User, reactor: Any) -> None:
+        super().__init__(reactor)
+        self._user = user
+        self._queue: deque[bytes] = deque()
+        self._partial = b""
+        self._held = False
+        self._awaited: bytes | None = None
+        self._timeout: IDelayedCall | None = None
+        self._finished = False
+        self._over = False
+        self._producer: IPushProducer | None = None
+        self.sent = self.missing = 0
+        self.refused = False
 
     def write(self, data: bytes) -> None:
         """See `Session.write`."""
@@ -121,12 +140,7 @@ class DatagramSession(DatagramProtocol):
             self._done_waiting()
 
     def stopProtocol(self) -> None:
-        """The port is closed, and if it was not this side that did it, by an error.
-
-        The host answered that nobody listens there (ICMP port unreachable). That should be
-        `connectionRefused`, but epoll tells of the error alone, which Twisted takes for the
-        port's end (twisted#6287).
-        """
+        """The port is closed, and if it was not this side that did it, nobody listens there."""
         if self._over:
             return
         if self._addresses and self._awaited is not None and self.sent == self.missing:
@@ -136,10 +150,6 @@ class DatagramSession(DatagramProtocol):
             return
         self.refused = True
         self._end("Connection refused")
-
-    def connectionRefused(self) -> None:
-        """The same, where the reactor does as it should: first it is to close the port."""
-        self.transport.stopListening()
 
     def _send_next(self) -> None:
         if self._awaited is not None or self._held or self._over:

@@ -20,6 +20,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import Protocol as StreamProtocol
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
+from typing_extensions import Self  # Twisted needs it too
 from zope.interface import implementer
 
 from timestamp_echo.client.address import StreamServer
@@ -144,7 +145,7 @@ class StreamSession(StreamProtocol):
         self._closed = False
         self._ready: Deferred[None] = Deferred()
 
-    def connect(self, server: StreamServer) -> Deferred[StreamSession]:
+    def connect(self, server: StreamServer) -> Deferred[Self]:
         """Connect, and if it is TLS, shake hands.
 
         @return: fires with this session, or if there is no connection to be had, with the
