@@ -37,12 +37,20 @@ MAY_IMPORT = {
     "client.estimate": "stamps",
     "client.probe": "stamps",
     "client.roundtrips": "",
+    "client.clocks": "stamps",
     "client.command": "__init__ client.address client.session client.datagram client.stdio"
     " client.report",
 }
 """Each room, with the rooms of this house that it may know: none of them is above it."""
 
-PURE = {"stamps", "framing", "client.estimate", "client.probe", "client.roundtrips"}
+PURE = {
+    "stamps",
+    "framing",
+    "client.estimate",
+    "client.probe",
+    "client.roundtrips",
+    "client.clocks",
+}
 """Rooms that know but the standard library and each other, and no socket and no reactor."""
 
 
