@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "client.probe": "stamps",
     "client.roundtrips": "",
     "client.clocks": "stamps",
+    "client.outcome": "stamps client.estimate client.probe client.roundtrips",
     "client.command": "__init__ client.address client.session client.datagram client.stdio"
     " client.report",
 }
@@ -50,6 +51,7 @@ PURE = {
     "client.probe",
     "client.roundtrips",
     "client.clocks",
+    "client.outcome",
 }
 """Rooms that know but the standard library and each other, and no socket and no reactor."""
 
