@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "client.roundtrips": "",
     "client.clocks": "stamps",
     "client.outcome": "stamps client.estimate client.probe client.roundtrips",
+    "client.path": "arrivals client.datagram client.session",
     "client.command": "__init__ client.address client.session client.datagram client.stdio"
     " client.report",
 }

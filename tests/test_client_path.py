@@ -1,0 +1,199 @@
+"""Tests for `timestamp_echo.client.path`."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Any, cast
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import HostnameEndpoint, TCP4ServerEndpoint
+from twisted.internet.error import MessageLengthError
+from twisted.internet.protocol import Factory
+from twisted.internet.task import Clock
+from twisted.protocols.wire import Echo
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from tests.fakes import Listener
+from timestamp_echo.arrivals import LINUX
+from timestamp_echo.client import path
+from timestamp_echo.client.address import DatagramServer, StreamServer
+from timestamp_echo.client.path import ProbingDatagrams, StreamPath, timed
+from timestamp_echo.datagram import TimestampDatagram
+from timestamp_echo.stamps import SECOND, Stamp
+
+
+class Awaited(Listener):
+    """A traveller whose first reply is waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.came: Deferred[None] = Deferred()
+
+    def replied(self, data: bytes) -> None:
+        """See `Traveller`."""
+        super().replied(data)
+        if not self.came.called:
+            self.came.callback(None)
+
+
+class RealPathTests(TestCase):
+    """Both kinds of path, over loopback."""
+
+    async def test_stream(self) -> None:
+        """What is written has left when `write` returns, and the kernel says when it came back."""
+        listening = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(
+            Factory.forProtocol(Echo)
+        )
+        self.addCleanup(listening.stopListening)
+        server = StreamServer("", HostnameEndpoint(reactor, "127.0.0.1", listening.getHost().port))
+        traveller = Awaited()
+        way = await StreamPath(traveller, reactor).connect(server)
+        typed: path.Path = way
+        before = time.time_ns()
+        typed.write(b"a\n")
+        self.assertFalse(way.transport.dataBuffer or way.transport._tempDataBuffer)
+        await traveller.came
+        self.assertEqual(traveller.replies, b"a\n")
+        if LINUX and way.arrival:  # the kernel begins a moment after it is first asked
+            self.assertTrue(before - SECOND < way.arrival <= time.time_ns())
+        way.close()
+        await traveller.ended
+        self.assertEqual(traveller.ends, ["the server closed the connection"])
+
+    async def test_datagrams(self) -> None:
+        """The same; a name's address where nobody is is passed over."""
+        port = cast(Any, reactor).listenUDP(
+            0, TimestampDatagram(Stamp(), clock=Clock()), "127.0.0.1"
+        )
+        self.addCleanup(port.stopListening)
+        traveller = Awaited()
+        way = await ProbingDatagrams(traveller, reactor).connect(
+            DatagramServer("", "localhost", port.getHost().port)
+        )
+        typed: path.Path = way
+        typed.write(b"a\n")
+        await traveller.came
+        self.assertTrue(traveller.replies.endswith(b"] a\n"))
+        self.assertGreaterEqual(way.arrival, 0)
+        way.close()
+        way.close()
+        self.assertEqual(traveller.ends, [])
+
+    async def test_datagrams_refused(self) -> None:
+        """Where nobody is at all, that is told."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("127.0.0.1", 0))
+            number = sock.getsockname()[1]
+        traveller = Awaited()
+        way = await ProbingDatagrams(traveller, reactor).connect(
+            DatagramServer("", "localhost", number)
+        )
+        way.write(b"a\n")
+        await traveller.ended
+        self.assertEqual((traveller.ends, way.refused), (["connection refused"], True))
+
+
+class FakeTransport:
+    """A port or a connection that is none."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.socket = socket.socket()
+        self.written: list[bytes] = []
+        self.listening = True
+        self.error = error
+
+    def write(self, data: bytes) -> None:
+        """See `ITransport`, or `IUDPTransport`."""
+        if self.error is not None:
+            raise self.error
+        self.written.append(data)
+
+    def stopListening(self) -> None:
+        """See `IUDPTransport`."""
+        self.listening = False
+
+
+class Layer:
+    """A transport over another, as TLS is."""
+
+    def __init__(self, below: Any) -> None:
+        self.transport = below
+
+
+class PathTests(SynchronousTestCase):
+    """What is seldom seen on real sockets."""
+
+    def transport(self, error: Exception | None = None) -> FakeTransport:
+        """One that is closed in the end."""
+        transport = FakeTransport(error)
+        self.addCleanup(transport.socket.close)
+        return transport
+
+    def test_timed(self) -> None:
+        """The socket is found below any layer; elsewhere than on Linux it is left as it is."""
+        for linux in (True, False):
+            self.patch(path, "LINUX", linux)
+            transport = self.transport()
+            before: Any = transport.socket
+            self.assertIs(timed(Layer(Layer(transport))), transport)
+            self.assertEqual(transport.socket is before, not linux)
+            self.assertEqual(transport.socket.fileno(), before.fileno())
+
+    def test_not_sent(self) -> None:
+        """A datagram that can't be sent ends the path, with the reason."""
+        for error, words in (
+            (OSError(101, "Network is unreachable"), "[Errno 101] Network is unreachable"),
+            (MessageLengthError("message too long"), None),
+        ):
+            traveller = Listener()
+            way = ProbingDatagrams(traveller, Clock())
+            way.transport = transport = self.transport(error)
+            way.write(b"a\n")
+            self.assertEqual(traveller.ends, [words or str(error)])
+            self.assertFalse(transport.listening or way.refused)
+            way.stopProtocol()
+            self.assertEqual(len(traveller.ends), 1)
+
+    def test_next_address(self) -> None:
+        """Where a name has another address, what nobody took is sent there."""
+        traveller = Listener()
+        clock: Any = Clock()
+        ports: list[Any] = []
+
+        def listen(number: int, way: Any, interface: str, size: int) -> Any:
+            way.transport = self.transport()
+            way.transport.connect = lambda host, port: ports.append((host, port, interface))
+            return way.transport
+
+        clock.listenUDP = listen
+        way = ProbingDatagrams(traveller, clock)
+        way.transport = self.transport()
+        way._addresses.append((socket.AF_INET6, 0, 0, "", ("::1", 3000, 0, 0)))
+        way.write(b"a\n")
+        way.stopProtocol()
+        self.assertEqual(ports, [("::1", 3000, "::")])
+        self.assertEqual((way.transport.written, traveller.ends), ([b"a\n"], []))
+        way.stopProtocol()
+        self.assertEqual(traveller.ends, ["connection refused"])
+
+    def test_cut(self) -> None:
+        """What a datagram lacks does not come with the next: it ends where it ends."""
+        traveller = Listener()
+        way = ProbingDatagrams(traveller, Clock())
+        way.datagramReceived(b"[stamp] a", None)
+        way.datagramReceived(b"[stamp] b\n", None)
+        self.assertEqual(traveller.replies, b"[stamp] a\n[stamp] b\n")
+
+    def test_below_tls(self) -> None:
+        """Where there is a layer between, it is for the layer to write."""
+        way = StreamPath(Listener(), Clock())
+        below = self.transport()
+        layer: Any = Layer(below)
+        layer.write = below.write
+        way.transport = layer
+        way._ready.callback(None)
+        way._below = timed(layer)
+        way.write(b"a\n")
+        self.assertEqual((below.written, way.arrival), ([b"a\n"], 0))
