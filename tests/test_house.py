@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "client.clocks": "stamps",
     "client.outcome": "stamps client.estimate client.probe client.roundtrips",
     "client.path": "arrivals client.datagram client.session",
+    "client.telling": "stamps client.estimate client.outcome client.roundtrips",
     "client.command": "__init__ client.address client.session client.datagram client.stdio"
     " client.report",
 }
@@ -53,6 +54,7 @@ PURE = {
     "client.roundtrips",
     "client.clocks",
     "client.outcome",
+    "client.telling",
 }
 """Rooms that know but the standard library and each other, and no socket and no reactor."""
 
