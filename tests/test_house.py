@@ -40,6 +40,8 @@ MAY_IMPORT = {
     "client.clocks": "stamps",
     "client.outcome": "stamps client.estimate client.probe client.roundtrips",
     "client.path": "arrivals client.datagram client.session",
+    "client.ping": "stamps client.clocks client.estimate client.outcome client.path client.probe"
+    " client.telling",
     "client.telling": "stamps client.estimate client.outcome client.roundtrips",
     "client.command": "__init__ client.address client.session client.datagram client.stdio"
     " client.report",
