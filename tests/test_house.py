@@ -43,6 +43,7 @@ MAY_IMPORT = {
     "client.ping": "stamps client.clocks client.estimate client.outcome client.path client.probe"
     " client.telling",
     "client.telling": "stamps client.estimate client.outcome client.roundtrips",
+    "client.record": "client.outcome client.roundtrips",
     "client.command": "__init__ client.address client.session client.datagram client.stdio"
     " client.report",
 }
@@ -57,6 +58,7 @@ PURE = {
     "client.clocks",
     "client.outcome",
     "client.telling",
+    "client.record",
 }
 """Rooms that know but the standard library and each other, and no socket and no reactor."""
 
