@@ -45,6 +45,7 @@ MAY_IMPORT = {
     "client.telling": "stamps client.estimate client.outcome client.roundtrips",
     "client.record": "client.outcome client.roundtrips",
     "client.show": "client.clocks client.outcome client.record client.telling",
+    "client.plot": "stamps client.outcome",
     "client.command": "__init__ client.address client.session client.datagram client.stdio"
     " client.report",
 }
