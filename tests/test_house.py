@@ -46,8 +46,10 @@ MAY_IMPORT = {
     "client.record": "client.outcome client.roundtrips",
     "client.show": "client.clocks client.outcome client.record client.telling",
     "client.plot": "stamps client.outcome",
+    "client.ping_command": "stamps client.address client.clocks client.path client.ping client.plot"
+    " client.probe client.report client.show",
     "client.command": "__init__ client.address client.session client.datagram client.stdio"
-    " client.report",
+    " client.report client.ping_command",
 }
 """Each room, with the rooms of this house that it may know: none of them is above it."""
 

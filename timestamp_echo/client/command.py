@@ -14,7 +14,7 @@ from twisted.internet.stdio import StandardIO
 from twisted.python.failure import Failure
 
 from timestamp_echo import __version__
-from timestamp_echo.client import report
+from timestamp_echo.client import ping_command, report
 from timestamp_echo.client.address import DatagramServer, StreamServer, Trust, server_from
 from timestamp_echo.client.datagram import DatagramSession
 from timestamp_echo.client.session import Session, StreamSession
@@ -29,11 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     for fd, name in ((0, "standard input"), (1, "standard output")):
         if not _is_open(fd):  # looked at before the reactor's own files take the number
-            _say(f"expected an open {name}; it is closed")
+            report.say(f"expected an open {name}; it is closed")
             return report.UNREACHABLE
     from twisted.internet import reactor
 
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["ping"]:
+        return ping_command.main(words[1:])
     parser = _parser()
     arguments = parser.parse_args(words[1:] if words[:1] == ["connect"] else words)
     try:
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     if arguments.insecure:
-        _say("warning: --insecure: whoever answers is believed to be the server")
+        report.say("warning: --insecure: whoever answers is believed to be the server")
     return _run(reactor, server)
 
 
@@ -56,8 +58,9 @@ def _is_open(fd: int) -> bool:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="tsecho",
-        usage="%(prog)s [connect] [options] [SERVER]",
-        description="Send lines to a timestamp echo and print what comes back.",
+        usage="%(prog)s [connect|ping] [options] [SERVER]",
+        description="Send lines to a timestamp echo and print what comes back. What `ping` does"
+        " instead says `tsecho ping --help`.",
         epilog="On a terminal an empty line or Ctrl-D ends it. Exit status: 0 every line was"
         " answered; 1 the connection was lost or replies are missing; 2 usage, name not"
         " found, connection refused; 130 Ctrl-C.",
@@ -122,7 +125,7 @@ async def _talk(reactor: Any, server: StreamServer | DatagramServer) -> int:
     if not why:
         return report.ANSWERED
     answered = session.sent - session.missing
-    _say(report.lost(server.name, why, session.missing, session.sent))
+    report.say(report.lost(server.name, why, session.missing, session.sent))
     return report.UNREACHABLE if session.refused and not answered else report.MISSING
 
 
@@ -132,7 +135,7 @@ def _connected(
     """Fire with a session, or, if there is none to be had, say why and fire with nothing."""
 
     def unreachable(failure: Failure) -> None:
-        _say(report.unreachable(server.name, failure.value))
+        report.say(report.unreachable(server.name, failure.value))
 
     connecting: Deferred[Any] = (
         DatagramSession(user, reactor).connect(server)
@@ -140,8 +143,3 @@ def _connected(
         else StreamSession(user, reactor).connect(server)
     )
     return connecting.addErrback(unreachable)
-
-
-def _say(words: str) -> None:
-    if sys.stderr is not None:  # it may be closed; print would then take standard output
-        print(f"tsecho: {words}", file=sys.stderr)

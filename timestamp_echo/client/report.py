@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from twisted.internet.error import ConnectError, DNSLookupError, TimeoutError
 
@@ -14,6 +15,12 @@ MISSING = 1
 
 UNREACHABLE = 2
 """Exit status: usage, name not found, connection refused."""
+
+
+def say(words: str) -> None:
+    """Say something on standard error."""
+    if sys.stderr is not None:  # it may be closed; print would then take standard output
+        print(f"tsecho: {words}", file=sys.stderr)
 
 
 def unreachable(name: str, error: BaseException | None) -> str:

@@ -1,0 +1,258 @@
+"""The command `tsecho ping`: arguments in, exit status out. It composes the rest."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import signal
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from timestamp_echo.client import report
+from timestamp_echo.client.address import DatagramServer, StreamServer, Trust, server_from
+from timestamp_echo.client.clocks import Clocks
+from timestamp_echo.client.path import Path, ProbingDatagrams, StreamPath, Traveller
+from timestamp_echo.client.ping import Pinger, Plan
+from timestamp_echo.client.plot import Plot
+from timestamp_echo.client.probe import LARGEST, NONCE, SMALLEST, Probes
+from timestamp_echo.client.show import Lines, Records, Write
+from timestamp_echo.stamps import SECOND
+
+MISSING = 1
+"""Exit status: no reply came, or fewer than were asked for."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Send probes, and say what comes of them.
+
+    @param argv: the arguments after `ping`.
+    @return: the exit status: 0, `MISSING`, or `report.UNREACHABLE`; 130 if it was interrupted
+        before there was a connection.
+    """
+    from twisted.internet import reactor
+
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        server = server_from(arguments.server, Trust(arguments.ca, arguments.insecure), reactor)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        plot = Plot(arguments.plot) if arguments.plot else None
+    except ValueError as error:
+        parser.error(f"argument --plot: {error}")
+    return Run(reactor, arguments, server, plot).status()
+
+
+class Run:
+    """One run, from the arguments to the exit status.
+
+    @param reactor: is started, and stopped in the end.
+    @param arguments: the command line's.
+    @param server: whom to ask.
+    @param plot: takes part, if there is to be a picture.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        arguments: Namespace,
+        server: StreamServer | DatagramServer,
+        plot: Plot | None,
+    ) -> None:
+        self._reactor = reactor
+        self._asked: int = arguments.count
+        self._server = server
+        self._plot = plot
+        self._failed = False
+        clocks = Clocks()
+        self._show = _show(self._write, arguments, server.name, clocks)
+        self._pinger = Pinger(
+            _plan(arguments),
+            Probes(secrets.token_hex(NONCE // 2), arguments.size),
+            partial(_connect, reactor, server),
+            reactor,
+            clocks,
+            [self._show, plot] if plot else [self._show],
+        )
+        self._status = MISSING
+
+    def status(self) -> int:
+        """Carry it out."""
+        self._reactor.callWhenRunning(self._start)
+        self._reactor.run()
+        return self._status
+
+    def _start(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):  # after the reactor has set its own
+            signal.signal(number, self._interrupt)
+        signal.signal(signal.SIGQUIT, lambda *_: self._reactor.callFromThread(self._look))
+        if _in_front():
+            self._reactor.addReader(Keys(self._reactor, self._look))
+        self._pinger.start().addCallbacks(self._found, self._unreachable).addErrback(
+            self._fail
+        ).addBoth(lambda _: self._reactor.stop())
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        if not self._pinger.outcome.sent:
+            # At once: the reactor's own way would wait for a look-up of a name in its thread.
+            os._exit(128 + number)  # pragma: no cover  # ends the process
+        self._asked = 0
+        self._reactor.callFromThread(self._pinger.stop)
+
+    def _look(self) -> None:
+        self._show.look(self._pinger.look())
+
+    def _found(self, _: None) -> None:
+        outcome = self._pinger.outcome
+        self._show.end(outcome)
+        if self._plot:
+            self._plot.draw(self._server.name)
+        if outcome.received >= max(1, self._asked) and not self._failed:
+            self._status = 0
+
+    def _unreachable(self, failure: Failure) -> None:
+        self._status = report.UNREACHABLE
+        report.say(report.unreachable(self._server.name, failure.value))
+
+    def _fail(self, failure: Failure) -> None:
+        failure.trap(OSError)  # what was to be written could not be
+        self._status = MISSING
+        report.say(str(failure.value))
+
+    def _write(self, text: str) -> None:
+        """Write to standard output, at once; where it can't be, end."""
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would try again in the end
+            if not isinstance(error, BrokenPipeError):
+                self._failed = True
+                report.say(f"standard output could not be written: {error.strerror}")
+            self._pinger.stop()
+
+
+@implementer(IReadDescriptor)
+class Keys:
+    """The keyboard: Enter asks how it stands.
+
+    @param reactor: watches it.
+    @param entered: is called.
+    """
+
+    def __init__(self, reactor: Any, entered: Callable[[], None]) -> None:
+        self._reactor = reactor
+        self._entered = entered
+
+    def fileno(self) -> int:
+        """See `IFileDescriptor.fileno`: standard input."""
+        return 0
+
+    def logPrefix(self) -> str:
+        """See `ILoggingContext.logPrefix`."""
+        return "keys"
+
+    def doRead(self) -> None:
+        """A line was typed; or Ctrl-D, which ends that."""
+        if os.read(0, 1024):
+            self._entered()
+        else:
+            self._reactor.removeReader(self)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """See `IFileDescriptor.connectionLost`."""
+
+
+def _in_front() -> bool:
+    """Whether there is a person at the keyboard, who speaks to us."""
+    return os.isatty(0) and os.isatty(1) and os.tcgetpgrp(0) == os.getpgrp()
+
+
+def _connect(
+    reactor: Any, server: StreamServer | DatagramServer, traveller: Traveller
+) -> Deferred[Path]:
+    connecting: Deferred[Any] = (
+        ProbingDatagrams(traveller, reactor).connect(server)
+        if isinstance(server, DatagramServer)
+        else StreamPath(traveller, reactor).connect(server)
+    )
+    return connecting
+
+
+def _show(write: Write, arguments: Namespace, name: str, clocks: Clocks) -> Lines | Records:
+    quiet = arguments.quiet or arguments.flood
+    if arguments.json:
+        return Records(write, name, clocks, quiet=quiet)
+    terminal = os.isatty(1) and os.environ.get("TERM", "dumb") != "dumb"
+    colour = terminal and not os.environ.get("NO_COLOR")  # no-color.org
+    return Lines(write, name, arguments.size, quiet=quiet, terminal=terminal, colour=colour)
+
+
+def _plan(arguments: Namespace) -> Plan:
+    return Plan(
+        size=arguments.size,
+        interval=0 if arguments.flood else int(arguments.interval * SECOND),
+        count=arguments.count,
+        deadline=arguments.deadline,
+        timeout=arguments.timeout,
+        in_flight=arguments.in_flight,
+    )
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="tsecho ping",
+        usage="%(prog)s [options] [SERVER]",
+        description="Ask a timestamp echo, or any echo, how far away it is and how wrong its"
+        " clock is.",
+        epilog="Ctrl-C ends it with a summary, Enter or Ctrl-\\ says how it stands. Exit status:"
+        " 0; 1 no reply came, or fewer than COUNT; 2 usage, name not found, connection refused.",
+    )
+    parser.add_argument("server", nargs="?", default="localhost", metavar="SERVER")
+    count, seconds = partial(_whole, 1, 10**9), partial(_seconds, 0.001)
+    in_flight, size = partial(_whole, 1, 10_000), partial(_whole, SMALLEST, LARGEST)
+    for flag, name, kind, default, words in (
+        ("-c", "count", count, 0, "so many probes (no end)"),
+        ("-i", "interval", seconds, 1.0, "seconds from one probe to the next (1)"),
+        ("-n", "in_flight", in_flight, 1, "so many may be under way at a time (1)"),
+        ("-s", "size", size, 64, f"bytes of a probe, {SMALLEST} to {LARGEST} (64)"),
+        ("-w", "deadline", seconds, 0.0, "seconds after which it ends (never)"),
+        ("-W", "timeout", seconds, 1.0, "seconds that a reply may take (1)"),
+    ):
+        parser.add_argument(flag, dest=name, type=kind, default=default, metavar="N", help=words)
+    for flag, name, words in (
+        ("-f", "flood", "flood: a probe leaves as soon as another is answered; implies -q"),
+        ("-q", "quiet", "no line for each probe"),
+        ("--json", "json", "one JSON object a line; the README has the schema"),
+        ("--insecure", "insecure", "tls: trust any certificate"),
+    ):
+        parser.add_argument(flag, dest=name, action="store_true", help=words)
+    parser.add_argument("--plot", metavar="FILE", help="draw a picture, .png or .svg (extra: plot)")
+    parser.add_argument("--ca", metavar="FILE", help="tls: the authorities to trust, in PEM")
+    return parser
+
+
+def _whole(least: int, most: int, text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+        raise ArgumentTypeError(f"expected a whole number from {least} to {most}, not {text!r}")
+    return int(text)
+
+
+def _seconds(least: float, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value <= 10**6:  # nan is neither
+        raise ArgumentTypeError(f"expected seconds from {least:g} to 1000000, not {text!r}")
+    return value
