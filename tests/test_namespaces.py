@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -11,10 +10,9 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.running import PATIENCE, Service, needs, run
+from tests.namespaces import FAR, NEAR, Machines
+from tests.running import BIN, PATIENCE, Service, run
 from tests.wire import Frame
-
-NEAR, FAR = "10.77.0.1", "10.77.0.2"
 
 README = Path(__file__).parent.parent / "README.rst"
 
@@ -34,30 +32,11 @@ class NamespaceTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         """The two machines."""
-        self.ip = needs("ip")
-        if os.getuid() != 0:
-            self.skipTest("only root can make network namespaces")
-        self.near, self.far = (f"tsecho-{os.getpid()}-{end}" for end in ("near", "far"))
-        for name in (self.near, self.far):
-            if run([self.ip, "netns", "add", name]).returncode != 0:
-                self.skipTest("no network namespaces here")
-            self.addCleanup(run, [self.ip, "netns", "delete", name])
-        self.do(
-            *("link", "add", "eth0", "netns", self.near, "type", "veth"),
-            *("peer", "name", "eth0", "netns", self.far),
-        )
-        for name, address in ((self.near, NEAR), (self.far, FAR)):
-            self.do("-n", name, "address", "add", f"{address}/24", "dev", "eth0")
-            self.do("-n", name, "link", "set", "eth0", "up")
-
-    def do(self, *command: str) -> None:
-        """Run `ip`, which succeeds."""
-        done = run([self.ip, *command])
-        self.assertEqual(done.returncode, 0, done.stderr)
-
-    def inside(self, name: str) -> list[str]:
-        """The beginning of a command that runs in this namespace."""
-        return [self.ip, "netns", "exec", name]
+        try:
+            machines = Machines(self)
+        except OSError as error:
+            self.skipTest(str(error))
+        self.near, self.far, self.inside = machines.near, machines.far, machines.inside
 
     def service(self, name: str, port: int) -> Service:
         """A service for datagrams in this namespace."""
@@ -127,3 +106,12 @@ class NamespaceTests(SynchronousTestCase):
             self.assertEqual((size, asked.size, answered), (size, int(request), int(reply)))
             self.assertEqual(ratio, f"{answered / asked.size:.2f}")
         self.assertEqual(frames, [])
+
+    def test_ping(self) -> None:
+        """`tsecho ping` measures the way from one machine to the other."""
+        self.service(self.far, 4000)
+        ping = f"{BIN}/tsecho ping -c 5 -i 0.02 --json udp:{FAR}:4000"
+        done = run([*self.inside(self.near), *ping.split()])
+        summary = json.loads(done.stdout.splitlines()[-1])
+        self.assertEqual((done.returncode, done.stderr, summary["received"]), (0, b"", 5))
+        self.assertLessEqual(abs(summary["offset"]["by"]), summary["offset"]["bound"])
