@@ -119,6 +119,7 @@ class TimestampEcho(Parting, Limited):
         factory = self.factory
         self._framing: Framing = factory.framing()
         self._into = self._out = 0
+        self._held = False
         if ITCPTransport.providedBy(self.transport):
             # A reply is whole when it is written: nothing is gained by waiting for more.
             self.transport.setTcpNoDelay(True)
