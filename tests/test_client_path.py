@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 from typing import Any, cast
+from unittest.mock import patch
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ServerEndpoint
 from twisted.internet.error import MessageLengthError
+from twisted.internet.interfaces import INegotiated
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
 from twisted.protocols.wire import Echo
 from twisted.trial.unittest import SynchronousTestCase, TestCase
+from zope.interface import implementer
 
 from tests.fakes import Listener
 from timestamp_echo.arrivals import LINUX
@@ -92,7 +96,7 @@ class RealPathTests(TestCase):
         )
         way.write(b"a\n")
         await traveller.ended
-        self.assertEqual((traveller.ends, way.refused), (["connection refused"], True))
+        self.assertEqual((traveller.ends, way.refused), (["Connection refused"], True))
 
 
 class FakeTransport:
@@ -102,7 +106,12 @@ class FakeTransport:
         self.socket = socket.socket()
         self.written: list[bytes] = []
         self.listening = True
+        self.no_delay = False
         self.error = error
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """See `ITCPTransport`."""
+        self.no_delay = enabled
 
     def write(self, data: bytes) -> None:
         """See `ITransport`, or `IUDPTransport`."""
@@ -115,11 +124,15 @@ class FakeTransport:
         self.listening = False
 
 
+@implementer(INegotiated)
 class Layer:
-    """A transport over another, as TLS is."""
+    """A transport over another, as TLS is: what it has not, the other has."""
 
     def __init__(self, below: Any) -> None:
         self.transport = below
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.transport, name)
 
 
 class PathTests(SynchronousTestCase):
@@ -137,9 +150,20 @@ class PathTests(SynchronousTestCase):
             self.patch(path, "LINUX", linux)
             transport = self.transport()
             before: Any = transport.socket
-            self.assertIs(timed(Layer(Layer(transport))), transport)
+            way = StreamPath(Listener(), Clock())
+            way.transport = Layer(Layer(transport))
+            way.connectionMade()
             self.assertEqual(transport.socket is before, not linux)
-            self.assertEqual(transport.socket.fileno(), before.fileno())
+            self.assertTrue(transport.no_delay)
+            self.assertEqual((transport.socket.fileno(), way.arrival), (before.fileno(), 0))
+
+    def test_not_timed(self) -> None:
+        """A kernel that does not tell is done without."""
+        transport = self.transport()
+        before = transport.socket
+        transport.socket.close()
+        self.assertIs(timed(transport), None)
+        self.assertIs(transport.socket, before)
 
     def test_not_sent(self) -> None:
         """A datagram that can't be sent ends the path, with the reason."""
@@ -169,14 +193,15 @@ class PathTests(SynchronousTestCase):
 
         clock.listenUDP = listen
         way = ProbingDatagrams(traveller, clock)
-        way.transport = self.transport()
+        way.transport = way._port = self.transport()
         way._addresses.append((socket.AF_INET6, 0, 0, "", ("::1", 3000, 0, 0)))
         way.write(b"a\n")
+        way.write(b"b\n")
         way.stopProtocol()
         self.assertEqual(ports, [("::1", 3000, "::")])
-        self.assertEqual((way.transport.written, traveller.ends), ([b"a\n"], []))
+        self.assertEqual((way.transport.written, traveller.ends), ([b"a\n", b"b\n"], []))
         way.stopProtocol()
-        self.assertEqual(traveller.ends, ["connection refused"])
+        self.assertEqual(traveller.ends, ["Connection refused"])
 
     def test_cut(self) -> None:
         """What a datagram lacks does not come with the next: it ends where it ends."""
@@ -189,11 +214,36 @@ class PathTests(SynchronousTestCase):
     def test_below_tls(self) -> None:
         """Where there is a layer between, it is for the layer to write."""
         way = StreamPath(Listener(), Clock())
-        below = self.transport()
-        layer: Any = Layer(below)
-        layer.write = below.write
-        way.transport = layer
-        way._ready.callback(None)
-        way._below = timed(layer)
+        below = self.transport()  # which has no `doWrite`
+        way.transport = Layer(below)
         way.write(b"a\n")
-        self.assertEqual((below.written, way.arrival), ([b"a\n"], 0))
+        self.assertEqual(below.written, [b"a\n"])
+
+    def test_refused_twice(self) -> None:
+        """Each of several datagrams may be refused; the port is closed once."""
+        way = ProbingDatagrams(Listener(), Clock())
+        way.transport = transport = self.transport()
+        way.connectionRefused()
+        transport.listening = True
+        way.connectionRefused()
+        way.close()
+        self.assertTrue(transport.listening)
+
+    def test_other_error(self) -> None:
+        """What else the way answers (ICMP) is told as it is, and is no refusal."""
+        traveller = Listener()
+        way = ProbingDatagrams(traveller, Clock())
+        way._port = self.transport()
+        with patch.object(way._port, "socket") as sock:
+            sock.getsockopt.return_value = errno.EHOSTUNREACH
+            way.stopProtocol()
+        self.assertEqual((traveller.ends, way.refused), (["No route to host"], False))
+
+    def test_no_room(self) -> None:
+        """A datagram for which there is no room is lost, and nothing else."""
+        for number in (errno.EAGAIN, errno.ENOBUFS, errno.EPERM):
+            traveller = Listener()
+            way = ProbingDatagrams(traveller, Clock())
+            way.transport = self.transport(OSError(number, "no"))
+            way.write(b"a\n")
+            self.assertEqual((traveller.ends, way.transport.listening), ([], True))

@@ -40,6 +40,8 @@ class DatagramPath(DatagramProtocol):
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
         self._addresses: deque[tuple[Any, ...]] = deque()
+        self._port: Any = None
+        self._stopping = False
 
     def connect(self, server: DatagramServer) -> Deferred[Self]:
         """Find the address; datagrams to and from it alone will pass.
@@ -61,7 +63,9 @@ class DatagramPath(DatagramProtocol):
     def _open_next(self) -> None:
         family, _, _, _, (host, port, *_) = self._addresses.popleft()
         local = "::" if family == socket.AF_INET6 else "0.0.0.0"
-        self._reactor.listenUDP(0, self, local, DATAGRAM).connect(host, port)
+        self._stopping = False
+        self._port = self._reactor.listenUDP(0, self, local, DATAGRAM)
+        self._port.connect(host, port)
 
     def connectionRefused(self) -> None:
         """The host answered that nobody listens there (ICMP port unreachable): close the port.
@@ -69,7 +73,13 @@ class DatagramPath(DatagramProtocol):
         Where the reactor watches by epoll, it takes that for the port's end by itself
         (twisted#6287), so `stopProtocol` is where either is dealt with.
         """
-        self.transport.stopListening()
+        self._stop()
+
+    def _stop(self) -> None:
+        """Close the port, once: each of several datagrams in a row may be refused."""
+        if not self._stopping and self.transport is not None:
+            self._stopping = True
+            self.transport.stopListening()
 
 
 class DatagramSession(DatagramPath):
@@ -193,8 +203,7 @@ class DatagramSession(DatagramPath):
         self._producer = None
         self.sent += len(self._queue)
         self.missing += len(self._queue)
-        if self.transport is not None:
-            self.transport.stopListening()
+        self._stop()
         self._user.over(why)
 
 

@@ -6,14 +6,22 @@ what is read arrived. So this program's own delay counts as little as can be.
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
+from collections import deque
 from typing import Any, Protocol
 
 from twisted.internet.error import MessageLengthError
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import INegotiated, IReactorTime, ITCPTransport
 
 from timestamp_echo.arrivals import LINUX, TimedSocket
 from timestamp_echo.client.datagram import DatagramPath
 from timestamp_echo.client.session import StreamSession
+
+_PASSING = (errno.EAGAIN, errno.ENOBUFS, errno.EPERM)  # no room; a firewall of this host
+
+_UNHEARD = 10_000  # as many may be under way
 
 
 class Traveller(Protocol):
@@ -50,16 +58,16 @@ class Path(Protocol):
         """Close it, in order."""
 
 
-def timed(transport: Any) -> Any:
-    """Let a transport of Twisted's, or the one below its TLS, say when what it reads arrived.
+def timed(transport: Any) -> TimedSocket | None:
+    """Let a transport of Twisted's, which has a socket, know when what it reads arrived.
 
-    @return: the one that has the socket.
+    @return: what says it; nothing where the kernel does not.
     """
-    while not hasattr(transport, "socket"):
-        transport = transport.transport
-    if LINUX:
-        transport.socket = TimedSocket(transport.socket)
-    return transport
+    try:
+        transport.socket = sock = TimedSocket(transport.socket)
+    except OSError:
+        return None
+    return sock
 
 
 class StreamPath(StreamSession):
@@ -71,22 +79,27 @@ class StreamPath(StreamSession):
 
     def __init__(self, traveller: Traveller, clock: IReactorTime) -> None:
         super().__init__(traveller, clock)
-        self._below: Any = None
+        self._timed: TimedSocket | None = None
 
     @property
     def arrival(self) -> int:
         """See `Path.arrival`."""
-        return getattr(self._below.socket, "arrival", 0)
+        return self._timed.arrival if self._timed else 0
 
     def connectionMade(self) -> None:
         """The connection is there."""
-        self._below = timed(self.transport)
+        below = self.transport
+        while hasattr(below, "transport"):  # TLS, for example, is a transport with one below
+            below = below.transport
+        self._timed = timed(below) if LINUX else None
+        if ITCPTransport.providedBy(self.transport):
+            self.transport.setTcpNoDelay(True)  # a probe does not wait for the one before
         super().connectionMade()
 
     def write(self, data: bytes) -> None:
         """See `Path.write`. A TLS record leaves with the reactor's next turn."""
         self.transport.write(data)
-        if self.transport is self._below:
+        if not INegotiated.providedBy(self.transport):
             # Else it would wait for the next turn. What this meets, that will meet again.
             self.transport.doWrite()
 
@@ -105,46 +118,58 @@ class ProbingDatagrams(DatagramPath):
     def __init__(self, traveller: Traveller, reactor: Any) -> None:
         super().__init__(reactor)
         self._traveller = traveller
-        self._heard = self._over = self.refused = False
-        self._last = b""
+        self._over = self.refused = False
+        self._timed: TimedSocket | None = None
+        # What was sent before anything was heard, if there is another address for it.
+        self._unheard: deque[bytes] = deque(maxlen=_UNHEARD)
 
     @property
     def arrival(self) -> int:
         """See `Path.arrival`."""
-        return getattr(self.transport.socket, "arrival", 0)
+        return self._timed.arrival if self._timed else 0
 
     def startProtocol(self) -> None:
         """The port is open."""
-        timed(self.transport)
+        self._timed = timed(self.transport) if LINUX else None
 
     def write(self, data: bytes) -> None:
-        """See `Path.write`."""
-        self._last = data
+        """See `Path.write`. What there is no room for, or no leave, is lost as on the way."""
+        if self._addresses:
+            self._unheard.append(data)
         try:
             self.transport.write(data)
         except (OSError, MessageLengthError) as error:
-            self.close()
-            self._traveller.over(str(error))
+            if getattr(error, "errno", None) not in _PASSING:
+                self.close()
+                self._traveller.over(str(error))
 
     def close(self) -> None:
         """See `Path.close`."""
-        if not self._over:
-            self._over = True
-            self.transport.stopListening()
+        self._over = True
+        self._stop()
 
     def datagramReceived(self, datagram: bytes, addr: object) -> None:
         """Take a reply. One without a newline has been cut: it ends here, too."""
-        self._heard = True
+        self._addresses.clear()
         self._traveller.replied(datagram.removesuffix(b"\n") + b"\n")
 
     def stopProtocol(self) -> None:
         """The port is closed, and if it was not this side that did it, nobody listens there."""
         if self._over:
             return
-        if self._addresses and not self._heard:
+        error = self._error()
+        if self._addresses and error == errno.ECONNREFUSED:
             # The name has another address, as localhost has ::1 and 127.0.0.1.
             self._open_next()
-            self.write(self._last)
+            unheard = list(self._unheard)
+            self._unheard.clear()
+            for data in unheard:
+                self.write(data)
             return
-        self._over = self.refused = True
-        self._traveller.over("connection refused")
+        self._over, self.refused = True, error == errno.ECONNREFUSED
+        self._traveller.over(os.strerror(error))
+
+    def _error(self) -> int:
+        """What the host was told (ICMP), and Twisted's port ended for: errno(3)."""
+        pending: int = self._port.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        return pending or errno.ECONNREFUSED  # a read that met it has taken it
