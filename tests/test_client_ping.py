@@ -11,6 +11,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.fakes import Turns
 from timestamp_echo.client import path
 from timestamp_echo.client.clocks import Clocks
 from timestamp_echo.client.outcome import Outcome, Probe
@@ -222,7 +223,7 @@ class PingerTests(SynchronousTestCase):
         self.assertEqual(
             self.witness.losses, ["1: no reply within 0.5 s", "2: no reply within 0.5 s"]
         )
-        self.assertEqual(self.witness.words, ["seq=1: the reply came after its timeout"])
+        self.assertEqual(self.witness.words, ["seq=1: the reply came too late"])
         outcome = pinger.outcome
         self.assertEqual((outcome.lost, outcome.received, outcome.late), (2, 0, 1))
 
@@ -285,6 +286,52 @@ class PingerTests(SynchronousTestCase):
         self.pass_by(100)
         self.assertEqual(len(self.connected().sent), 1)
         pinger.stop()
+
+    def test_quick_schedule(self) -> None:
+        """A schedule that is quicker than timers are lets the reactor have its turns."""
+        self.clock = turns = Turns()
+        pinger, way = self.begun(Plan(interval=MILLI, in_flight=3))
+        for _ in range(2):
+            turns.advance(0)
+        self.assertEqual(self.sent(way), [0, 1, 2])
+        self.reply(pinger, 1, 2, 3)
+        pinger.over("lost")
+        sent = pinger.outcome.sent
+        for _ in range(10):
+            turns.advance(0)
+        self.assertEqual(pinger.outcome.sent, sent + 10)
+        turns.advance(PAUSE)
+        self.assertEqual(len(self.connecting), 2)
+        pinger.stop()
+
+    def test_arrived_at_timeout(self) -> None:
+        """What has arrived when the timeout is over is read before it is lost."""
+        self.clock = turns = Turns()
+        pinger, _ = self.begun(Plan(count=1))
+        turns.advance(1.0)
+        self.reply(pinger, 1)
+        turns.advance(0)
+        self.assertEqual((pinger.outcome.received, pinger.outcome.lost), (1, 0))
+
+    def test_stopped_by_witness(self) -> None:
+        """Whoever is told may end it, whatever else came in the same read, or was under way."""
+        pinger, _ = self.begun(Plan(interval=0, in_flight=3))
+        self.patch(self.witness, "answered", lambda probe, outcome: pinger.stop())
+        self.reply(pinger, 1, 2)
+        self.assertEqual((pinger.outcome.received, self.witness.words), (1, []))
+        for name in ("happened", "lost"):
+            pinger, _ = self.begun(Plan(interval=0, in_flight=3))
+            self.patch(self.witness, name, lambda *_, pinger=pinger: pinger.stop())
+            pinger.over("lost")
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_stopped_by_its_last_word(self) -> None:
+        """So it may when it ends."""
+        pinger, _ = self.begun(Plan())
+        self.patch(self.witness, "happened", lambda words: pinger.stop())
+        self.set_forward = SECOND
+        pinger.stop()
+        self.successResultOf(self.ended)
 
     def test_lost_while_writing(self) -> None:
         """A datagram that can't be sent ends the path from within."""
@@ -365,6 +412,12 @@ class PingerTests(SynchronousTestCase):
         self.assertEqual(pinger.outcome.under_way, 1)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_deadline_while_connecting(self) -> None:
+        """The time that connecting takes counts."""
+        self.pinger(Plan(deadline=1.5))
+        self.pass_by(1500)
+        self.successResultOf(self.ended)
+
     def test_own_delay(self) -> None:
         """What passed between the kernel's reading and ours is no part of the round trip."""
         pinger, way = self.begun(Plan())
@@ -379,7 +432,7 @@ class PingerTests(SynchronousTestCase):
         """An arrival by a clock that was set since the probe left is not believed."""
         pinger, way = self.begun(Plan())
         self.pass_by(30)
-        way.arrival = self.wall() - 400 * MILLI
+        way.arrival = self.wall() - 31 * MILLI
         self.reply(pinger, 1)
         self.assertEqual(self.witness.trips, [30])
         self.assertEqual(pinger.outcome.delays.most, 0)
@@ -447,6 +500,16 @@ class PingerTests(SynchronousTestCase):
         assert offset is not None
         self.assertEqual(round(offset.nanoseconds / SECOND), -3)
         self.assertEqual(list(pinger.outcome.clock.steps), [])
+        pinger.stop()
+
+    def test_own_clock_set_before_reading(self) -> None:
+        """A clock that was set between arrival and reading tells no delay."""
+        pinger, way = self.begun(Plan())
+        self.pass_by(100)
+        way.arrival = self.wall()
+        self.set_forward = 50 * MILLI
+        self.reply(pinger, 1)
+        self.assertEqual(self.witness.trips, [100])
         pinger.stop()
 
     def test_server_clock_set(self) -> None:

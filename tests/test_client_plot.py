@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,6 +59,11 @@ class RefusalTests(SynchronousTestCase):
             self.assertEqual(
                 str(error), f"expected a name that ends with .png or .svg, not {path!r}"
             )
+
+    def test_folder(self) -> None:
+        """A file in a folder that is not there."""
+        error = self.assertRaises(ValueError, Plot, "/nonexistent/x.png")
+        self.assertIn("expected a file in a folder that is there", str(error))
 
     def test_not_installed(self) -> None:
         """Without matplotlib the extra is named."""
@@ -136,8 +142,9 @@ class FileTests(PlotTestCase):
         plot.draw("unix:$\\x$_^")
 
     def test_not_written(self) -> None:
-        """Where there is no such folder, that is an OSError."""
-        plot = Plot("/nonexistent/x.png")
+        """Where the file can't be made, that is an OSError."""
+        os.makedirs(path := self.mktemp() + ".png")
+        plot = Plot(path)
         told(plot, 1, None)
         self.assertRaises(OSError, plot.draw, NAME)
 

@@ -156,15 +156,14 @@ class RecordsTests(SynchronousTestCase):
         records.happened("connected again")
         records.look(outcome)
         records.end(outcome)
-        summary = record.summary_record(outcome, NAME)
         self.assertEqual(
             self.written,
             [
                 record.probe_record(answered(1), 86401 * SECOND, outcome),
                 record.probe_record(lost(2), 86402 * SECOND, outcome),
                 record.event_record("connected again"),
-                summary,
-                summary,
+                record.summary_record(outcome, NAME, "standing"),
+                record.summary_record(outcome, NAME),
             ],
         )
         self.assertEqual(len([json.loads(line) for line in self.written]), 5)
@@ -179,4 +178,5 @@ class RecordsTests(SynchronousTestCase):
         self.assertEqual(self.written, [])
         records.look(outcome)
         records.end(outcome)
-        self.assertEqual(self.written, [record.summary_record(outcome, NAME)] * 2)
+        kinds = [json.loads(line)["type"] for line in self.written]
+        self.assertEqual(kinds, ["standing", "summary"])

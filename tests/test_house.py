@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "client.estimate": "stamps",
     "client.probe": "stamps",
     "client.roundtrips": "",
-    "client.clocks": "stamps",
+    "client.clocks": "arrivals stamps",
     "client.outcome": "stamps client.estimate client.probe client.roundtrips",
     "client.path": "arrivals client.datagram client.session",
     "client.ping": "stamps client.clocks client.estimate client.outcome client.path client.probe"
@@ -59,7 +59,6 @@ PURE = {
     "client.estimate",
     "client.probe",
     "client.roundtrips",
-    "client.clocks",
     "client.outcome",
     "client.telling",
     "client.record",

@@ -1,6 +1,6 @@
 """The two clocks of this host: the one that tells the time, and may be set; the one that never is.
 
-Moments are nanoseconds of the second (`time.monotonic_ns`), so that no setting of the first can
+Moments are nanoseconds of the second, so that no setting of the first can
 make a round trip long or negative.
 """
 
@@ -9,12 +9,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from timestamp_echo.arrivals import LINUX
 from timestamp_echo.stamps import SECOND
 
 SET = SECOND // 1000
 """Nanoseconds by which one clock must have moved against the other to have been set."""
 
+LONG = 60 * SECOND
+"""Nanoseconds beyond which what was read can't have waited for it."""
+
 _LOOKS = 3  # of which the quickest counts: between two readings there may be another process
+
+
+def steady() -> int:
+    """Nanoseconds of a clock that is never set, nor stands still while the host is asleep."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) if LINUX else time.monotonic_ns()
 
 
 class Clocks:
@@ -28,7 +37,7 @@ class Clocks:
     def __init__(
         self,
         wall: Callable[[], int] = time.time_ns,
-        steady: Callable[[], int] = time.monotonic_ns,
+        steady: Callable[[], int] = steady,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._wall = wall
@@ -49,7 +58,7 @@ class Clocks:
     def since(self, time: int) -> int:
         """Nanoseconds since this time, a short while ago; 0 if it is none, or 0."""
         passed = self._wall() - time
-        return passed if time and 0 <= passed < SECOND else 0
+        return passed if time and 0 <= passed < LONG else 0
 
     def sleep(self, nanoseconds: int) -> None:
         """Do nothing for so long."""

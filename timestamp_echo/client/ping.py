@@ -31,7 +31,7 @@ EARLY = SECOND // 500
 """Nanoseconds before a probe is due that its timer fires; the rest is slept away. A reactor's
 timers are as coarse as the milliseconds of epoll_wait(2)."""
 
-REMEMBERED = 4096
+REMEMBERED = 2**14
 """Numbers of the last replies, by which a duplicate is known."""
 
 
@@ -113,7 +113,9 @@ class Pinger:
         @return: fires when the plan is carried out; with what was in the way, if there is no
             connection to be had at first.
         """
-        self._connect(self).addCallbacks(self._begin, self._end)
+        if self._plan.deadline:
+            self._wake("deadline", self._plan.deadline, self.stop)
+        self._connect(self).addCallback(self._begin).addErrback(self._end)
         return self._ended
 
     def stop(self) -> None:
@@ -124,6 +126,8 @@ class Pinger:
         if self._ended.called:
             return
         self.look()
+        if self._ended.called:
+            return
         for timer in [*self._timers.values(), *(timer for _, timer in self._under_way.values())]:
             if timer.active():
                 timer.cancel()
@@ -131,15 +135,19 @@ class Pinger:
         if self._path is not None:
             self._path.close()
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a path."""
+        return self._path is not None
+
     def look(self) -> Outcome:
         """What has become of it until now."""
+        self._look_at_clock()
         self.outcome.seconds = (self._clocks.steady() - self._began) / SECOND
         return self.outcome
 
     def _begin(self, path: Path) -> None:
         self._began = self._clocks.steady()
-        if self._plan.deadline:
-            self._wake("deadline", self._plan.deadline, self.stop)
         self._travel(path)
 
     def _travel(self, path: Path) -> None:
@@ -160,6 +168,9 @@ class Pinger:
             if wait > 0:
                 self._clocks.sleep(wait)
             self._send(due)
+            if wait > 0 or self._path is None:
+                self._wake("next", 0, self._go_on)  # what has come meanwhile is read first
+                return
 
     def _may_send(self) -> bool:
         plan, sent = self._plan, self.outcome.sent
@@ -195,20 +206,25 @@ class Pinger:
         if self._path is None:
             self._lose(probe, "no connection")
             return
-        timer = self._clock.callLater(self._plan.timeout, self._time_out, probe.number)
-        self._under_way[probe.number] = probe, timer
+        self._await_reply(probe, self._plan.timeout, self._time_out)
         self._path.write(self._probes.text(probe.number))
+
+    def _await_reply(self, probe: Probe, seconds: float, call: Callable[[Probe], None]) -> None:
+        self._under_way[probe.number] = probe, self._clock.callLater(seconds, call, probe)
 
     def replied(self, data: bytes) -> None:
         """See `Traveller.replied`."""
-        if self._ended.called:
-            return
-        now = self._clocks.steady()
-        delay = self._clocks.since(self._path.arrival) if self._path else 0
+        delay = self._delay()
+        now = self._clocks.steady()  # after that: a pause between makes the reply late, not early
         for reply in self._probes.replies(data):
-            self._take(reply, now, delay)
-        self._look_at_clock()
+            if not self._ended.called:
+                self._take(reply, now, delay)
         self._go_on()
+
+    def _delay(self) -> int:
+        """Nanoseconds since the kernel got what has just been read; 0 if that can't be told."""
+        was_set = self._look_at_clock()
+        return self._clocks.since(self._path.arrival) if self._path and not was_set else 0
 
     def _take(self, reply: Reply, now: int, delay: int) -> None:
         outcome, number = self.outcome, reply.number
@@ -217,7 +233,7 @@ class Pinger:
             return
         probe, timer = self._under_way.pop(number)
         timer.cancel()
-        if now - delay < probe.sent:  # the arrival is told by a clock that was set meanwhile
+        if now - delay < probe.sent:  # the arrival is told by a clock that was set a little
             delay = 0
         probe.received, probe.delay, probe.reply = now - delay, delay, reply
         outcome.reordered += number < self._highest
@@ -236,8 +252,9 @@ class Pinger:
             self.outcome.duplicates += 1
             self._tell(f"seq={number}: another reply")
         elif number <= self.outcome.sent:
+            self._heard.append(number)
             self.outcome.late += 1
-            self._tell(f"seq={number}: the reply came after its timeout")
+            self._tell(f"seq={number}: the reply came too late")
 
     def _read_clock(self, probe: Probe, reply: Reply) -> None:
         moment = reply.moment
@@ -246,21 +263,27 @@ class Pinger:
             return
         self.outcome.zoneless = not moment.zoned
         clock, unset = self.outcome.clock, self._clocks.unset
-        noticed = list(clock.steps)
+        noticed = set(clock.steps)
         clock.add(Sample(unset(probe.sent), unset(probe.received), moment))
-        if noticed != list(clock.steps):
-            step = clock.steps[-1]
-            by = apart(step.nanoseconds, step.bound)
-            self._tell(f"seq={probe.number}: the server's clock was set by {by}")
+        for step in clock.steps:
+            if step not in noticed:
+                by = apart(step.nanoseconds, step.bound)
+                self._tell(f"seq={probe.number}: the server's clock was set by {by}")
 
-    def _look_at_clock(self) -> None:
+    def _look_at_clock(self) -> bool:
         """Tell if this host's own clock was set, which is no fault of the server's."""
-        if moved := self._clocks.set_by():
+        moved = self._clocks.set_by()
+        if moved:
             self.outcome.stepped += moved
             self._tell(f"this host's clock was set by {moved / SECOND:+.6f} s")
+        return moved != 0
 
-    def _time_out(self, number: int) -> None:
-        probe, _ = self._under_way.pop(number)
+    def _time_out(self, probe: Probe) -> None:
+        # A reactor's timers come before its reads: what has arrived by now is read first.
+        self._await_reply(probe, 0, self._give_up)
+
+    def _give_up(self, probe: Probe) -> None:
+        del self._under_way[probe.number]
         self._lose(probe, f"no reply within {self._plan.timeout:g} s")
         self._go_on()
 
@@ -286,16 +309,17 @@ class Pinger:
             self._end(Failure(ConnectionRefusedError(errno.ECONNREFUSED)))
             return
         self._probes.forget()
-        self._tell(f"the connection is lost: {why}")
-        for probe, timer in self._under_way.values():
+        lost, self._under_way = self._under_way, {}
+        for _, timer in lost.values():
             timer.cancel()
-            self._lose(probe, "the connection was lost")
-        self._under_way.clear()
         self._wake("connect", PAUSE, self._connect_again)
+        self._tell(f"the connection is lost: {why}")
+        for probe, _ in lost.values():
+            self._lose(probe, "the connection was lost")
         self._go_on()
 
     def _connect_again(self) -> None:
-        self._connect(self).addCallbacks(self._connected, self._still_lost)
+        self._connect(self).addCallbacks(self._connected, self._still_lost).addErrback(self._end)
 
     def _connected(self, path: Path) -> None:
         if not self._ended.called:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import secrets
@@ -40,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
     """
     from twisted.internet import reactor
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # where there is no ±, or no ASCII name
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
@@ -73,8 +76,10 @@ class Run:
         self._asked: int = arguments.count
         self._server = server
         self._plot = plot
-        self._failed = False
+        self._failed = self._interrupted = False
         clocks = Clocks()
+        # Twisted's timers go by the time, and would stand still when that is set back.
+        reactor.seconds = lambda: clocks.steady() / SECOND
         self._show = _show(self._write, arguments, server.name, clocks)
         self._pinger = Pinger(
             _plan(arguments),
@@ -98,14 +103,14 @@ class Run:
         signal.signal(signal.SIGQUIT, lambda *_: self._reactor.callFromThread(self._look))
         if _in_front():
             self._reactor.addReader(Keys(self._reactor, self._look))
-        self._pinger.start().addCallbacks(self._found, self._unreachable).addErrback(
-            self._fail
-        ).addBoth(lambda _: self._reactor.stop())
+        ended = self._pinger.start().addCallbacks(self._found, self._unreachable)
+        ended.addErrback(self._fail).addBoth(self._stop)
 
     def _interrupt(self, number: int, frame: object) -> None:
-        if not self._pinger.outcome.sent:
+        if self._interrupted or not self._pinger.outcome.sent:
             # At once: the reactor's own way would wait for a look-up of a name in its thread.
             os._exit(128 + number)  # pragma: no cover  # ends the process
+        self._interrupted = True
         self._asked = 0
         self._reactor.callFromThread(self._pinger.stop)
 
@@ -125,9 +130,14 @@ class Run:
         report.say(report.unreachable(self._server.name, failure.value))
 
     def _fail(self, failure: Failure) -> None:
-        failure.trap(OSError)  # what was to be written could not be
         self._status = MISSING
-        report.say(str(failure.value))
+        report.say(str(failure.value) or type(failure.value).__name__)
+
+    def _stop(self, _: object) -> None:
+        if not self._pinger.connected:
+            # As in `_interrupt`: a name may be looked up, to connect again.
+            os._exit(self._status)  # pragma: no cover  # ends the process
+        self._reactor.stop()
 
     def _write(self, text: str) -> None:
         """Write to standard output, at once; where it can't be, end."""
@@ -163,8 +173,8 @@ class Keys:
         return "keys"
 
     def doRead(self) -> None:
-        """A line was typed; or Ctrl-D, which ends that."""
-        if os.read(0, 1024):
+        """A line was typed; or Ctrl-D, which ends that, as does being put in the background."""
+        if _in_front() and os.read(0, 1024):
             self._entered()
         else:
             self._reactor.removeReader(self)
@@ -175,7 +185,10 @@ class Keys:
 
 def _in_front() -> bool:
     """Whether there is a person at the keyboard, who speaks to us."""
-    return os.isatty(0) and os.isatty(1) and os.tcgetpgrp(0) == os.getpgrp()
+    try:
+        return os.isatty(0) and os.isatty(1) and os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:  # a terminal, but not ours
+        return False
 
 
 def _connect(
@@ -216,27 +229,29 @@ def _parser() -> ArgumentParser:
         description="Ask a timestamp echo, or any echo, how far away it is and how wrong its"
         " clock is.",
         epilog="Ctrl-C ends it with a summary, Enter or Ctrl-\\ says how it stands. Exit status:"
-        " 0; 1 no reply came, or fewer than COUNT; 2 usage, name not found, connection refused.",
+        " 0; 1 no reply came, or fewer than -c, or something could not be written; 2 usage, name"
+        " not found, connection refused; 130 Ctrl-C before there was a connection.",
     )
     parser.add_argument("server", nargs="?", default="localhost", metavar="SERVER")
+    pace = parser.add_mutually_exclusive_group()
     count, seconds = partial(_whole, 1, 10**9), partial(_seconds, 0.001)
     in_flight, size = partial(_whole, 1, 10_000), partial(_whole, SMALLEST, LARGEST)
-    for flag, name, kind, default, words in (
-        ("-c", "count", count, 0, "so many probes (no end)"),
-        ("-i", "interval", seconds, 1.0, "seconds from one probe to the next (1)"),
-        ("-n", "in_flight", in_flight, 1, "so many may be under way at a time (1)"),
-        ("-s", "size", size, 64, f"bytes of a probe, {SMALLEST} to {LARGEST} (64)"),
-        ("-w", "deadline", seconds, 0.0, "seconds after which it ends (never)"),
-        ("-W", "timeout", seconds, 1.0, "seconds that a reply may take (1)"),
+    for group, flag, name, kind, default, words in (
+        (parser, "-c", "count", count, 0, "so many probes (no end)"),
+        (pace, "-i", "interval", seconds, 1.0, "seconds from one probe to the next (1)"),
+        (parser, "-n", "in_flight", in_flight, 1, "so many may be under way at a time (1)"),
+        (parser, "-s", "size", size, 64, f"bytes of a probe, {SMALLEST} to {LARGEST} (64)"),
+        (parser, "-w", "deadline", seconds, 0.0, "seconds after which it ends (never)"),
+        (parser, "-W", "timeout", seconds, 1.0, "seconds that a reply may take (1)"),
     ):
-        parser.add_argument(flag, dest=name, type=kind, default=default, metavar="N", help=words)
-    for flag, name, words in (
-        ("-f", "flood", "flood: a probe leaves as soon as another is answered; implies -q"),
-        ("-q", "quiet", "no line for each probe"),
-        ("--json", "json", "one JSON object a line; the README has the schema"),
-        ("--insecure", "insecure", "tls: trust any certificate"),
+        group.add_argument(flag, dest=name, type=kind, default=default, metavar="N", help=words)
+    for group, flag, name, words in (
+        (pace, "-f", "flood", "flood: a probe leaves as soon as another is answered; implies -q"),
+        (parser, "-q", "quiet", "no line for each probe"),
+        (parser, "--json", "json", "one JSON object a line; the README has the schema"),
+        (parser, "--insecure", "insecure", "tls: trust any certificate"),
     ):
-        parser.add_argument(flag, dest=name, action="store_true", help=words)
+        group.add_argument(flag, dest=name, action="store_true", help=words)
     parser.add_argument("--plot", metavar="FILE", help="draw a picture, .png or .svg (extra: plot)")
     parser.add_argument("--ca", metavar="FILE", help="tls: the authorities to trust, in PEM")
     return parser

@@ -36,12 +36,15 @@ class Plot:
     """What is to be drawn, as it comes.
 
     @param path: the file that it is for.
-    @raise ValueError: the name is of another kind, or matplotlib is not installed.
+    @raise ValueError: the name is of another kind, its folder is not there, or matplotlib is not
+        installed.
     """
 
     def __init__(self, path: str) -> None:
         if not path.endswith(KINDS):
             raise ValueError(f"expected a name that ends with {' or '.join(KINDS)}, not {path!r}")
+        if not Path(path).parent.is_dir():
+            raise ValueError(f"expected a file in a folder that is there, not {path!r}")
         try:
             import matplotlib as mpl
         except ImportError as error:

@@ -22,6 +22,8 @@ NONCE = 12
 
 _LONGEST_STAMP = 256  # bytes of one that is read
 
+_STAMP = re.compile(rb"\[[^\[\]\n]{0,%d}\] " % _LONGEST_STAMP)
+
 
 class Reply(NamedTuple):
     """What came back."""
@@ -33,7 +35,8 @@ class Reply(NamedTuple):
     """The text between `[` and `] ` in front of it; empty if there is none, as in a plain echo."""
 
     altered: bool
-    """Whether the message came back other than it was sent."""
+    """Whether the message came back other than it was sent, but for stamps within it: an echo
+    that stamps what each of its reads gives puts them into the middle of a large probe."""
 
     @property
     def moment(self) -> Moment | None:
@@ -66,8 +69,7 @@ class Probes:
     def replies(self, data: bytes) -> list[Reply]:
         """The replies that end in what came now; the rest is kept, within a bound.
 
-        An echo that stamps what each of its reads gives puts stamps into the middle of a large
-        probe, so a reply may be longer than a probe and a stamp: up to twice as long.
+        With stamps within, a reply may be longer than a probe and a stamp: up to twice as long.
         """
         *lines, rest = (self._rest + data).split(b"\n")
         self._rest = rest[-2 * self._size - _LONGEST_STAMP :]
@@ -83,4 +85,5 @@ class Probes:
         stamp, message, digits = found.groups()
         number = int(digits)
         text = stamp.decode(errors="replace") if stamp else ""
-        return Reply(number, text, message != self.text(number))
+        altered = _STAMP.sub(b"", message) != self.text(number)
+        return Reply(number, text, altered)

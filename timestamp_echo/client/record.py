@@ -42,12 +42,15 @@ def event_record(words: str) -> str:
     return _line({"type": "event", "words": words})
 
 
-def summary_record(outcome: Outcome, name: str) -> str:
-    """All that was found."""
+def summary_record(outcome: Outcome, name: str, kind: str = "summary") -> str:
+    """All that was found: in the end, or until now.
+
+    @param kind: the record's type.
+    """
     drift = outcome.clock.drift
     return _line(
         {
-            "type": "summary",
+            "type": kind,
             "server": name,
             "seconds": outcome.seconds,
             "sent": outcome.sent,

@@ -115,8 +115,8 @@ class Records:
             self._write(record.event_record(words))
 
     def look(self, outcome: Outcome) -> None:
-        """Say how it stands: as in the end."""
-        self.end(outcome)
+        """Say how it stands: as in the end, but for the type."""
+        self._write(record.summary_record(outcome, self._name, "standing"))
 
     def end(self, outcome: Outcome) -> None:
         """Say what was found."""

@@ -73,6 +73,8 @@ def summary(outcome: Outcome, name: str) -> str:
 def _counts(outcome: Outcome) -> str:
     known = outcome.received + outcome.lost
     share = 100 * outcome.lost / known if known else 0
+    if 0 < outcome.lost < known:
+        share = min(max(share, 0.01), 99.99)  # neither none nor all, however many there are
     words = f"{outcome.sent} sent, {outcome.received} received, {share:.4g} % loss"
     return words + (f", {outcome.under_way} under way" if outcome.under_way else "")
 
