@@ -13,7 +13,7 @@ from collections import deque
 from typing import Any, Protocol
 
 from twisted.internet.error import MessageLengthError
-from twisted.internet.interfaces import INegotiated, IReactorTime, ITCPTransport
+from twisted.internet.interfaces import INegotiated, IReactorTime
 
 from timestamp_echo.arrivals import LINUX, TimedSocket
 from timestamp_echo.client.datagram import DatagramPath
@@ -92,8 +92,7 @@ class StreamPath(StreamSession):
         while hasattr(below, "transport"):  # TLS, for example, is a transport with one below
             below = below.transport
         self._timed = timed(below) if LINUX else None
-        if ITCPTransport.providedBy(self.transport):
-            self.transport.setTcpNoDelay(True)  # a probe does not wait for the one before
+        self.transport.setTcpNoDelay(True)  # a probe does not wait for the one before
         super().connectionMade()
 
     def write(self, data: bytes) -> None:

@@ -105,6 +105,8 @@ class Pinger:
         self._under_way: dict[int, tuple[Probe, IDelayedCall]] = {}
         self._heard: deque[int] = deque(maxlen=REMEMBERED)
         self._highest = 0
+        self.connecting = False
+        """Whether a connection is being made; that can't be called off at any moment."""
         self._timers: dict[str, IDelayedCall] = {}
 
     def start(self) -> Deferred[None]:
@@ -115,7 +117,7 @@ class Pinger:
         """
         if self._plan.deadline:
             self._wake("deadline", self._plan.deadline, self.stop)
-        self._connect(self).addCallback(self._begin).addErrback(self._end)
+        self._try().addCallback(self._begin).addErrback(self._end)
         return self._ended
 
     def stop(self) -> None:
@@ -135,10 +137,13 @@ class Pinger:
         if self._path is not None:
             self._path.close()
 
-    @property
-    def connected(self) -> bool:
-        """Whether there is a path."""
-        return self._path is not None
+    def _try(self) -> Deferred[Path]:
+        self.connecting = True
+        return self._connect(self).addBoth(self._tried)
+
+    def _tried(self, result: Path | Failure) -> Path | Failure:
+        self.connecting = False
+        return result
 
     def look(self) -> Outcome:
         """What has become of it until now."""
@@ -319,7 +324,7 @@ class Pinger:
         self._go_on()
 
     def _connect_again(self) -> None:
-        self._connect(self).addCallbacks(self._connected, self._still_lost).addErrback(self._end)
+        self._try().addCallbacks(self._connected, self._still_lost).addErrback(self._end)
 
     def _connected(self, path: Path) -> None:
         if not self._ended.called:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import secrets
@@ -11,7 +10,8 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from io import TextIOWrapper
+from typing import Any, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReadDescriptor
@@ -41,8 +41,6 @@ def main(argv: Sequence[str]) -> int:
     """
     from twisted.internet import reactor
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # where there is no ±, or no ASCII name
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
@@ -93,6 +91,8 @@ class Run:
 
     def status(self) -> int:
         """Carry it out."""
+        # Where it has no ±, or what else is in a name.
+        cast(TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
         self._reactor.callWhenRunning(self._start)
         self._reactor.run()
         return self._status
@@ -134,8 +134,8 @@ class Run:
         report.say(str(failure.value) or type(failure.value).__name__)
 
     def _stop(self, _: object) -> None:
-        if not self._pinger.connected:
-            # As in `_interrupt`: a name may be looked up, to connect again.
+        if self._pinger.connecting:
+            # As in `_interrupt`: a name may be being looked up.
             os._exit(self._status)  # pragma: no cover  # ends the process
         self._reactor.stop()
 
