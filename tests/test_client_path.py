@@ -12,12 +12,13 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ServerEndpoint
 from twisted.internet.error import MessageLengthError
-from twisted.internet.interfaces import INegotiated
+from twisted.internet.interfaces import INegotiated, IPushProducer
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
 from twisted.protocols.wire import Echo
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
+from zope.interface.verify import verifyObject
 
 from tests.fakes import Listener
 from timestamp_echo.arrivals import LINUX
@@ -31,9 +32,15 @@ from timestamp_echo.stamps import SECOND, Stamp
 class Awaited(Listener):
     """A traveller whose first reply is waited for."""
 
+    rooms = 0
+
     def __init__(self) -> None:
         super().__init__()
         self.came: Deferred[None] = Deferred()
+
+    def room(self) -> None:
+        """See `Traveller`."""
+        self.rooms += 1
 
     def replied(self, data: bytes) -> None:
         """See `Traveller`."""
@@ -109,6 +116,10 @@ class FakeTransport:
         self.no_delay = False
         self.error = error
 
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """See `IConsumer`."""
+        self.producer = producer
+
     def setTcpNoDelay(self, enabled: bool) -> None:
         """See `ITCPTransport`."""
         self.no_delay = enabled
@@ -150,7 +161,7 @@ class PathTests(SynchronousTestCase):
             self.patch(path, "LINUX", linux)
             transport = self.transport()
             before: Any = transport.socket
-            way = StreamPath(Listener(), Clock())
+            way = StreamPath(Awaited(), Clock())
             way.transport = Layer(Layer(transport))
             way.connectionMade()
             self.assertEqual(transport.socket is before, not linux)
@@ -171,7 +182,7 @@ class PathTests(SynchronousTestCase):
             (OSError(101, "Network is unreachable"), "[Errno 101] Network is unreachable"),
             (MessageLengthError("message too long"), None),
         ):
-            traveller = Listener()
+            traveller = Awaited()
             way = ProbingDatagrams(traveller, Clock())
             way.transport = transport = self.transport(error)
             way.write(b"a\n")
@@ -182,7 +193,7 @@ class PathTests(SynchronousTestCase):
 
     def test_next_address(self) -> None:
         """Where a name has another address, what nobody took is sent there."""
-        traveller = Listener()
+        traveller = Awaited()
         clock: Any = Clock()
         ports: list[Any] = []
 
@@ -205,15 +216,29 @@ class PathTests(SynchronousTestCase):
 
     def test_cut(self) -> None:
         """What a datagram lacks does not come with the next: it ends where it ends."""
-        traveller = Listener()
+        traveller = Awaited()
         way = ProbingDatagrams(traveller, Clock())
         way.datagramReceived(b"[stamp] a", None)
         way.datagramReceived(b"[stamp] b\n", None)
         self.assertEqual(traveller.replies, b"[stamp] a\n[stamp] b\n")
 
+    def test_full(self) -> None:
+        """It is full while its transport has more unsent than it should."""
+        traveller = Awaited()
+        way = StreamPath(traveller, Clock())
+        way.transport = transport = self.transport()
+        way.connectionMade()
+        producer = transport.producer
+        verifyObject(IPushProducer, producer)
+        producer.pauseProducing()
+        self.assertEqual((way.full, traveller.rooms), (True, 0))
+        producer.resumeProducing()
+        self.assertEqual((way.full, traveller.rooms), (False, 1))
+        producer.stopProducing()
+
     def test_below_tls(self) -> None:
         """Where there is a layer between, it is for the layer to write."""
-        way = StreamPath(Listener(), Clock())
+        way = StreamPath(Awaited(), Clock())
         below = self.transport()  # which has no `doWrite`
         way.transport = Layer(below)
         way.write(b"a\n")
@@ -221,7 +246,7 @@ class PathTests(SynchronousTestCase):
 
     def test_refused_twice(self) -> None:
         """Each of several datagrams may be refused; the port is closed once."""
-        way = ProbingDatagrams(Listener(), Clock())
+        way = ProbingDatagrams(Awaited(), Clock())
         way.transport = transport = self.transport()
         way.connectionRefused()
         transport.listening = True
@@ -231,7 +256,7 @@ class PathTests(SynchronousTestCase):
 
     def test_other_error(self) -> None:
         """What else the way answers (ICMP) is told as it is, and is no refusal."""
-        traveller = Listener()
+        traveller = Awaited()
         way = ProbingDatagrams(traveller, Clock())
         way._port = self.transport()
         with patch.object(way._port, "socket") as sock:
@@ -242,7 +267,7 @@ class PathTests(SynchronousTestCase):
     def test_no_room(self) -> None:
         """A datagram for which there is no room is lost, and nothing else."""
         for number in (errno.EAGAIN, errno.ENOBUFS, errno.EPERM):
-            traveller = Listener()
+            traveller = Awaited()
             way = ProbingDatagrams(traveller, Clock())
             way.transport = self.transport(OSError(number, "no"))
             way.write(b"a\n")

@@ -30,8 +30,7 @@ class FakePath:
         self._clock = clock
         self.sent: list[tuple[int, bytes]] = []
         self.arrival = 0
-        self.refused = False
-        self.closed = False
+        self.refused = self.full = self.closed = False
         self.fails: Callable[[], None] | None = None
 
     def write(self, data: bytes) -> None:
@@ -76,7 +75,7 @@ class PingerTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         """A host whose two clocks are one, and which has slept for nobody yet."""
-        self.clock = Clock()
+        self.clock = Turns()
         self.set_forward = 0
         self.slept: list[float] = []
         self.clocks = Clocks(self.wall, self.steady, self.sleep)
@@ -217,7 +216,7 @@ class PingerTests(SynchronousTestCase):
         pinger, way = self.begun(Plan(timeout=0.5, count=2))
         self.pass_by(700)
         self.reply(pinger, 1)
-        self.pass_by(800)
+        self.pass_by(801)
         self.successResultOf(self.ended)
         self.assertEqual(self.sent(way), [0, 1000])
         self.assertEqual(
@@ -289,11 +288,13 @@ class PingerTests(SynchronousTestCase):
 
     def test_quick_schedule(self) -> None:
         """A schedule that is quicker than timers are lets the reactor have its turns."""
-        self.clock = turns = Turns()
+        turns = self.clock
         pinger, way = self.begun(Plan(interval=MILLI, in_flight=3))
-        for _ in range(2):
-            turns.advance(0)
-        self.assertEqual(self.sent(way), [0, 1, 2])
+        for _ in range(5):
+            turns.advance(0)  # no sleep, for a reply may come meanwhile
+        self.assertEqual(self.sent(way), [0])
+        self.pass_by(2)
+        self.assertEqual((self.sent(way), self.slept), ([0, 1, 2], []))
         self.reply(pinger, 1, 2, 3)
         pinger.over("lost")
         sent = pinger.outcome.sent
@@ -306,7 +307,7 @@ class PingerTests(SynchronousTestCase):
 
     def test_arrived_at_timeout(self) -> None:
         """What has arrived when the timeout is over is read before it is lost."""
-        self.clock = turns = Turns()
+        turns = self.clock
         pinger, _ = self.begun(Plan(count=1))
         turns.advance(1.0)
         self.reply(pinger, 1)
@@ -332,6 +333,26 @@ class PingerTests(SynchronousTestCase):
         self.set_forward = SECOND
         pinger.stop()
         self.successResultOf(self.ended)
+
+    def test_full(self) -> None:
+        """While the connection takes no more, what is due is lost, and a flood waits."""
+        pinger, way = self.begun(Plan(interval=100 * MILLI, in_flight=9))
+        way.full = True
+        self.pass_by(101)
+        self.assertEqual(self.witness.losses, ["2: the connection takes no more"])
+        way.full = False
+        self.pass_by(100)
+        self.assertEqual(len(way.sent), 2)
+        pinger.stop()
+        pinger, way = self.begun(Plan(interval=0, in_flight=9))
+        sent = pinger.outcome.sent
+        way.full = True
+        self.reply(pinger, 1)
+        self.assertEqual(pinger.outcome.sent, sent)
+        way.full = False
+        pinger.room()
+        self.assertEqual(pinger.outcome.sent, sent + 1)
+        pinger.stop()
 
     def test_lost_while_writing(self) -> None:
         """A datagram that can't be sent ends the path from within."""

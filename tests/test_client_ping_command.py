@@ -291,6 +291,7 @@ class UsageTests(SynchronousTestCase):
             (["-s", "٣٣"], "-s: expected a whole number from 25 to 65000, not '٣٣'"),
             (["-i", "0"], "-i: expected seconds from 0.001 to 1000000, not '0'"),
             (["-W", "nan"], "-W: expected seconds from 0.001 to 1000000, not 'nan'"),
+            (["-i", "1_0"], "-i: expected seconds from 0.001 to 1000000, not '1_0'"),
             (["-w", "soon"], "-w: expected seconds from 0.001 to 1000000, not 'soon'"),
             (
                 ["--plot", "x.gif"],
@@ -406,8 +407,11 @@ class UsageTests(SynchronousTestCase):
             self.assertIn("<svg", picture.read())
         os.mkdir(f"{folder}/b.svg")
         done = ping("-c", "1", "--plot", f"{folder}/b.svg", where)
+        self.assertEqual((done.returncode, done.stdout), (2, b""))
+        os.symlink("/dev/full", f"{folder}/c.svg")
+        done = ping("-c", "1", "--plot", f"{folder}/c.svg", where)
         self.assertEqual(done.returncode, 1)
-        self.assertRegex(done.stderr, rb"^tsecho: .*Is a directory.*\n$")
+        self.assertRegex(done.stderr, rb"^tsecho: .+: .+\n$")
 
 
 class TerminalTests(SynchronousTestCase):

@@ -61,9 +61,11 @@ class RefusalTests(SynchronousTestCase):
             )
 
     def test_folder(self) -> None:
-        """A file in a folder that is not there."""
-        error = self.assertRaises(ValueError, Plot, "/nonexistent/x.png")
-        self.assertIn("expected a file in a folder that is there", str(error))
+        """A file in a folder that is not there, and a folder."""
+        os.makedirs(folder := self.mktemp() + ".png")
+        for path in ("/nonexistent/x.png", folder):
+            error = self.assertRaises(ValueError, Plot, path)
+            self.assertIn("expected a file in a folder that is there", str(error))
 
     def test_not_installed(self) -> None:
         """Without matplotlib the extra is named."""
@@ -143,9 +145,10 @@ class FileTests(PlotTestCase):
 
     def test_not_written(self) -> None:
         """Where the file can't be made, that is an OSError."""
-        os.makedirs(path := self.mktemp() + ".png")
-        plot = Plot(path)
+        os.makedirs(folder := self.mktemp())
+        plot = Plot(f"{folder}/x.png")
         told(plot, 1, None)
+        os.rmdir(folder)
         self.assertRaises(OSError, plot.draw, NAME)
 
 

@@ -23,18 +23,21 @@ LOST = "seq=2 lost: no reply within 1 s\n"
 
 
 def line(outcome: Outcome) -> str:
-    """The progress, as it is shown: cut at the edge, for a second line could not be cleared."""
-    return f"\033[?7l{FRESH}{telling.progress(outcome)}\033[?7h"
+    """The progress, as it is shown."""
+    return FRESH + telling.progress(outcome)
 
 
 class LinesTests(SynchronousTestCase):
     """For a person."""
 
+    wide = 200
+
     def lines(self, *, quiet: bool, terminal: bool = False, colour: bool = False) -> Lines:
         """What writes to `written`."""
         self.written: list[str] = []
         write = self.written.append
-        return Lines(write, NAME, 64, quiet=quiet, terminal=terminal, colour=colour)
+        columns = (lambda: self.wide) if terminal else None
+        return Lines(write, NAME, 64, quiet=quiet, columns=columns, colour=colour)
 
     def told(self, lines: Lines) -> Outcome:
         """Tell all there is, and return what has become of it."""
@@ -79,15 +82,13 @@ class LinesTests(SynchronousTestCase):
         )
 
     def test_quiet(self) -> None:
-        """Where it can't be written over, only what happens is written, and what was found."""
+        """Where it can't be written over, only what is asked for is written, and the end."""
         lines = self.lines(quiet=True)
         outcome = self.told(lines)
         lines.look(outcome)
         lines.end(outcome)
         summary = telling.summary(outcome, NAME)
-        self.assertEqual(
-            self.written, ["connected again\n", telling.progress(outcome) + "\n", summary]
-        )
+        self.assertEqual(self.written, [telling.progress(outcome) + "\n", summary])
 
     def test_progress(self) -> None:
         """On a terminal one line says how it stands, and makes room for each other."""
@@ -104,11 +105,20 @@ class LinesTests(SynchronousTestCase):
         self.assertEqual(
             self.written,
             [
-                *(first, again, FRESH, "connected again\n"),
-                *(again, FRESH, telling.progress(outcome) + "\n"),
+                *(first, again, again, FRESH, telling.progress(outcome) + "\n"),
                 *(again, FRESH, summary, summary),
             ],
         )
+
+    def test_narrow(self) -> None:
+        """What has no room is cut, and that is seen: a second line could not be cleared."""
+        for self.wide in (60, 20, 2, 1, 0):
+            lines = self.lines(quiet=True, terminal=True)
+            self.told(lines)
+            text = self.written[0].removeprefix(FRESH)
+            self.assertTrue(text.endswith("…"))
+            self.assertEqual(len(text), max(self.wide - 1, 1))
+            self.assertIn(text[:-1], telling.progress(outcome_of(MILLISECOND)))
 
     def test_flood(self) -> None:
         """However many there are a second, the line is written ten times in it."""

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     if arguments.insecure:
-        report.say("warning: --insecure: whoever answers is believed to be the server")
+        report.say(report.INSECURE)
     return _run(reactor, server)
 
 

@@ -13,7 +13,8 @@ from collections import deque
 from typing import Any, Protocol
 
 from twisted.internet.error import MessageLengthError
-from twisted.internet.interfaces import INegotiated, IReactorTime
+from twisted.internet.interfaces import INegotiated, IPushProducer, IReactorTime
+from zope.interface import implementer
 
 from timestamp_echo.arrivals import LINUX, TimedSocket
 from timestamp_echo.client.datagram import DatagramPath
@@ -33,6 +34,9 @@ class Traveller(Protocol):
     def answered(self) -> None:
         """See `session.User.answered`."""
 
+    def room(self) -> None:
+        """The way can take more again."""
+
     def over(self, why: str) -> None:
         """The way has ended.
 
@@ -50,6 +54,10 @@ class Path(Protocol):
     @property
     def refused(self) -> bool:
         """Whether it is over because nobody listens there."""
+
+    @property
+    def full(self) -> bool:
+        """Whether so much is unsent that it can take no more."""
 
     def write(self, data: bytes) -> None:
         """Send these bytes, now."""
@@ -70,6 +78,26 @@ def timed(transport: Any) -> TimedSocket | None:
     return sock
 
 
+@implementer(IPushProducer)
+class _Room:
+    """Tells a path whether there is room in its transport."""
+
+    def __init__(self, path: StreamPath) -> None:
+        self._path = path
+
+    def pauseProducing(self) -> None:
+        """There is none."""
+        self._path.full = True
+
+    def resumeProducing(self) -> None:
+        """There is."""
+        self._path.full = False
+        self._path.traveller.room()
+
+    def stopProducing(self) -> None:
+        """The connection is lost."""
+
+
 class StreamPath(StreamSession):
     """A connection.
 
@@ -79,6 +107,8 @@ class StreamPath(StreamSession):
 
     def __init__(self, traveller: Traveller, clock: IReactorTime) -> None:
         super().__init__(traveller, clock)
+        self.traveller = traveller
+        self.full = False
         self._timed: TimedSocket | None = None
 
     @property
@@ -93,6 +123,7 @@ class StreamPath(StreamSession):
             below = below.transport
         self._timed = timed(below) if LINUX else None
         self.transport.setTcpNoDelay(True)  # a probe does not wait for the one before
+        self.transport.registerProducer(_Room(self), True)
         super().connectionMade()
 
     def write(self, data: bytes) -> None:
@@ -104,6 +135,7 @@ class StreamPath(StreamSession):
 
     def close(self) -> None:
         """See `Path.close`."""
+        self.transport.unregisterProducer()  # or it would be asked for more, first
         self.transport.loseConnection()
 
 
@@ -117,7 +149,7 @@ class ProbingDatagrams(DatagramPath):
     def __init__(self, traveller: Traveller, reactor: Any) -> None:
         super().__init__(reactor)
         self._traveller = traveller
-        self._over = self.refused = False
+        self._over = self.refused = self.full = False
         self._timed: TimedSocket | None = None
         # What was sent before anything was heard, if there is another address for it.
         self._unheard: deque[bytes] = deque(maxlen=_UNHEARD)

@@ -167,13 +167,13 @@ class Pinger:
         while not self._ended.called and self._may_send():
             due = self._next_due()
             wait = due - self._clocks.steady()
-            if wait > EARLY:
-                self._wake("next", (wait - EARLY) / SECOND, self._go_on)
+            if wait > EARLY or (wait > 0 and self._under_way):  # no sleep while replies may come
+                self._wake("next", max(wait - EARLY, 0) / SECOND, self._go_on)
                 return
             if wait > 0:
                 self._clocks.sleep(wait)
             self._send(due)
-            if wait > 0 or self._path is None:
+            if wait > 0 or not self._open:
                 self._wake("next", 0, self._go_on)  # what has come meanwhile is read first
                 return
 
@@ -183,9 +183,14 @@ class Pinger:
             if not self._under_way:
                 self.stop()
             return False
-        if self._path is None and not plan.interval:
+        if not (self._open or plan.interval):
             return False
         return len(self._under_way) < plan.in_flight
+
+    @property
+    def _open(self) -> bool:
+        """Whether a probe can leave: one that can't is not kept for later."""
+        return self._path is not None and not self._path.full
 
     def _next_due(self) -> int:
         """When the next probe is due: fixed once it has been asked for."""
@@ -208,8 +213,8 @@ class Pinger:
         self.outcome.sent += 1
         probe = Probe(self.outcome.sent, due, self._clocks.steady())
         self.outcome.left_late += probe.late
-        if self._path is None:
-            self._lose(probe, "no connection")
+        if self._path is None or self._path.full:
+            self._lose(probe, "the connection takes no more" if self._path else "no connection")
             return
         self._await_reply(probe, self._plan.timeout, self._time_out)
         self._path.write(self._probes.text(probe.number))
@@ -304,6 +309,10 @@ class Pinger:
 
     def answered(self) -> None:
         """See `Traveller.answered`: each reply is known by its number."""
+
+    def room(self) -> None:
+        """See `Traveller.room`."""
+        self._go_on()
 
     def over(self, why: str) -> None:
         """See `Traveller.over`: what was under way is lost; connect again in a while."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import secrets
+import shutil
 import signal
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
@@ -47,6 +48,8 @@ def main(argv: Sequence[str]) -> int:
         server = server_from(arguments.server, Trust(arguments.ca, arguments.insecure), reactor)
     except ValueError as error:
         parser.error(str(error))
+    if arguments.insecure:
+        report.say(report.INSECURE)
     try:
         plot = Plot(arguments.plot) if arguments.plot else None
     except ValueError as error:
@@ -131,7 +134,9 @@ class Run:
 
     def _fail(self, failure: Failure) -> None:
         self._status = MISSING
-        report.say(str(failure.value) or type(failure.value).__name__)
+        error: Any = failure.value
+        words = isinstance(error, OSError) and f"{error.filename or 'output'}: {error.strerror}"
+        report.say(words or str(error) or type(error).__name__)
 
     def _stop(self, _: object) -> None:
         if self._pinger.connecting:
@@ -185,9 +190,14 @@ class Keys:
 
 def _in_front() -> bool:
     """Whether there is a person at the keyboard, who speaks to us."""
+    return _ours(0) and _ours(1)
+
+
+def _ours(fd: int) -> bool:
+    """Whether this is our terminal, and we are not in the background."""
     try:
-        return os.isatty(0) and os.isatty(1) and os.tcgetpgrp(0) == os.getpgrp()
-    except OSError:  # a terminal, but not ours
+        return os.tcgetpgrp(fd) == os.getpgrp()
+    except OSError:  # no terminal, or not ours
         return False
 
 
@@ -208,7 +218,12 @@ def _show(write: Write, arguments: Namespace, name: str, clocks: Clocks) -> Line
         return Records(write, name, clocks, quiet=quiet)
     terminal = os.isatty(1) and os.environ.get("TERM", "dumb") != "dumb"
     colour = terminal and not os.environ.get("NO_COLOR")  # no-color.org
-    return Lines(write, name, arguments.size, quiet=quiet, terminal=terminal, colour=colour)
+    columns = _columns if terminal and _ours(1) else None
+    return Lines(write, name, arguments.size, quiet=quiet, columns=columns, colour=colour)
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns
 
 
 def _plan(arguments: Namespace) -> Plan:
@@ -265,7 +280,7 @@ def _whole(least: int, most: int, text: str) -> int:
 
 def _seconds(least: float, text: str) -> float:
     try:
-        value = float(text)
+        value = float(text.replace("_", "?"))  # Python's own, and nobody else's
     except ValueError:
         value = math.nan
     if not least <= value <= 10**6:  # nan is neither

@@ -43,7 +43,7 @@ class Plot:
     def __init__(self, path: str) -> None:
         if not path.endswith(KINDS):
             raise ValueError(f"expected a name that ends with {' or '.join(KINDS)}, not {path!r}")
-        if not Path(path).parent.is_dir():
+        if not Path(path).parent.is_dir() or Path(path).is_dir():
             raise ValueError(f"expected a file in a folder that is there, not {path!r}")
         try:
             import matplotlib as mpl
@@ -255,6 +255,7 @@ def _limits(offsets: Sequence[float], bounds: Sequence[float]) -> tuple[float, f
     """
     enough = _WIDE * min(bounds)
     known = [(o, b) for o, b in zip(offsets, bounds, strict=True) if b <= enough]
+    known.append((offsets[-1], bounds[-1]))  # what is known in the end is seen whole
     low, high = min(o - b for o, b in known), max(o + b for o, b in known)
     room = 0.1 * (high - low) or 1.0
     return low - room, high + room

@@ -15,7 +15,6 @@ Write = Callable[[str], None]
 
 _RED, _PLAIN = "\033[31m", "\033[0m"
 _FRESH = "\r\033[K"  # the beginning of the line, and nothing on it
-_CUT, _WRAP = "\033[?7l", "\033[?7h"  # what is wider than the terminal; else two lines are taken
 _OFTEN = 10**8  # nanoseconds between a probe and the next that changes the line: a flood's are many
 
 
@@ -25,19 +24,27 @@ class Lines:
     @param write: takes text.
     @param name: the server's.
     @param size: bytes of a probe.
-    @param quiet: no line a probe. On a terminal one line says how it stands, and is written over.
-    @param terminal: whether it is one that can do that.
+    @param quiet: nothing until the end, but on a terminal one line that says how it stands, and is
+        written over.
+    @param columns: how wide that is; nothing if it is no such terminal.
     @param colour: whether what is lost may be red.
     """
 
     def __init__(
-        self, write: Write, name: str, size: int, *, quiet: bool, terminal: bool, colour: bool
+        self,
+        write: Write,
+        name: str,
+        size: int,
+        *,
+        quiet: bool,
+        columns: Callable[[], int] | None,
+        colour: bool,
     ) -> None:
         self._write = write
         self._name = name
         self._size = size
         self._quiet = quiet
-        self._progress = quiet and terminal
+        self._columns = columns
         self._colour = colour
         self._said = False
         self._shown: int | None = None
@@ -58,7 +65,8 @@ class Lines:
 
     def happened(self, words: str) -> None:
         """See `Witness.happened`."""
-        self._warn(words)
+        if not self._quiet:
+            self._warn(words)
 
     def look(self, outcome: Outcome) -> None:
         """Say how it stands, for somebody asked."""
@@ -71,20 +79,24 @@ class Lines:
         self._write(telling.summary(outcome, self._name))
 
     def _warn(self, words: str) -> None:
-        self._clear()
         self._write(f"{_RED}{words}{_PLAIN}\n" if self._colour else f"{words}\n")
 
     def _show_progress(self, probe: Probe, outcome: Outcome) -> None:
-        if not self._progress:
+        if self._columns is None:
             return
         if self._shown is None or probe.sent - self._shown >= _OFTEN:
             self._said, self._shown = True, probe.sent
-            self._write(f"{_CUT}{_FRESH}{telling.progress(outcome)}{_WRAP}")
+            self._write(_FRESH + _fitting(telling.progress(outcome), self._columns() - 1))
 
     def _clear(self) -> None:
         if self._said:
             self._said = False
             self._write(_FRESH)
+
+
+def _fitting(text: str, columns: int) -> str:
+    """What of a line has room; a number is not cut without a sign of it."""
+    return text if len(text) <= columns else text[: max(columns - 1, 0)] + "…"
 
 
 class Records:
