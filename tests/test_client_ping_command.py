@@ -88,6 +88,14 @@ class ServerTests(SynchronousTestCase):
                 if LINUX and not server[0].startswith("unix:"):
                     self.assertGreater(summary["own_delay"]["most"], 0)
 
+    def test_insecure(self) -> None:
+        """Who trusts any certificate is told what that means."""
+        files = self_signed(self.mktemp(), "example.org")
+        service = Service(self, "-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}")
+        done = ping("-c", "1", "--insecure", f"tls:localhost:{service.port()}")
+        self.assertEqual(done.returncode, 0)
+        self.assertRegex(done.stderr, rb"^tsecho: warning: --insecure: .*\n$")
+
     def test_framings(self) -> None:
         """In every framing, with every size of a probe, down to the byte."""
         for framing in ("auto", "line", "chunk"):
