@@ -223,7 +223,7 @@ def _show(write: Write, arguments: Namespace, name: str, clocks: Clocks) -> Line
 
 
 def _columns() -> int:
-    return shutil.get_terminal_size().columns
+    return shutil.get_terminal_size().columns or 80  # Python 3.10 takes a terminal's 0 as it is
 
 
 def _plan(arguments: Namespace) -> Plan:
