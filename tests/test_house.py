@@ -46,10 +46,11 @@ MAY_IMPORT = {
     "client.record": "client.outcome client.roundtrips",
     "client.show": "client.clocks client.outcome client.record client.telling",
     "client.plot": "stamps client.outcome",
-    "client.ping_command": "stamps client.address client.clocks client.path client.ping client.plot"
-    " client.probe client.report client.show",
+    "client.arguments": "client.address client.report",
+    "client.ping_command": "stamps client.address client.arguments client.clocks client.path"
+    " client.ping client.plot client.probe client.report client.show",
     "client.command": "__init__ client.address client.session client.datagram client.stdio"
-    " client.report client.ping_command",
+    " client.report client.arguments client.ping_command",
 }
 """Each room, with the rooms of this house that it may know: none of them is above it."""
 
@@ -138,7 +139,13 @@ class HouseTests(SynchronousTestCase):
     def test_every_room_has_tests(self) -> None:
         """Each room has a module of tests."""
         tests = {path.stem for path in Path(__file__).parent.glob("test_*.py")}
-        by_processes = {"__init__", "__main__", "client.__init__", "client.command"}
+        by_processes = {
+            "__init__",
+            "__main__",
+            "client.__init__",
+            "client.command",
+            "client.arguments",
+        }
         for room in set(MAY_IMPORT) - by_processes:
             self.assertIn("test_" + room.replace(".", "_"), tests)
 

@@ -15,7 +15,8 @@ from twisted.python.failure import Failure
 
 from timestamp_echo import __version__
 from timestamp_echo.client import ping_command, report
-from timestamp_echo.client.address import DatagramServer, StreamServer, Trust, server_from
+from timestamp_echo.client.address import DatagramServer, StreamServer
+from timestamp_echo.client.arguments import add_server, chosen_server
 from timestamp_echo.client.datagram import DatagramSession
 from timestamp_echo.client.session import Session, StreamSession
 from timestamp_echo.client.stdio import Pipe, Terminal
@@ -38,12 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ping_command.main(words[1:])
     parser = _parser()
     arguments = parser.parse_args(words[1:] if words[:1] == ["connect"] else words)
-    try:
-        server = server_from(arguments.server, Trust(arguments.ca, arguments.insecure), reactor)
-    except ValueError as error:
-        parser.error(str(error))
-    if arguments.insecure:
-        report.say(report.INSECURE)
+    server = chosen_server(parser, arguments, reactor)
     return _run(reactor, server)
 
 
@@ -65,16 +61,7 @@ def _parser() -> ArgumentParser:
         " answered; 1 the connection was lost or replies are missing; 2 usage, name not"
         " found, connection refused; 130 Ctrl-C.",
     )
-    parser.add_argument(
-        "server",
-        nargs="?",
-        default="localhost",
-        metavar="SERVER",
-        help="host, host:port, [::1]:3000, unix:/path, udp:host:port, tls:host:port or any"
-        " Twisted client endpoint (default: localhost:3000)",
-    )
-    parser.add_argument("--ca", metavar="FILE", help="tls: the authorities to trust, in PEM")
-    parser.add_argument("--insecure", action="store_true", help="tls: trust any certificate")
+    add_server(parser)
     parser.add_argument("--version", action="version", version=f"tsecho {__version__}")
     return parser
 

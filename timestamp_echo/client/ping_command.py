@@ -20,7 +20,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from timestamp_echo.client import report
-from timestamp_echo.client.address import DatagramServer, StreamServer, Trust, server_from
+from timestamp_echo.client.address import DatagramServer, StreamServer
+from timestamp_echo.client.arguments import add_server, chosen_server
 from timestamp_echo.client.clocks import Clocks
 from timestamp_echo.client.path import Path, ProbingDatagrams, StreamPath, Traveller
 from timestamp_echo.client.ping import Pinger, Plan
@@ -44,12 +45,7 @@ def main(argv: Sequence[str]) -> int:
 
     parser = _parser()
     arguments = parser.parse_args(argv)
-    try:
-        server = server_from(arguments.server, Trust(arguments.ca, arguments.insecure), reactor)
-    except ValueError as error:
-        parser.error(str(error))
-    if arguments.insecure:
-        report.say(report.INSECURE)
+    server = chosen_server(parser, arguments, reactor)
     try:
         plot = Plot(arguments.plot) if arguments.plot else None
     except ValueError as error:
@@ -247,7 +243,7 @@ def _parser() -> ArgumentParser:
         " 0; 1 no reply came, or fewer than -c, or something could not be written; 2 usage, name"
         " not found, connection refused; 130 Ctrl-C before there was a connection.",
     )
-    parser.add_argument("server", nargs="?", default="localhost", metavar="SERVER")
+    add_server(parser)
     pace = parser.add_mutually_exclusive_group()
     count, seconds = partial(_whole, 1, 10**9), partial(_seconds, 0.001)
     in_flight, size = partial(_whole, 1, 10_000), partial(_whole, SMALLEST, LARGEST)
@@ -264,11 +260,9 @@ def _parser() -> ArgumentParser:
         (pace, "-f", "flood", "flood: a probe leaves as soon as another is answered; implies -q"),
         (parser, "-q", "quiet", "no line for each probe"),
         (parser, "--json", "json", "one JSON object a line; the README has the schema"),
-        (parser, "--insecure", "insecure", "tls: trust any certificate"),
     ):
         group.add_argument(flag, dest=name, action="store_true", help=words)
     parser.add_argument("--plot", metavar="FILE", help="draw a picture, .png or .svg (extra: plot)")
-    parser.add_argument("--ca", metavar="FILE", help="tls: the authorities to trust, in PEM")
     return parser
 
 

@@ -17,10 +17,6 @@ UNREACHABLE = 2
 """Exit status: usage, name not found, connection refused."""
 
 
-INSECURE = "warning: --insecure: whoever answers is believed to be the server"
-"""What is said to who trusts any certificate."""
-
-
 def say(words: str) -> None:
     """Say something on standard error."""
     if sys.stderr is not None:  # it may be closed; print would then take standard output
