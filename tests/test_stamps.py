@@ -155,6 +155,12 @@ class RefusedStyleTests(SynchronousTestCase):
         for style in ("%H] %M", "%%] ", "]%t%H"):
             self.assert_refused(style, "without ']' before a space")
 
+    def test_long(self) -> None:
+        """A stamp that would make much longer replies of short messages is refused."""
+        Stamp("%y" + "é" * 124 + "xxxxx")  # 255 bytes
+        self.assert_refused("%y" + "é" * 127, "at most 255 bytes, not 256")
+        self.assert_refused("%f" * 43, "at most 255 bytes, not 258")
+
 
 class ReadingTests(SynchronousTestCase):
     """`parse`."""

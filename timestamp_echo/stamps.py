@@ -15,6 +15,10 @@ from typing import NamedTuple
 SECOND = 10**9
 """Nanoseconds in a second."""
 
+LONGEST = 255
+"""Bytes of a stamp: a longer one would make of short messages much longer replies, which
+over UDP anybody could set on anybody."""
+
 STYLES = ("ctime", "iso", "unix")
 
 _ISO = "%Y-%m-%dT%H:%M:%S.%f%:z"  # RFC 3339, section 5.6
@@ -98,11 +102,16 @@ class Stamp:
     def _check(self, style: str) -> None:
         # Noon and midnight: %p is the one directive that may be empty in a locale.
         for second in (0, 43200):
-            text = "0".join(self._texts(second))
+            text = "000000".join(self._texts(second))
             if not text.isprintable() or "] " in text:
                 raise ValueError(
                     "expected a strftime pattern that gives printable text on one line"
                     f" without ']' before a space, not {style!r}"
+                )
+            if (size := len(text.encode("utf-8"))) > LONGEST:
+                raise ValueError(
+                    f"expected a strftime pattern that gives at most {LONGEST} bytes,"
+                    f" not {size} as {style!r}"
                 )
 
 
