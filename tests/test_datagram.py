@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import given
@@ -104,8 +105,6 @@ class RateTests(SynchronousTestCase):
 class Port:
     """As much of a UDP port as is asked for."""
 
-    arrival = 0
-
     def __init__(self, error: Exception | None = None) -> None:
         self.sent: list[tuple[bytes, Any]] = []
         self._error = error
@@ -119,6 +118,42 @@ class Port:
         if self._error is not None:
             raise self._error
         self.sent.append((datagram, addr))
+
+
+class Datagrams:
+    """A batch, as far as it is looked at, of which each third can't be sent."""
+
+    def __init__(self, messages: Sequence[bytes], port: int, arrivals: Sequence[int] = ()) -> None:
+        self.count = len(messages)
+        self.firsts = b"".join(message[:1] or b"[" for message in messages)
+        self.timed = bool(arrivals)
+        self._messages, self._port, self._arrivals = messages, port, arrivals
+        self.replies: list[bytes] = []
+        self.dropped: list[int] = []
+
+    def source(self, place: int) -> tuple[str, int]:
+        """See `mmsg.Datagrams`."""
+        return HOST, self._port
+
+    def message(self, place: int) -> bytes:
+        """See `mmsg.Datagrams`."""
+        return self._messages[place]
+
+    def arrival(self, place: int) -> int:
+        """See `mmsg.Datagrams`."""
+        return self._arrivals[place]
+
+    def reply(self, place: int, prefix: bytes) -> None:
+        """See `mmsg.Datagrams`."""
+        self.replies.append(prefix + self._messages[place])
+
+    def drop(self, place: int) -> None:
+        """See `mmsg.Datagrams`."""
+        self.dropped.append(place)
+
+    def send(self) -> int:
+        """See `mmsg.Datagrams`."""
+        return len(self.replies) // 3
 
 
 class TimestampDatagramTests(SynchronousTestCase):
@@ -158,12 +193,36 @@ class TimestampDatagramTests(SynchronousTestCase):
         self.echo(port).datagramReceived(b"a", ("fe80::1%lo", 5000))
         self.assertEqual(port.sent, [(STAMP + b"a", ("fe80::1%lo", 5000))])
 
-    def test_kernel_time(self) -> None:
-        """The stamp is the port's arrival time, where it knows one."""
-        port = Port()
-        port.arrival = 5 * SECOND + 1
-        self.echo(port, "unix").datagramReceived(b"a", PEER)
-        self.assertEqual(port.sent, [(b"[5.000000001] a", PEER)])
+    def batch(
+        self,
+        messages: Sequence[bytes],
+        port: int = 5000,
+        arrivals: Sequence[int] = (),
+        rate: int = 9,
+    ) -> Datagrams:
+        """A batch with these messages, when it has been answered."""
+        batch: Any = Datagrams(messages, port, arrivals)
+        style = "unix" if arrivals else "ctime"
+        self.echo(Port(), style, rate=rate).datagramsReceived(batch)
+        self.clock.advance(LOG_INTERVAL)
+        answered: Datagrams = batch
+        return answered
+
+    def test_batch(self) -> None:
+        """Each datagram of a batch is answered as if it had come alone, or not."""
+        batch = self.batch([b"", b"[x", STAMP + b"x", b"\n", b"a", b"b"], rate=4)
+        self.assertEqual(batch.replies, [STAMP, STAMP + b"[x", STAMP + b"\n", STAMP + b"a"])
+        self.assertEqual(batch.dropped, [2, 5])
+        self.assertEqual(
+            self.lines(),
+            ["datagrams not answered: 1 like a reply, 1 over the rate, 1 impossible to send"],
+        )
+        self.assertEqual(self.batch([b"x"], 7).replies, [])
+
+    def test_kernel_times(self) -> None:
+        """The stamps are the datagrams' arrival times, where the kernel knows them."""
+        batch = self.batch([b"a", b"b"], arrivals=[5 * SECOND + 1, 0])
+        self.assertEqual(batch.replies, [b"[5.000000001] a", b"[1.000000000] b"])
 
     def test_could_not_be_sent(self) -> None:
         """What the sending raises is counted, and never a traceback."""

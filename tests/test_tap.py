@@ -20,8 +20,8 @@ from tests.certificates import self_signed
 from timestamp_echo import __version__, tap
 from timestamp_echo.framing import AutoFraming, ChunkFraming, LineFraming
 from timestamp_echo.limits import RESERVE
+from timestamp_echo.mmsg import DatagramPort
 from timestamp_echo.service import EchoService
-from timestamp_echo.transport import DatagramPort
 
 
 class OptionsTests(SynchronousTestCase):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from typing import Any
 
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
-from twisted.internet.protocol import DatagramProtocol, Factory, Protocol
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import CertificateOptions
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
@@ -23,20 +22,9 @@ from timestamp_echo.arrivals import LINUX
 from timestamp_echo.batch import Batch, Connection, TimedConnection, UNIXConnection
 from timestamp_echo.proxy import ProxiedFactory
 from timestamp_echo.tls import HalfCloseTLS
-from timestamp_echo.transport import BACKLOG, DatagramPort, StreamReactor
+from timestamp_echo.transport import BACKLOG, StreamReactor
 
 FACTORY = Factory.forProtocol(Protocol)
-
-
-class ReceivedDatagrams(DatagramProtocol):
-    """The same for datagrams."""
-
-    def __init__(self) -> None:
-        self.reads: list[tuple[bytes, Any, int]] = []
-
-    def datagramReceived(self, datagram: bytes, addr: Any) -> None:
-        """See `DatagramProtocol`."""
-        self.reads.append((datagram, addr, self.transport.arrival))  # type: ignore[union-attr]
 
 
 class FakePort:
@@ -62,98 +50,6 @@ class FakeReactor:
         """See `IReactorSocket`."""
         self.factory = factory
         return self._port
-
-
-class SourceTests(SynchronousTestCase):
-    """Which of our addresses a datagram came to, in its ancillary data."""
-
-    def test_without(self) -> None:
-        """Where the kernel does not say, the route decides."""
-        self.assertEqual(transport._source([]), [])
-        self.assertEqual(transport._source([(socket.SOL_SOCKET, 1, b"")]), [])
-
-
-class DatagramPortTests(SynchronousTestCase):
-    """`DatagramPort`, on a real socket."""
-
-    if not LINUX:
-        skip = "this kernel gives no arrival times"
-
-    def setUp(self) -> None:
-        """A port, and a client's socket."""
-        self.received = ReceivedDatagrams()
-        self.port = DatagramPort(0, self.received, "", 65536, MemoryReactorClock())
-        self.port.listen(timed=True)
-        self.addCleanup(self.port.connectionLost)
-        self.client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.addCleanup(self.client.close)
-        self.client.connect(("127.0.0.2", self.port.getHost().port))
-        self.client.settimeout(10)
-
-    def test_source(self) -> None:
-        """A reply leaves from the address that was asked, not from the route's."""
-        self.client.send(b"one")
-        self.port.doRead()
-        _, address, _ = self.received.reads[0]
-        self.port.write(b"reply", address)
-        self.assertEqual(self.client.recv(100), b"reply")  # connected: from no other it would be
-
-    def test_source_ipv6(self) -> None:
-        """So it is over IPv6, to IPv4 peers as well."""
-        received = ReceivedDatagrams()
-        port = DatagramPort(0, received, "::", 65536, MemoryReactorClock())
-        port.listen(timed=False)
-        self.addCleanup(port.connectionLost)
-        for family, host in ((socket.AF_INET6, "::1"), (socket.AF_INET, "127.0.0.3")):
-            with socket.socket(family, socket.SOCK_DGRAM) as client:
-                client.settimeout(10)
-                client.connect((host, port.getHost().port))
-                client.send(b"one")
-                port.doRead()
-                port.write(b"reply", received.reads[-1][1])
-                self.assertEqual(client.recv(100), b"reply")
-        self.assertEqual(port.arrival, 0)
-
-    def test_elsewhere(self) -> None:
-        """A kernel that says none of it still has its datagrams answered."""
-        received = ReceivedDatagrams()
-        self.patch(transport, "LINUX", False)
-        port = DatagramPort(0, received, "127.0.0.1", 65536, MemoryReactorClock())
-        port.listen(timed=True)
-        self.addCleanup(port.connectionLost)
-        self.client.connect(port.socket.getsockname())
-        self.client.send(b"one")
-        port.doRead()
-        port.write(b"reply", received.reads[0][1])
-        self.assertEqual(self.client.recv(100), b"reply")
-        self.assertEqual(port.arrival, 0)
-
-    def test_too_long(self) -> None:
-        """What does not fit into a datagram is an error for the caller."""
-        self.assertRaises(OSError, self.port.write, b"x" * 65508, self.client.getsockname())
-
-    def test_arrival(self) -> None:
-        """Each datagram has the time at which it came; all that are there are read."""
-        before = time.time_ns()
-        self.client.send(b"one")
-        self.client.send(b"")
-        self.client.send(b"x" * 65507)
-        sent = time.time_ns()
-        self.port.doRead()
-        self.assertEqual([len(read[0]) for read in self.received.reads], [3, 0, 65507])
-        for _, address, arrival in self.received.reads:
-            self.assertEqual(address, self.client.getsockname())
-            self.assertTrue(before - 1_000_000 <= arrival <= sent + 1_000_000, arrival - before)
-
-    def test_its_turn(self) -> None:
-        """After so many bytes the others get their turn."""
-        self.port.maxThroughput = 2
-        for _ in range(3):
-            self.client.send(b"x")
-        self.port.doRead()
-        self.assertEqual(len(self.received.reads), 2)
-        self.port.doRead()
-        self.assertEqual(len(self.received.reads), 3)
 
 
 class StreamReactorTests(SynchronousTestCase):

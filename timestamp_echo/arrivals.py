@@ -61,3 +61,9 @@ def arrival(ancillary: Iterable[tuple[int, int, bytes]]) -> int:
             seconds, nanoseconds = _TIMESPEC.unpack(value)
             return int(seconds * 10**9 + nanoseconds)
     return 0
+
+
+def read(control: Any, offset: int) -> int:
+    """The arrival time that stands there in a piece of memory, nanoseconds since the epoch."""
+    seconds, nanoseconds = _TIMESPEC.unpack_from(control, offset)
+    return int(seconds * 10**9 + nanoseconds)

@@ -20,6 +20,7 @@ from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 
 from timestamp_echo.limits import unmapped
+from timestamp_echo.mmsg import Datagrams
 from timestamp_echo.stamps import SECOND, Stamp
 
 RATE = 1000
@@ -31,6 +32,12 @@ LOG_INTERVAL = 10.0
 _PRIVILEGED = 1024  # below are the services that a forged datagram would set on us
 
 _BUCKETS = 2**14
+
+_BRACKET = ord("[")
+
+_UNSENT = "impossible to send"
+# A peer can cause it at will: a reply too long for a datagram (65,507 bytes over IPv4), the
+# broadcast address of a network of ours, no route back.
 
 _SOURCES = 2**12  # whose addresses need not be read again
 
@@ -48,7 +55,7 @@ def refusal(datagram: bytes, host: str, port: int, own_ports: set[int]) -> str:
         return "from a port of our own"
     if not _is_unicast(host):
         return "not from one host"
-    if datagram[:1] == b"[" and b"] " in datagram:
+    if datagram and datagram[0] == _BRACKET and b"] " in datagram:
         # A reply in any style of stamp, so that no reply is ever answered.
         return "like a reply"
     return ""
@@ -60,11 +67,15 @@ def _is_unicast(host: str) -> bool:
     return not (address.is_multicast or address.is_unspecified or str(address) == "255.255.255.255")
 
 
-@lru_cache(_SOURCES)
 def network(host: str) -> bytes:
     """The network that a source counts as: an IPv4 /24 or an IPv6 /64."""
     address = unmapped(host)
     return address.packed[: 8 if address.version == 6 else 3]
+
+
+@lru_cache(_SOURCES)
+def _bucket(host: str) -> int:
+    return hash(network(host)) % _BUCKETS
 
 
 class Rate:
@@ -90,7 +101,7 @@ class Rate:
         if not self._since <= moment < self._until:
             self._since, self._until = moment, moment + SECOND
             self._counts = array("L", bytes(_BUCKETS * self._counts.itemsize))
-        bucket = hash(network(host)) % _BUCKETS
+        bucket = _bucket(host)
         self._counts[bucket] += 1
         return self._counts[bucket] <= self._limit
 
@@ -105,7 +116,7 @@ class TimestampDatagram(DatagramProtocol):
     @param own_ports: where all ports of the service put themselves down.
     """
 
-    transport: Any  # IUDPTransport, which may know the arrival time
+    transport: Any  # IUDPTransport
 
     noisy = False  # the service says what it listens on
     _log = Logger()
@@ -120,7 +131,6 @@ class TimestampDatagram(DatagramProtocol):
         own_ports: set[int] | None = None,
     ) -> None:
         self._stamp = stamp
-        self._arrival = self._kernel_time if stamp.subsecond else now
         self._clock = clock
         self._now = now
         self._rate = Rate(rate)
@@ -133,30 +143,46 @@ class TimestampDatagram(DatagramProtocol):
 
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
         """Answer one datagram, or count why not."""
+        moment = self._now()
+        if self._answers(datagram, addr, moment):
+            try:
+                self.transport.write(self._stamp.prefix(moment) + datagram, addr)
+            except (OSError, MessageLengthError):
+                self._count(_UNSENT)
+
+    def datagramsReceived(self, datagrams: Datagrams) -> None:
+        """The same for those of a batch."""
+        now = self._now()
+        prefix = self._stamp.prefix(now)
+        moment = now
+        for place in range(datagrams.count):
+            if datagrams.timed:
+                moment = datagrams.arrival(place) or now
+                prefix = self._stamp.prefix(moment)
+            # Nearly all need not be looked at any further than that.
+            bracket = datagrams.firsts[place] == _BRACKET
+            datagram = datagrams.message(place) if bracket else b""
+            if self._answers(datagram, datagrams.source(place), moment):
+                datagrams.reply(place, prefix)
+            else:
+                datagrams.drop(place)
+        for _ in range(datagrams.send()):
+            self._count(_UNSENT)
+
+    def _answers(self, datagram: bytes, addr: Any, moment: int) -> bool:
         host, port = addr
-        moment = self._arrival()
         why = refusal(datagram, host, port, self._own_ports)
         if not why and not self._rate.allows(host, moment):
             why = "over the rate"
         if why:
             self._count(why)
-            return
-        try:
-            self.transport.write(self._stamp.prefix(moment) + datagram, addr)
-        except (OSError, MessageLengthError):
-            # A peer can cause it at will: a reply too long for a datagram (65,507 bytes over
-            # IPv4), the broadcast address of a network of ours, no route back.
-            self._count("impossible to send")
+        return not why
 
     def stopProtocol(self) -> None:
         """The port is closed: say what has not been said."""
         if self._line is not None:
             self._line.cancel()
             self._say()
-
-    def _kernel_time(self) -> int:
-        """When the kernel got this datagram, if the transport says; or now."""
-        return getattr(self.transport, "arrival", 0) or self._now()
 
     def _count(self, why: str) -> None:
         self._unanswered[why] += 1

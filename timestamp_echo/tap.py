@@ -20,10 +20,11 @@ from timestamp_echo import __version__
 from timestamp_echo.datagram import RATE, TimestampDatagram
 from timestamp_echo.framing import FRAMINGS
 from timestamp_echo.limits import IDLE, RESERVE, Limits, file_limit
+from timestamp_echo.mmsg import DatagramPort
 from timestamp_echo.protocol import TimestampEchoFactory
 from timestamp_echo.service import DRAIN, EchoService, Listener, reason
 from timestamp_echo.stamps import Stamp
-from timestamp_echo.transport import MAX_UNSENT, DatagramPort, StreamReactor
+from timestamp_echo.transport import MAX_UNSENT, StreamReactor
 
 DATAGRAM = 65536
 """Bytes that hold any datagram whole (RFC 768); Twisted's own default cuts at 8192."""

@@ -1,7 +1,7 @@
 """What a connection needs of its transport that Twisted's own leave out.
 
 The kernel's arrival time of each read, a limit of unsent bytes, half-close through TLS and
-the PROXY protocol, the address that a datagram came to, and no lock left behind. Endpoints
+the PROXY protocol, and no lock left behind. Endpoints
 get there through `StreamReactor`, which stands in for the reactor; all else stays Twisted's.
 Knows no message and no stamp.
 """
@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
-from collections.abc import Iterable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
-from twisted.internet import udp
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.protocols.policies import WrappingFactory
@@ -41,32 +38,6 @@ BACKLOG = 4096
 much), unless an endpoint asks for another number than Twisted's default."""
 
 _DEFAULT_BACKLOG = 50  # a storm overruns it, and who is dropped tries again a second later
-
-# ip(7) and ipv6(7). Python has IP_PKTINFO from 3.14 on; the number is Linux's.
-_IP_PKTINFO: int = getattr(socket, "IP_PKTINFO", 8)
-_IN_PKTINFO = struct.Struct("@i4s4s")  # interface, our address, the header's destination
-_IN6_PKTINFO = struct.Struct("@16si")  # our address, interface
-
-_ANY = ("", "0.0.0.0", "::")  # bound to no address of its own: the route would choose one
-
-_SPACE = arrivals.SPACE + socket.CMSG_SPACE(_IN6_PKTINFO.size)
-
-
-def _source(ancillary: Iterable[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
-    """What makes a reply leave from where a datagram came to; the interface is the route's."""
-    for level, kind, value in ancillary:
-        if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
-            return [(level, kind, _from_ipv4(value))]
-        if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
-            local, _ = _IN6_PKTINFO.unpack(value)
-            return [(level, kind, _IN6_PKTINFO.pack(local, 0))]
-    return []
-
-
-@lru_cache(64)  # of the addresses that this host has, a few are asked
-def _from_ipv4(value: bytes) -> bytes:
-    _, local, _ = _IN_PKTINFO.unpack(value)
-    return _IN_PKTINFO.pack(0, local, b"")
 
 
 def _holder(lock: str) -> int:
@@ -96,72 +67,6 @@ def _with_half_close(factory: Any) -> Any:
 def _queue(backlog: int) -> int:
     """How many may wait, if an endpoint asks for so many."""
     return BACKLOG if backlog == _DEFAULT_BACKLOG else backlog
-
-
-class DatagramPort(udp.Port):
-    """A UDP port that knows when the last datagram arrived, and at which of our addresses.
-
-    Its replies leave from that address: from another, as the route back may have it, they
-    would not be taken for replies (ip(7), IP_PKTINFO; RFC 3542, section 4).
-    """
-
-    arrival = 0
-    """Nanoseconds since the epoch; 0 if the kernel did not say."""
-
-    _timed = False
-    _told = False
-    _asked: Sequence[tuple[int, int, bytes]] = ()
-
-    def listen(self, timed: bool) -> None:
-        """Open the port.
-
-        @param timed: whether it is to know arrival times.
-        """
-        self._timed = timed
-        self.startListening()
-
-    def createInternetSocket(self) -> socket.socket:
-        """As `udp.Port.createInternetSocket`, and ask for what is to come with each datagram."""
-        sock: socket.socket = super().createInternetSocket()
-        if LINUX and self.interface in _ANY:
-            self._told = True
-            if self.addressFamily == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-            else:
-                sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-        if LINUX and self._timed:
-            self._told = True
-            arrivals.ask(sock)
-        return sock
-
-    def doRead(self) -> None:
-        """As `udp.Port.doRead`, by `recvmsg` if something comes with each datagram."""
-        receive = self._receive_told if self._told else self.socket.recvfrom
-        received, size = self.protocol.datagramReceived, self.maxPacketSize
-        taken = 0
-        while taken < self.maxThroughput:
-            try:
-                data, address = receive(size)
-            except OSError:  # nothing more, or an ICMP error about an earlier reply
-                return
-            taken += len(data) or 1
-            received(data, address if len(address) == 2 else address[:2])
-
-    def _receive_told(self, size: int) -> tuple[bytes, tuple[Any, ...]]:
-        data, ancillary, _, address = self.socket.recvmsg(size, _SPACE)
-        self.arrival = arrivals.arrival(ancillary) if self._timed else 0
-        self._asked = _source(ancillary)
-        return data, address
-
-    def write(self, datagram: bytes, addr: Any = None) -> None:
-        """Send from the address that the last datagram came to.
-
-        @raise OSError: it can't be sent.
-        """
-        if self._asked:
-            self.socket.sendmsg([datagram], self._asked, 0, addr)
-        else:
-            self.socket.sendto(datagram, addr)
 
 
 class StreamReactor:
