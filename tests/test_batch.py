@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IHalfCloseableProtocol, IReadDescriptor
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
@@ -225,6 +227,44 @@ class BatchTests(SynchronousTestCase):
         self.batch.doRead()
         self.assertEqual(pairs[2][1].reads, [b"x", b"y"])
 
+    def test_exception_with_room(self) -> None:
+        """A producer that raises when there is room again costs its connection alone."""
+        peer, kept = self.connect()
+        producer = Producer()
+        kept.transport.registerProducer(producer, True)
+        producer.resumeProducing = {}.popitem  # type: ignore[assignment, method-assign]
+        while not producer.paused:
+            kept.transport.write(b"x" * READ)
+        ((_, other),) = self.pairs(1)
+        while not kept.ends:
+            peer.recv(2**20)
+            self.batch.doRead()
+        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
+        self.assertEqual((kept.ends, other.reads), ([KeyError], [b"x"]))
+
+    def test_watched_twice(self) -> None:
+        """To be watched again changes nothing, nor does to be let go again."""
+        _, kept = self.connect()
+        transport = kept.transport
+        for start, stop in (
+            (transport.startWriting, transport.stopWriting),
+            (transport.startReading, transport.stopReading),
+        ):
+            for call in (start, start, stop, stop):
+                call()
+        self.assertEqual(self.reactor.getReaders(), [])
+
+    def test_last_bytes_and_reset(self) -> None:
+        """What came before a reset is read first, and then its connection ends."""
+        peer, kept = self.connect()
+        kept.transport.write(b"not read by its peer")
+        peer.send(b"x")
+        peer.close()  # with bytes unread: a reset
+        for _ in range(3):
+            self.batch.doRead()
+        self.assertEqual(kept.reads, [b"x"])
+        self.assertIn(kept.ends[-1], (ConnectionLost, "half"))
+
     def test_half_closed(self) -> None:
         """The peer's close is told to a protocol that goes on writing."""
         peer, kept = self.connect()
@@ -342,8 +382,28 @@ class ConnectionTests(SynchronousTestCase):
 
     def test_names(self) -> None:
         """It is called by its protocol and its peer where Twisted asks."""
-        self.assertEqual(self.server.logPrefix(), "Kept,0,127.0.0.1")
-        self.assertEqual(repr(self.server), f"<{self.kind.__name__} 0 from 127.0.0.1>")
+        number = self.server.fileno()
+        self.assertEqual(self.server.logPrefix(), f"Kept,{number},127.0.0.1")
+        self.assertEqual(repr(self.server), f"<{self.kind.__name__} {number} from 127.0.0.1>")
+
+    def test_number(self) -> None:
+        """It has its socket's number, and none when it is over."""
+        self.assertEqual(self.server.fileno(), self.server.socket.fileno())
+        for _ in range(2):
+            self.server.connectionLost(Failure(ConnectionDone()))
+            self.assertEqual(self.server.fileno(), -1)
+        self.assertEqual(self.kept.ends, [ConnectionDone])
+
+    def test_peer(self) -> None:
+        """It knows its peer, whose host's text it shares with others."""
+        host, port = self.client.getsockname()
+        self.assertEqual(self.server.getPeer(), IPv4Address("TCP", host, port))
+        self.assertIs(self.server.client[0], sys.intern(host))
+
+    def test_sequence(self) -> None:
+        """Several pieces are written at once, in order."""
+        self.server.writeSequence([b"a", b"bc"])
+        self.assertEqual(self.client.recv(10), b"abc")
 
     def test_nothing_there(self) -> None:
         """A read that finds nothing is no end."""

@@ -10,13 +10,15 @@ written goes to the kernel at once. All else stays Twisted's. Knows no message a
 from __future__ import annotations
 
 import select
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 from twisted.internet import tcp, unix
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
-from twisted.internet.posixbase import _DisconnectSelectableMixin, _PollLikeMixin
+from twisted.internet.posixbase import _DisconnectSelectableMixin
 from twisted.python import log
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -36,6 +38,8 @@ at some 8 microseconds each, its timers and listening ports wait for 2 ms."""
 
 ROUNDS = 2
 
+_NOTHING: Any = ()  # in place of an empty list of its own
+
 _MANY = 8  # ready at a time: then it is likely that others have become so meanwhile
 
 _IN = 1  # epoll(7): EPOLLIN, EPOLLOUT, EPOLLERR | EPOLLHUP
@@ -44,7 +48,7 @@ _BROKEN = 8 | 16
 
 
 @implementer(IReadDescriptor)
-class Batch(_PollLikeMixin, _DisconnectSelectableMixin):
+class Batch(_DisconnectSelectableMixin):
     """All connections of one service, as one descriptor.
 
     It stands in for the reactor where a connection asks to be watched. Its epoll is there while
@@ -54,16 +58,14 @@ class Batch(_PollLikeMixin, _DisconnectSelectableMixin):
     @param reactor: watches the epoll.
     """
 
-    # What `_PollLikeMixin` wants to know.
-    _POLL_DISCONNECTED = _BROKEN
-    _POLL_IN = _IN
-    _POLL_OUT = _OUT
-
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
         self._epoll: Any = None
-        self._reads: dict[int, Connection] = {}
+        # By their numbers. These are small, so that a list takes a fraction of what a dict does;
+        # few wait for room to write.
+        self._reads: list[Connection | None] = []
         self._writes: dict[int, Connection] = {}
+        self._watched = 0
         self._changed: set[int] = set()
 
     def fileno(self) -> int:
@@ -91,10 +93,10 @@ class Batch(_PollLikeMixin, _DisconnectSelectableMixin):
             self._changed.clear()
             events = self._epoll.poll(0, EVENTS)
             for number, event in events:
+                connection = reads[number]
                 if event != _IN:
                     self._rare(number, event)
-                elif number in reads:
-                    connection = reads[number]
+                elif connection is not None:
                     why: BaseException | None
                     try:
                         why = connection.doRead()
@@ -102,7 +104,7 @@ class Batch(_PollLikeMixin, _DisconnectSelectableMixin):
                         log.err()
                         why = error
                     if why:
-                        self._end(connection, why)
+                        self._end(connection, why, True)
             if len(events) < _MANY:
                 return
 
@@ -110,72 +112,88 @@ class Batch(_PollLikeMixin, _DisconnectSelectableMixin):
         """Something else than bytes to be read: room to write, a peer that is gone."""
         if number in self._changed:
             return  # it was another's
-        if number not in self._reads:
-            event &= ~_IN
-        connection = self._reads.get(number) or self._writes[number]
-        try:
-            self._doReadOrWrite(connection, number, event)
-        except BaseException:
-            log.err()  # as in `_end`
+        reader = self._reads[number]
+        connection = reader or self._writes[number]
+        why: BaseException | None = None
+        reading = False
+        if event & _BROKEN and not event & _IN:
+            reading = reader is not None
+            why = CONNECTION_DONE if reading else CONNECTION_LOST
+        else:
+            try:
+                if event & _IN and reader is not None:
+                    reading = True
+                    why = reader.doRead()
+                if event & _OUT and not why:
+                    reading = False
+                    why = connection.doWrite()
+            except BaseException as error:
+                log.err()
+                why = error
+        if why:
+            self._end(connection, why, reading)
 
-    def _end(self, connection: Connection, why: BaseException) -> None:
+    def _end(self, connection: Connection, why: BaseException, reading: bool) -> None:
         try:
-            self._disconnectSelectable(connection, why, True)
+            self._disconnectSelectable(connection, why, reading)
         except BaseException:
             # Raised by its protocol, which is told last. The reactor would drop the batch for it.
             log.err()
 
     def addReader(self, connection: Connection) -> None:
         """See `IReactorFDSet.addReader`."""
-        self._add(connection, self._reads, self._writes, _IN)
+        number = connection.fileno()
+        if not self._is_read(number):
+            self._watch(number, _IN, number in self._writes)
+            self._reads[number] = connection
 
     def addWriter(self, connection: Connection) -> None:
         """See `IReactorFDSet.addWriter`."""
-        self._add(connection, self._writes, self._reads, _OUT)
+        number = connection.fileno()
+        if number not in self._writes:
+            self._watch(number, _OUT, self._is_read(number))
+            self._writes[number] = connection
 
     def removeReader(self, connection: Connection) -> None:
         """See `IReactorFDSet.removeReader`."""
-        self._remove(connection, self._reads, self._writes, _OUT)
+        number = connection.fileno()
+        if self._is_read(number):
+            self._reads[number] = None
+            self._unwatch(number, _OUT, number in self._writes)
 
     def removeWriter(self, connection: Connection) -> None:
         """See `IReactorFDSet.removeWriter`."""
-        self._remove(connection, self._writes, self._reads, _IN)
-
-    def _add(
-        self,
-        connection: Connection,
-        these: dict[int, Connection],
-        others: dict[int, Connection],
-        event: int,
-    ) -> None:
         number = connection.fileno()
-        if number in these:
+        if self._writes.pop(number, None) is not None:
+            self._unwatch(number, _IN, self._is_read(number))
+
+    def _is_read(self, number: int) -> bool:
+        return 0 <= number < len(self._reads) and self._reads[number] is not None
+
+    def _watch(self, number: int, event: int, watched: bool) -> None:
+        """Watch for one event more.
+
+        @param watched: whether it is watched for the other.
+        """
+        if watched:
+            self._epoll.modify(number, _IN | _OUT)
             return
         if self._epoll is None:
             self._epoll = select.epoll()
             self._reactor.addReader(self)
-        if number in others:
-            self._epoll.modify(number, _IN | _OUT)
-        else:
-            self._epoll.register(number, event)
-        these[number] = connection
+        self._epoll.register(number, event)
+        self._watched += 1
+        self._reads.extend([None] * (number + 1 - len(self._reads)))
 
-    def _remove(
-        self,
-        connection: Connection,
-        these: dict[int, Connection],
-        others: dict[int, Connection],
-        rest: int,
-    ) -> None:
-        number = connection.fileno()
-        if these.pop(number, None) is None:
-            return
-        if number in others:
+    def _unwatch(self, number: int, rest: int, watched: bool) -> None:
+        """Watch for the rest alone, if it is watched for that."""
+        if watched:
             self._epoll.modify(number, rest)
             return
         self._epoll.unregister(number)
         self._changed.add(number)
-        if not (these or others):
+        self._watched -= 1
+        if not self._watched:
             self._reactor.removeReader(self)
             self._epoll.close()
             self._epoll = None
@@ -197,16 +215,36 @@ class Connection(tcp.Server):
         # Asked for by every write, and found sooner in an object than in its classes.
         self.dataBuffer = b""
         self._writeDisconnected = False
-        del self.logstr  # these texts, which nobody reads, are a fifth of what it costs
+        self._shed()
+
+    def _shed(self) -> None:
+        """Drop what Twisted keeps for each connection and few ever need: it is a third of all."""
+        del self.logstr, self.sessionno, self.fileno
         if self.server is not None:
             del self.repstr
+        self._tempDataBuffer = _NOTHING
+        host, *rest = self.client
+        if isinstance(host, str):
+            # One text for all connections of a host: a proxy, or a network behind one address.
+            self.hostname = sys.intern(host)
+            self.client = (self.hostname, *rest)
+
+    def fileno(self) -> int:
+        """See `IFileDescriptor.fileno`."""
+        return self.socket.fileno() if self.connected else -1
 
     def logPrefix(self) -> str:
         """See `ILoggingContext.logPrefix`."""
-        return f"{type(self.protocol).__name__},{self.sessionno},{self.hostname}"
+        return f"{type(self.protocol).__name__},{self.fileno()},{self.hostname}"
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.sessionno} from {self.hostname}>"
+        return f"<{type(self).__name__} {self.fileno()} from {self.hostname}>"
+
+    def connectionLost(self, reason: Failure) -> None:
+        """As `tcp.Connection.connectionLost`, which drops its `fileno`."""
+        if self.connected:
+            self.fileno = self.socket.fileno  # type: ignore[method-assign]  # it deletes that
+        super().connectionLost(reason)
 
     def readConnectionLost(self, reason: Failure) -> None:
         """As `tcp.Connection.readConnectionLost`. If that is the end, it is so at once.
@@ -266,7 +304,13 @@ class Connection(tcp.Server):
             if sent == len(data):
                 return
             data = data[sent:]
+        if self._tempDataBuffer is _NOTHING:
+            self._tempDataBuffer = []
         super().write(data)
+
+    def writeSequence(self, iovec: Iterable[bytes]) -> None:
+        """See `ITransport.writeSequence`."""
+        self.write(b"".join(iovec))
 
 
 def _lost(error: OSError) -> ConnectionLost | None:
