@@ -108,7 +108,8 @@ class LineFraming:
         So a line that the read cut is never taken for a read of its own.
         """
         size = len(data)
-        if data.find(b"\n") + 1 in {0, size}:
+        end = data.find(b"\n") + 1
+        if end == size or not end:
             return size  # one line, or a piece of one: its reply is as long
         while size > 1 and size + _newlines(data[:size]) * len(prefix) > HOLD:
             size //= 2
@@ -138,14 +139,15 @@ class LineFraming:
 
     def _lines(self, data: bytes, prefix: bytes) -> bytes:
         """Answer the lines of a read that has a newline; hold what is behind the last."""
-        end = data.rfind(b"\n")
+        end = data.rfind(b"\n") + 1
         lines = self._pending + data[:end]
         stamped = lines.replace(b"\n", b"\n" + prefix)
-        self.messages += 1 + (len(stamped) - len(lines)) // len(prefix)
+        self.messages += (len(stamped) - len(lines)) // len(prefix)
         self._pending = b""
         self.waiting = False
-        tail = data[end + 1 :]
-        return b"%b%b\n%b" % (prefix, stamped, self._hold(tail, prefix) if tail else b"")
+        # The last newline's prefix belongs in front of the first line.
+        reply = prefix + stamped[: -len(prefix)]
+        return reply if end == len(data) else reply + self._hold(data[end:], prefix)
 
     def _piece(self, data: bytes, prefix: bytes) -> bytes:
         """Take a read without a newline, with nothing pending."""

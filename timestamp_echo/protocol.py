@@ -173,11 +173,12 @@ class TimestampEcho(Parting, Limited):
 
     def dataReceived(self, data: bytes) -> None:
         """Answer what one read brought."""
-        self._into += len(data)
         factory = self.factory
         prefix = factory.prefix(self._arrival() if factory.subsecond else factory.now())
+        size = len(data)
+        self._into += size
         if self._held or (  # TLS hands on what it had read, held or not
-            len(data) > SURE and self._framing.portion(data, prefix) < len(data)
+            size > SURE and self._framing.portion(data, prefix) < size
         ):
             self._rest = [*self._rest, (data, prefix)]
             self._catch_up()
