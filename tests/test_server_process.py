@@ -1073,6 +1073,33 @@ class PeerTests(SynchronousTestCase):
             *("-CAfile", files.certificate, "-connect", f"127.0.0.1:{service.port()}"),
         )
 
+    def test_new_key(self) -> None:
+        """A TLS client that changes its key between two lines gets both replies."""
+        files = self_signed(self.mktemp())
+        service = Service(self, "-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}")
+        process = subprocess.Popen(
+            [needs("openssl"), "s_client", "-brief", "-connect", f"127.0.0.1:{service.port()}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        impatience = threading.Timer(PATIENCE, process.kill)
+        impatience.start()
+        self.addCleanup(impatience.cancel)
+        assert process.stdin is not None and process.stdout is not None
+        with process.stdin, process.stdout:
+            # A line of a single k is its word for it.
+            for line, answer in (
+                (b"one\n", b"] one\n"),
+                (b"k\n", b"KEYUPDATE\n"),
+                (b"2\n", b"] 2\n"),
+            ):
+                process.stdin.write(line)
+                process.stdin.flush()
+                while not (got := process.stdout.readline()).endswith(answer):
+                    self.assertNotEqual(got, b"")
+        process.wait(PATIENCE)
+
     def test_telnet(self) -> None:
         """`telnet` says where it is connected, then shows what comes."""
         self.assert_answered(needs("telnet"), "127.0.0.1", self.port)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from itertools import accumulate, pairwise
 from typing import Any
 
+from hypothesis import given
+from hypothesis import strategies as st
 from OpenSSL.SSL import (
     TLS_CLIENT_METHOD,
     VERIFY_FAIL_IF_NO_PEER_CERT,
@@ -28,7 +31,7 @@ from tests.certificates import self_signed
 from tests.fakes import TCPTransport
 from timestamp_echo.protocol import TimestampEchoFactory
 from timestamp_echo.stamps import SECOND, Stamp
-from timestamp_echo.tls import HalfCloseTLS, ask_clients, with_half_close
+from timestamp_echo.tls import RECORD, HalfCloseTLS, Records, ask_clients, with_half_close
 
 STAMP = b"[Thu Jan  1 00:00:01 1970] "
 
@@ -81,6 +84,25 @@ class Client:
         return bool(self._tls.get_shutdown() & 2)
 
 
+class RecordsTests(SynchronousTestCase):
+    """`Records`: which reads are one record."""
+
+    @given(
+        st.lists(st.integers(1, 300) | st.just(RECORD), min_size=1, max_size=6),
+        st.lists(st.integers(0, 6 * 305), max_size=12),
+        st.data(),
+    )
+    def test_every_cut(self, sizes: list[int], cuts: list[int], data: st.DataObject) -> None:
+        """However the network cuts them, a read is one if it begins and ends as one does."""
+        stream = b"".join(b"\x17\3\3" + size.to_bytes(2, "big") + bytes(size) for size in sizes)
+        ends = [0, *accumulate(5 + size for size in sizes)]
+        places = sorted({0, len(stream), *cuts, *data.draw(st.sets(st.sampled_from(ends)))})
+        records = Records()
+        for start, end in pairwise(place for place in places if place <= len(stream)):
+            expected = (start, end) in set(pairwise(ends))
+            self.assertEqual(records.is_one(stream[start:end]), expected)
+
+
 class HalfCloseTLSTests(SynchronousTestCase):
     """`HalfCloseTLS` around a timestamp echo."""
 
@@ -109,6 +131,53 @@ class HalfCloseTLSTests(SynchronousTestCase):
         self.client.send(b"hello\n")
         self.client.exchange()
         self.assertEqual(self.client.received, STAMP + b"hello\n")
+
+    def test_one_record(self) -> None:
+        """A read that is one record is not asked for another, one that is more or less is."""
+        flush = self.server._flushReceiveBIO
+        asked = 0
+
+        def ask() -> None:
+            nonlocal asked
+            asked += 1
+            flush()
+
+        self.patch(self.server, "_flushReceiveBIO", ask)
+        for lines, times in ((1, 0), (2, 1), (1, 1)):
+            for _ in range(lines):
+                self.client.send(b"x\n")  # each a record
+            self.client.exchange()
+            self.assertEqual(asked, times)
+        self.assertEqual(self.client.received, (STAMP + b"x\n") * 4)
+
+    def test_not_for_us(self) -> None:
+        """A record that is TLS' own is no message; nor is what follows lost."""
+        real = self.server._tlsConnection
+
+        class Renewing:
+            def recv(self, size: int) -> bytes:
+                self.recv = real.recv  # type: ignore[method-assign]
+                raise WantReadError
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(real, name)
+
+        self.server._tlsConnection = Renewing()
+        self.client.send(b"x\n")
+        self.client.exchange()
+        self.assertEqual(self.client.received, STAMP + b"x\n")
+
+    def test_tampered(self) -> None:
+        """A record that was altered on the way ends the connection; the log says why."""
+        self.client.send(b"x\n")
+        record = self.client._tls.bio_read(2**16)
+        self.server.dataReceived(record[:-1] + bytes([record[-1] ^ 1]))
+        self.assertTrue(self.transport.disconnecting)
+        self.assertNotEqual(self.transport.value(), b"")  # an alert
+        reasons: list[Failure] = []
+        self.patch(self.server.wrappedProtocol, "connectionLost", reasons.append)
+        self.server.connectionLost(Failure(ConnectionLost()))
+        self.assertIn("bad record mac", str(reasons[0].value))
 
     def test_close_notify_behind_data(self) -> None:
         """A close_notify in the same segment as the data loses no reply."""
