@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import median
 
-ORDER = ("C", "tsecho", "Go", "uvloop", "Twisted", "streams", "asyncio", "lab")
+ORDER = ("C", "bare", "tsecho", "Go", "uvloop", "Twisted", "streams", "asyncio", "lab")
 
 Results = dict[str, dict[str, list[dict[str, float]]]]
 

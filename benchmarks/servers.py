@@ -75,6 +75,7 @@ def commands(
         if name.startswith("tsecho"):
             command += ["--udp-rate", "999999999"]
     found["tcp"]["streams"] = [*_AIO, "asyncio", "streams", "0"]
+    found["tcp"]["bare"] = [sys.executable, str(PEERS / "bare.py"), "0"]
     found["one"] = found["tcp"] | {"lab": [sys.executable, "-m", "tests.lab"]}
     if "load, tls" in programs and find_spec("OpenSSL"):
         from tests.certificates import self_signed

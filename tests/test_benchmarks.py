@@ -36,12 +36,13 @@ class BenchmarkTests(SynchronousTestCase):
         cases = ("100 connections", "1 connection", "UDP", "connect, line", "memory", "start")
         table = self.bench(
             *("benchmarks", "--rounds", "1", "--seconds", "0.1", "--json", file),
-            *("--server", "C", "--server", "lab"),
+            *("--server", "C", "--server", "lab", "--server", "bare"),
             *(word for case in cases for word in ("--case", case)),
         )
         for case in cases:
             self.assertRegex(table, rf"(?m)^{case}.*\n  tsecho +\d.*\n(.*\n)*?  C +\d")
         self.assertEqual(len(re.findall(r"(?m)^  lab +\d", table)), 1)
+        self.assertEqual(len(re.findall(r"(?m)^  bare +\d", table)), 5)
         results = json.loads(Path(file).read_text())
         self.assertGreater(results["100 connections, 64 B"]["tsecho"][0]["rate"], 0)
 
