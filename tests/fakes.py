@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import cast
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IPushProducer, ITCPTransport
+from twisted.internet.interfaces import INegotiated, IPushProducer, ITCPTransport
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface import implementer
+from zope.interface import directlyProvides, implementer
 
 
 @implementer(ITCPTransport)
@@ -45,6 +45,15 @@ class TCPTransport(StringTransport):
     def setTcpKeepAlive(self, enabled: bool) -> None:
         """See `ITCPTransport`."""
         self.keep_alive = enabled
+
+
+class SecuredTransport(TCPTransport):
+    """A TLS connection, over a TCP one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        directlyProvides(self, INegotiated)
+        self.transport = TCPTransport()
 
 
 class Listener:

@@ -16,7 +16,8 @@ from zope.interface.verify import verifyClass, verifyObject
 
 from tests.fakes import TCPTransport, logged
 from timestamp_echo.limits import Limits
-from timestamp_echo.protocol import FAREWELL, PREFACE, TimestampEcho, TimestampEchoFactory
+from timestamp_echo.parting import FAREWELL
+from timestamp_echo.protocol import PREFACE, TimestampEcho, TimestampEchoFactory
 from timestamp_echo.proxy import HalfCloseProxied, IPeerListener, IProxied, with_half_close
 from timestamp_echo.stamps import SECOND, Stamp
 

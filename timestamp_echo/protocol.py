@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
-    IHalfCloseableProtocol,
     IHandshakeListener,
     INegotiated,
     IPushProducer,
@@ -28,11 +27,9 @@ from zope.interface import implementer
 from timestamp_echo.framing import FULL_READ, SURE, AutoFraming, Framing
 from timestamp_echo.journal import Journal, escaped
 from timestamp_echo.limits import Limited, Limits
+from timestamp_echo.parting import Parting, Refusal, refusal
 from timestamp_echo.proxy import IPeerListener, IProxied
 from timestamp_echo.stamps import Stamp
-
-FAREWELL = 1.0
-"""Seconds that a peer has to close its side after this one, with all delivered, closed its."""
 
 PREFACE = 10.0
 """Seconds that a TLS handshake, and the header of the PROXY protocol, may take."""
@@ -45,56 +42,6 @@ PAUSE = 0.1
 on a path across the world takes to come, shorter than a person notices."""
 
 
-@implementer(IHalfCloseableProtocol)
-class Parting(Protocol):
-    """A connection that this side can end without losing what it wrote.
-
-    Where a peer's bytes are still unread a close would be a reset, and may overtake or discard
-    the last replies. So only this side closes at first, what comes is thrown away, and the
-    whole is closed when the peer has closed as well, or after a while.
-    """
-
-    factory: TimestampEchoFactory
-    transport: Any  # ITransport and IConsumer; the rest is asked for before it is used
-
-    why = ""
-    """How it ends, in words, for the log; the transport's own if there are none."""
-
-    _farewell: IDelayedCall | None = None
-
-    def part(self) -> None:
-        """Close this side once all is delivered, then wait for the peer's."""
-        self.dataReceived = self._ignore  # type: ignore[method-assign]  # else each read would ask
-        if INegotiated.providedBy(self.transport):
-            # TLS goes on reading until the peer's close_notify, which may never come; the
-            # transport below delivers what is unsent, and waits for nothing.
-            secured: Any = self.transport
-            secured.loseConnection()
-            below = secured.transport
-            self._farewell = self.factory.clock.callLater(FAREWELL, below.loseConnection)
-        else:
-            self.transport.loseWriteConnection()
-
-    def writeConnectionLost(self) -> None:
-        """All is delivered, and this side is closed."""
-        self._farewell = self.factory.clock.callLater(FAREWELL, self.transport.loseConnection)
-
-    def readConnectionLost(self) -> None:
-        """The peer closed as well."""
-        self.transport.loseConnection()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The connection is over."""
-        self._cancel(self._farewell)
-
-    def _cancel(self, call: IDelayedCall | None) -> None:
-        if call is not None and call.active():
-            call.cancel()
-
-    def _ignore(self, data: bytes) -> None:
-        """Throw away what comes after the end."""
-
-
 @implementer(IHandshakeListener, IPeerListener, IPushProducer)
 class TimestampEcho(Parting, Limited):
     """The server's side of one connection.
@@ -104,6 +51,8 @@ class TimestampEcho(Parting, Limited):
     Without `IHalfCloseableProtocol` Twisted drops what it has not written yet when the
     peer's FIN arrives.
     """
+
+    factory: TimestampEchoFactory
 
     _pause: IDelayedCall | None = None
     _quiet = False
@@ -157,7 +106,7 @@ class TimestampEcho(Parting, Limited):
         if why:
             self.factory.journal.refused(peer, why)
             self._last_words(why)
-            self.transport.write(_refused(why))
+            self.transport.write(refusal(why))
             self.part()
         else:
             self.factory.journal.opened(peer)
@@ -345,24 +294,6 @@ class TimestampEcho(Parting, Limited):
 
 def _nobody() -> None:
     """The peer of a connection, before the PROXY protocol has named it."""
-
-
-def _refused(why: str) -> bytes:
-    """What a peer is told that is one too many."""
-    return f"tsecho: {why}\n".encode()
-
-
-class Refusal(Parting):
-    """A connection that is one too many: it is told so in one line."""
-
-    def __init__(self, why: str) -> None:
-        self.why = why
-
-    def connectionMade(self) -> None:
-        """Say why, and part."""
-        self.factory.journal.refused(self.transport.getPeer, self.why)
-        self.transport.write(_refused(self.why))
-        self.part()
 
 
 class TimestampEchoFactory(Factory[TimestampEcho]):
