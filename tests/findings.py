@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from timestamp_echo.client.estimate import Sample
+from timestamp_echo.client.bounds import Sample
 from timestamp_echo.client.outcome import Outcome, Probe
 from timestamp_echo.client.probe import Reply
 from timestamp_echo.stamps import SECOND, Moment

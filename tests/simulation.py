@@ -11,7 +11,8 @@ from random import Random
 from statistics import median
 from typing import NamedTuple
 
-from timestamp_echo.client.estimate import Estimate, Offset, Sample
+from timestamp_echo.client.bounds import Sample
+from timestamp_echo.client.estimate import Estimate, Offset
 from timestamp_echo.stamps import SECOND, Moment
 
 MICROSECOND = SECOND // 10**6

@@ -24,17 +24,8 @@ from tests.simulation import (
     table,
     uniform,
 )
-from timestamp_echo.client.estimate import (
-    CORNERS,
-    LIMIT,
-    RATE,
-    STEPS,
-    Drift,
-    Estimate,
-    Offset,
-    Sample,
-    Step,
-)
+from timestamp_echo.client.bounds import LIMIT, RATE, Sample, Step
+from timestamp_echo.client.estimate import STEPS, Drift, Estimate, Offset
 from timestamp_echo.stamps import SECOND, Moment
 
 HOUR = 3600 * SECOND
@@ -583,19 +574,6 @@ class CostTests(EstimateTestCase):
             if number % 1000 == 999:
                 self.assertLess(size(estimate), 5000)
                 self.assertTrue(server.within(estimate.offset))
-
-    def test_corners(self) -> None:
-        """However many samples each cut a corner off, few are kept, and the truth with them."""
-        estimate = Estimate()
-        for i in range(-500, 500):
-            at = START + i * SECOND
-            low = -i * i * 1000  # a rate from 1000 to -1000 ppm is the steepest of those below
-            estimate.add(Sample(at, at, Moment(at + low, HOUR, True)))
-            self.assertLessEqual(len(estimate._line.corners), CORNERS)
-            self.assertLessEqual(estimate._line.span(at)[0], 0)
-        self.assertFalse(estimate.steps)
-        self.assertLessEqual(estimate._line.rates()[0], 0)
-        self.assertGreaterEqual(estimate._line.rates()[1], 0)
 
     def test_steps(self) -> None:
         """Of a clock that is always set, the latest steps are kept."""

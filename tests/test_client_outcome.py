@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from timestamp_echo.client.estimate import Sample
+from timestamp_echo.client.bounds import Sample
 from timestamp_echo.client.outcome import LATE, Outcome, Probe
 from timestamp_echo.stamps import SECOND, Moment
 

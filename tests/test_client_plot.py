@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.findings import MILLISECOND, answered, lost, outcome_of
 from tests.simulation import START, Server, fixed, heavy_tailed
 from timestamp_echo.client import plot
-from timestamp_echo.client.estimate import Sample
+from timestamp_echo.client.bounds import Sample
 from timestamp_echo.client.outcome import Outcome, Probe
 from timestamp_echo.client.plot import Plot
 from timestamp_echo.stamps import SECOND

@@ -36,13 +36,14 @@ MAY_IMPORT = {
     "client.session": "client.address",
     "client.datagram": "client.address client.session",
     "client.stdio": "client.session",
-    "client.estimate": "stamps",
+    "client.bounds": "stamps",
+    "client.estimate": "stamps client.bounds",
     "client.probe": "stamps",
     "client.roundtrips": "",
     "client.clocks": "arrivals stamps",
     "client.outcome": "stamps client.estimate client.probe client.roundtrips",
     "client.path": "arrivals client.datagram client.session",
-    "client.ping": "stamps client.clocks client.estimate client.outcome client.path client.probe"
+    "client.ping": "stamps client.bounds client.clocks client.outcome client.path client.probe"
     " client.telling",
     "client.telling": "stamps client.estimate client.outcome client.roundtrips",
     "client.record": "client.outcome client.roundtrips",
@@ -59,6 +60,7 @@ MAY_IMPORT = {
 PURE = {
     "stamps",
     "framing",
+    "client.bounds",
     "client.estimate",
     "client.probe",
     "client.roundtrips",

@@ -16,8 +16,8 @@ from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
+from timestamp_echo.client.bounds import Sample
 from timestamp_echo.client.clocks import Clocks
-from timestamp_echo.client.estimate import Sample
 from timestamp_echo.client.outcome import Outcome, Probe
 from timestamp_echo.client.path import Path, Traveller
 from timestamp_echo.client.probe import Probes, Reply
