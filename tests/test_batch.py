@@ -81,6 +81,7 @@ class BatchTests(SynchronousTestCase):
     def connect(self) -> tuple[socket.socket, Kept]:
         """A peer's socket, and the protocol at the other end."""
         ours, peer = socket.socketpair()
+        peer.settimeout(10)
         self.addCleanup(peer.close)
         self.addCleanup(ours.close)
         protocol = Kept()
@@ -236,11 +237,21 @@ class BatchTests(SynchronousTestCase):
         while not producer.paused:
             kept.transport.write(b"x" * READ)
         ((_, other),) = self.pairs(1)
-        while not kept.ends:
-            peer.recv(2**20)
+        peer.setblocking(False)
+        for _ in range(100):
+            with contextlib.suppress(BlockingIOError):
+                peer.recv(2**20)
             self.batch.doRead()
         self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
         self.assertEqual((kept.ends, other.reads), ([KeyError], [b"x"]))
+
+    def test_ended_by_its_read(self) -> None:
+        """One that ends at a read is not written to, though there was room as well."""
+        ((_, kept),) = self.pairs(1)
+        kept.transport.startWriting()
+        kept.act = lambda: kept.transport.connectionLost(Failure(ConnectionDone()))
+        self.batch.doRead()
+        self.assertEqual((kept.reads, kept.ends), ([b"x"], [ConnectionDone]))
 
     def test_watched_twice(self) -> None:
         """To be watched again changes nothing, nor does to be let go again."""

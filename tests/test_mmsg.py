@@ -93,14 +93,16 @@ class DatagramPortTests(SynchronousTestCase):
 
     def test_dropped(self) -> None:
         """Those that are not answered are left out, wherever in the batch they are."""
+        port, protocol = self.opened("127.0.0.1")
+        client = self.client(port)
         for messages in (
             [b"no", b"a", b"b"],
+            [b"c", b"d", b"e"],
             [b"a", b"no", b"no2", b"b", b"no3", b"c"],
             [b"a", b"no"],
             [b"no", b"no"],
+            [b"f"],
         ):
-            port, protocol = self.opened("127.0.0.1")
-            client = self.client(port)
             for message in messages:
                 client.send(message)
             port.doRead()
@@ -108,9 +110,9 @@ class DatagramPortTests(SynchronousTestCase):
             self.assertEqual(
                 [client.recv(100) for _ in answered], [PREFIX + message for message in answered]
             )
-            client.setblocking(False)
-            self.assertRaises(BlockingIOError, client.recv, 100)
-            self.assertEqual(protocol.failed, 0)
+        client.setblocking(False)
+        self.assertRaises(BlockingIOError, client.recv, 100)
+        self.assertEqual(protocol.failed, 0)
 
     def test_impossible(self) -> None:
         """A reply that is too long for a datagram is counted, and keeps no other from leaving."""
@@ -139,7 +141,20 @@ class DatagramPortTests(SynchronousTestCase):
             self.assertEqual(datagrams.send(), 0)
             for prefix in prefixes:
                 self.assertEqual(client.recv(2000), prefix[turn:] + b"|")
-        self.assertRaises(ValueError, datagrams.reply, 0, b"x" * (HEAD + 1))
+
+    def test_prefix_too_long(self) -> None:
+        """A longer one makes its reply impossible, and no other."""
+        port, _ = self.opened("127.0.0.1")
+        client = self.client(port)
+        datagrams: Any = port._datagrams
+        for _ in range(2):
+            for message in (b"a", b"b", b"c"):
+                client.send(message)
+            datagrams.receive()
+            for place, size in enumerate((1, HEAD + 1, 2)):
+                datagrams.reply(place, b"-" * size)
+            self.assertEqual(datagrams.send(), 1)
+            self.assertEqual([client.recv(100) for _ in range(2)], [b"-a", b"--c"])
 
     def test_source(self) -> None:
         """A reply leaves from the address that was asked, not from the route's."""
@@ -179,12 +194,30 @@ class DatagramPortTests(SynchronousTestCase):
             self.assertTrue(before - 1_000_000 <= arrival <= after + 1_000_000, arrival - before)
 
     def test_no_arrival(self) -> None:
-        """A kernel that does not say when is not asked for more."""
+        """A kernel that does not say when: the datagrams are answered all the same."""
         self.patch(arrivals, "ask", lambda sock: None)
-        port, protocol = self.opened("127.0.0.1", timed=True)
-        self.client(port).send(b"x")
-        port.doRead()
-        self.assertEqual([arrival for _, _, arrival in protocol.came], [0])
+        for interface in ("127.0.0.1", ""):
+            port, protocol = self.opened(interface, timed=True)
+            client = self.client(port)
+            for _ in range(2):
+                client.send(b"x")
+                port.doRead()
+                self.assertEqual(client.recv(100), PREFIX + b"x")
+            self.assertEqual([arrival for _, _, arrival in protocol.came], [0, 0])
+
+    def test_said_again(self) -> None:
+        """What the kernel is told, and has told, of one batch is not taken for the next one's."""
+        port, _ = self.opened("", timed=True)
+        client = self.client(port)
+        datagrams: Any = port._datagrams
+        whole = datagrams._control_sizes.tolist()
+        for _ in range(2):
+            client.send(b"x")
+            datagrams._control_sizes[0] = 0
+            self.assertEqual(datagrams.receive(), 1)
+            self.assertEqual(datagrams._control_sizes.tolist(), whole)
+            self.assertEqual(set(datagrams._interfaces), {0})
+            self.assertGreater(datagrams.arrival(0), 0)
 
     def test_its_turn(self) -> None:
         """After so many the others get their turn, and then the rest."""
@@ -211,12 +244,55 @@ class DatagramPortTests(SynchronousTestCase):
         self.assertEqual(client.recv(100), PREFIX + b"y")
 
     def test_elsewhere(self) -> None:
-        """Without these calls it is Twisted's port."""
+        """Without these calls datagrams are received one by one, as many in a turn."""
         self.patch(mmsg, "BATCHED", False)
         port, protocol = self.opened("127.0.0.1", timed=True)
         client = self.client(port)
         client.send(b"x" * 60_000)
+        for _ in range(TURN):
+            client.send(b"")
         port.doRead()
-        self.assertEqual(protocol.came, [(b"x" * 60_000, client.getsockname(), 0)])
+        self.assertEqual(protocol.came[0], (b"x" * 60_000, client.getsockname(), 0))
+        self.assertEqual(len(protocol.came), TURN)
+        port.doRead()
+        self.assertEqual(len(protocol.came), TURN + 1)
         port.write(b"reply", client.getsockname())
         self.assertEqual(client.recv(100), b"reply")
+
+    def test_error_elsewhere(self) -> None:
+        """An error that came for an earlier reply does not close the port."""
+        self.patch(mmsg, "BATCHED", False)
+        port, protocol = self.opened("127.0.0.1")
+        unreachable: Any = Unreachable()
+        patched = self.patch(port, "socket", unreachable)
+        port.doRead()
+        patched.restore()
+        self.assertEqual(protocol.came, [])
+
+    def test_not_allowed(self) -> None:
+        """So it is where they are there and a filter does not let them pass."""
+        forbidding = Forbidding(mmsg._LIBC)
+        self.patch(mmsg, "_LIBC", forbidding)
+        port, protocol = self.opened("127.0.0.1")
+        self.client(port).send(b"x")
+        port.doRead()
+        self.assertEqual([message for message, _, _ in protocol.came], [b"x"])
+
+
+class Unreachable:
+    """A socket with an error."""
+
+    def recvfrom(self, size: int) -> bytes:
+        """See `socket.socket`."""
+        raise OSError(113, "No route to host")
+
+
+class Forbidding:
+    """The C library, without leave to send several datagrams at once."""
+
+    def __init__(self, library: Any) -> None:
+        self.recvmmsg = library.recvmmsg
+
+    def sendmmsg(self, *_: object) -> int:
+        """What a filter in front of it says."""
+        return -1

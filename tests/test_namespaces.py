@@ -27,13 +27,24 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
 """
 
 
+ASK = """
+import socket, sys
+(family, kind, _, _, address), *_ = socket.getaddrinfo(*sys.argv[1:], type=socket.SOCK_DGRAM)
+with socket.socket(family, kind) as sock:
+    sock.settimeout(5)
+    sock.connect(address)
+    sock.send(b"hello")
+    print(sock.recv(2000).decode())
+"""
+
+
 class NamespaceTests(SynchronousTestCase):
     """Two machines on a wire of their own."""
 
     def setUp(self) -> None:
         """The two machines."""
         try:
-            machines = Machines(self)
+            self.machines = machines = Machines(self)
         except OSError as error:
             self.skipTest(str(error))
         self.near, self.far, self.inside = machines.near, machines.far, machines.inside
@@ -65,6 +76,16 @@ class NamespaceTests(SynchronousTestCase):
         )
         self.assertEqual(done.returncode, 0, done.stderr)
         return [Frame(*frame) for frame in json.loads(done.stdout)]
+
+    def test_link_local(self) -> None:
+        """A client that has no other address than its wire's is answered."""
+        for name, address in ((self.near, "fe80::1"), (self.far, "fe80::2")):
+            command = f"-n {name} address add {address}/64 dev eth0 nodad"
+            self.machines.do(*command.split())
+        there = Service(self, "-l", r"udp:3000:interface=\:\:", prefix=self.inside(self.far))
+        done = run([*self.inside(self.near), sys.executable, "-c", ASK, "fe80::2%eth0", "3000"])
+        self.assertIn(b"] hello", done.stdout, done.stderr)
+        there.stop()
 
     def test_two_services(self) -> None:
         """One forged datagram does not set two services on each other (CVE-2024-2169)."""

@@ -160,6 +160,8 @@ class RefusedStyleTests(SynchronousTestCase):
         Stamp("%y" + "é" * 124 + "xxxxx")  # 255 bytes
         self.assert_refused("%y" + "é" * 127, "at most 255 bytes, not 256")
         self.assert_refused("%f" * 43, "at most 255 bytes, not 258")
+        self.assert_refused("%B" * 29, "at most 255 bytes")  # in September
+        self.assert_refused("%A" * 29, "at most 255 bytes")  # on a Wednesday
 
 
 class ReadingTests(SynchronousTestCase):

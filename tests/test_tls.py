@@ -150,6 +150,42 @@ class HalfCloseTLSTests(SynchronousTestCase):
             self.assertEqual(asked, times)
         self.assertEqual(self.client.received, (STAMP + b"x\n") * 4)
 
+    def test_handshake_by_records(self) -> None:
+        """A handshake of which each record comes alone is one, and is told."""
+        told: list[object] = []
+        echo = TimestampEchoFactory(Stamp(utc=True), clock=self.clock, now=lambda: SECOND)
+        server: Any = self.tls(echo).buildProtocol(None)
+        self.patch(server.wrappedProtocol, "handshakeCompleted", lambda: told.append(server))
+        whole = server.dataReceived
+
+        def one_by_one(data: bytes) -> None:
+            while data:
+                size = 5 + int.from_bytes(data[3:5], "big")
+                whole(data[:size])
+                data = data[size:]
+
+        self.patch(server, "dataReceived", one_by_one)
+        client = Client(server, TCPTransport())
+        client.send(b"x\n")
+        client.exchange()
+        self.assertEqual((len(told), client.received), (1, STAMP + b"x\n"))
+
+    def test_after_abort(self) -> None:
+        """Nothing is told of what comes after this side has aborted."""
+        self.client.send(b"x\n")
+        record = self.client._tls.bio_read(2**16)
+        self.server.abortConnection()
+        self.transport.clear()
+        self.server.dataReceived(record)
+        self.assertEqual(self.server.wrappedProtocol.messages, 0)
+
+    def test_unsent(self) -> None:
+        """What waited for TLS to go on is written first, in order."""
+        self.server._appSendBuffer = [b"first\n"]
+        self.client.send(b"x\n")
+        self.client.exchange()
+        self.assertEqual(self.client.received, b"first\n" + STAMP + b"x\n")
+
     def test_not_for_us(self) -> None:
         """A record that is TLS' own is no message; nor is what follows lost."""
         real = self.server._tlsConnection

@@ -124,7 +124,7 @@ class Batch(_DisconnectSelectableMixin):
                 if event & _IN and reader is not None:
                     reading = True
                     why = reader.doRead()
-                if event & _OUT and not why:
+                if event & _OUT and not why and number not in self._changed:
                     reading = False
                     why = connection.doWrite()
             except BaseException as error:

@@ -152,9 +152,8 @@ class TimestampDatagram(DatagramProtocol):
 
     def datagramsReceived(self, datagrams: Datagrams) -> None:
         """The same for those of a batch."""
-        now = self._now()
-        prefix = self._stamp.prefix(now)
-        moment = now
+        now = moment = self._now()
+        prefix = b"" if datagrams.timed else self._stamp.prefix(now)
         for place in range(datagrams.count):
             if datagrams.timed:
                 moment = datagrams.arrival(place) or now

@@ -25,7 +25,7 @@ from timestamp_echo.arrivals import LINUX
 _LIBC: Any = ctypes.CDLL(None)
 
 BATCHED = LINUX and hasattr(_LIBC, "recvmmsg")
-"""Whether there are these calls. Elsewhere a port is Twisted's own."""
+"""Whether there are these calls. Elsewhere datagrams are received one by one."""
 
 MANY = 32
 """Datagrams that are received at a time: with twice as many one costs 3 % less, and the memory
@@ -141,6 +141,7 @@ class Datagrams:
         family = _FAMILIES[sock.family]
         self._told, self.timed = told, timed
         self._dropped: list[int] = []
+        self._failed = 0
         self._heads = [b""] * MANY  # what is in front of each
         self._name = family.name.size
         self._before_told = arrivals.SPACE if timed else 0  # the kernel puts the time first
@@ -204,6 +205,7 @@ class Datagrams:
         received = _LIBC.recvmmsg(self._number, self._to, MANY, 0, None)
         self.count = max(received, 0)  # less than none: nothing is there, or an ICMP error is
         self._dropped.clear()
+        self._failed = 0
         if self._told:
             # From which interface a reply leaves is the route's to say.
             self._interfaces[:] = self._any_interface
@@ -225,16 +227,20 @@ class Datagrams:
 
         It is to be asked only if `timed`.
         """
-        if self._control_sizes[place] < arrivals.SPACE:
+        if self._control_sizes[place] != self._control:
+            # Then the rest is not where it is looked for, either: the route has to choose.
+            self._sent[place].message.control_size = 0
             return 0
         return arrivals.read(self._controls, place * self._control + _CONTROL)
 
     def reply(self, place: int, prefix: bytes) -> None:
-        """Answer one with itself, behind this prefix of at most `HEAD` bytes."""
+        """Answer one with itself, behind this prefix; with more than `HEAD` bytes it can't be."""
         if prefix is not self._heads[place]:
             size = len(prefix)
             if size > HEAD:
-                raise ValueError(f"expected a prefix of at most {HEAD} bytes, not of {size}")
+                self._failed += 1
+                self.drop(place)
+                return
             start = place * self._place
             self._memory[start : start + size] = self._heads[place] = prefix
             self._head_sizes[place] = size
@@ -246,7 +252,7 @@ class Datagrams:
 
     def send(self) -> int:
         """Send the replies; how many of them could not be sent."""
-        failed = place = 0
+        failed, place = self._failed, 0
         for end in (*self._dropped, self.count):
             while place < end:
                 sent = _LIBC.sendmmsg(self._number, self._from[place], end - place, 0)
@@ -263,11 +269,12 @@ class DatagramPort(udp.Port):
 
     It knows when each arrived, and at which of our addresses. Its replies leave from that
     address: from another, as the route back may have it, they would not be taken for replies
-    (ip(7), IP_PKTINFO; RFC 3542, section 4). Without these calls it is Twisted's port, and
-    `datagramReceived` is called for each.
+    (ip(7), IP_PKTINFO; RFC 3542, section 4). Without these calls it knows neither, and its
+    protocol's `datagramReceived` is called for each datagram.
     """
 
     _timed = False
+    _datagrams: Datagrams | None = None
 
     def listen(self, timed: bool) -> None:
         """Open the port.
@@ -280,21 +287,40 @@ class DatagramPort(udp.Port):
     def createInternetSocket(self) -> socket.socket:
         """As `udp.Port.createInternetSocket`, and ask for what is to come with each datagram."""
         sock: socket.socket = super().createInternetSocket()
-        if BATCHED:
+        if BATCHED and _is_allowed(sock):
             told = self.interface in _ANY
             self._datagrams = Datagrams(sock, told, self._timed, self.maxPacketSize)
         return sock
 
     def doRead(self) -> None:
         """Answer those that are there, batch by batch."""
-        if not BATCHED:
-            super().doRead()
+        datagrams = self._datagrams
+        if datagrams is None:
+            self._read_singly()
             return
         for _ in range(TURN // MANY):
-            count = self._datagrams.receive()
+            count = datagrams.receive()
             try:
-                self.protocol.datagramsReceived(self._datagrams)
+                self.protocol.datagramsReceived(datagrams)
             except BaseException:
                 log.err()  # as udp.Port does: the port is not closed for it
             if count < MANY:
                 return
+
+    def _read_singly(self) -> None:
+        for _ in range(TURN):
+            try:
+                datagram, address = self.socket.recvfrom(self.maxPacketSize)
+            except OSError:  # nothing more, or an ICMP error about an earlier reply
+                return
+            self.protocol.datagramReceived(datagram, address[:2])
+
+
+def _is_allowed(sock: socket.socket) -> bool:
+    """Whether the kernel, or a filter in front of it (seccomp(2)), lets these calls pass."""
+    number = sock.fileno()
+    calls = (
+        _LIBC.recvmmsg(number, None, 0, socket.MSG_DONTWAIT, None),
+        _LIBC.sendmmsg(number, None, 0, socket.MSG_DONTWAIT),
+    )
+    return calls == (0, 0)  # none asked for, and none

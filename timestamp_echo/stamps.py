@@ -27,6 +27,10 @@ _ISO = "%Y-%m-%dT%H:%M:%S.%f%:z"  # RFC 3339, section 5.6
 # may know differs from one to the next, so it is refused rather than guessed at.
 _DIRECTIVES = frozenset("aAbBcCdDeFfgGhHIjmMnprRStTuUVwWxXyYzZ%")
 
+# Of a year every second midnight and noon: each day of the week in each month, and either half
+# of the day, for %p may be empty in a locale.
+_SECONDS = range(0, 365 * 86400, 129600)
+
 _TOKEN = re.compile(r"%:z|%.|%$|[^%]+", re.DOTALL)
 
 
@@ -100,8 +104,7 @@ class Stamp:
         return time.localtime(second)
 
     def _check(self, style: str) -> None:
-        # Noon and midnight: %p is the one directive that may be empty in a locale.
-        for second in (0, 43200):
+        for second in _SECONDS:
             text = "000000".join(self._texts(second))
             if not text.isprintable() or "] " in text:
                 raise ValueError(

@@ -84,7 +84,8 @@ class HalfCloseTLS(TLSMemoryBIOProtocol):
         Then there is nothing behind the bytes in it, nor do they make OpenSSL answer by itself.
         To ask it both, as Twisted does, takes as long as to decrypt and to encrypt a message.
         """
-        if not self._records.is_one(data) or self._appSendBuffer or not self._is_open():
+        usual = self._handshakeDone and not (self.disconnecting or self._appSendBuffer)
+        if not self._records.is_one(data) or not usual:
             super().dataReceived(data)
             return
         self._tlsConnection.bio_write(data)
@@ -96,9 +97,6 @@ class HalfCloseTLS(TLSMemoryBIOProtocol):
             self._tlsShutdownFinished(Failure())
         else:
             self.wrappedProtocol.dataReceived(inner)
-
-    def _is_open(self) -> bool:
-        return self._handshakeDone and not (self._told or self._aborted or self._lostTLSConnection)
 
     def readConnectionLost(self) -> None:
         """The peer's FIN came, so that its `close_notify` will not come any more."""

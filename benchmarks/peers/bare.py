@@ -29,7 +29,10 @@ class Connection:
         if not data:
             return 0
         reply = self._stamper.stamped(data)
-        sent = self.sock.send(reply)
+        try:
+            sent = self.sock.send(reply)
+        except BlockingIOError:
+            sent = 0
         if sent == len(reply):
             return select.EPOLLIN
         self._rest = reply[sent:]
@@ -50,7 +53,10 @@ def serve(listener: socket.socket) -> None:
     while True:
         for number, event in epoll.poll():
             if number == listener.fileno():
-                sock, _ = listener.accept()
+                try:
+                    sock, _ = listener.accept()
+                except OSError:  # it is gone again
+                    continue
                 connections[sock.fileno()] = Connection(sock)
                 epoll.register(sock, select.EPOLLIN)
                 continue
