@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from benchmarks.servers import PATIENCE, Server, built, commands, pinned
 
-SERVERS = ("tsecho", "C", "uvloop", "asyncio", "Twisted")
+SERVERS = ("tsecho", "C", "bare", "uvloop", "asyncio", "Twisted")
 SLOWER = 10.0
 """How many times longer than without valgrind a start may take."""
 
