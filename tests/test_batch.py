@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from twisted.internet.address import IPv4Address
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IHalfCloseableProtocol, IReadDescriptor
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
@@ -410,6 +410,18 @@ class ConnectionTests(SynchronousTestCase):
         host, port = self.client.getsockname()
         self.assertEqual(self.server.getPeer(), IPv4Address("TCP", host, port))
         self.assertIs(self.server.client[0], sys.intern(host))
+
+    def test_peer_ipv6(self) -> None:
+        """The same over IPv6, where a peer has four parts."""
+        none: Any = None
+        ours, theirs = socket.socketpair()
+        self.addCleanup(theirs.close)
+        self.addCleanup(ours.close)
+        reactor: Any = MemoryReactorClock()
+        server = self.kind(
+            *(ours, Kept(), ("::1", 5000, 0, 0), none, 0, reactor), watcher=reactor, max_unsent=10
+        )
+        self.assertEqual(server.getPeer(), IPv6Address("TCP", "::1", 5000))
 
     def test_sequence(self) -> None:
         """Several pieces are written at once, in order."""

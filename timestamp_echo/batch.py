@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from twisted.internet import tcp, unix
+from twisted.internet.address import IPv6Address
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
@@ -207,27 +208,27 @@ class Connection(tcp.Server):
     """
 
     _wants_room: bool | None = None  # while its peer's close is told: whether it would
+    _shouldShutdown = False  # before it is closed: no other process has its socket
 
     def __init__(self, *args: Any, watcher: Any, max_unsent: int) -> None:
+        # In place of `tcp.Server.__init__`, which makes several texts and numbers for each
+        # connection that few ever need: they are a third of what it costs.
+        sock, protocol, (host, *rest), self.server, _, reactor = args
+        tcp.Connection.__init__(self, sock, protocol, reactor)
+        del self.fileno
+        self._tempDataBuffer = _NOTHING
         self._watcher = watcher
-        super().__init__(*args)
         self.bufferSize = max_unsent
         # Asked for by every write, and found sooner in an object than in its classes.
         self.dataBuffer = b""
         self._writeDisconnected = False
-        self._shed()
-
-    def _shed(self) -> None:
-        """Drop what Twisted keeps for each connection and few ever need: it is a third of all."""
-        del self.logstr, self.sessionno, self.fileno
-        if self.server is not None:
-            del self.repstr
-        self._tempDataBuffer = _NOTHING
-        host, *rest = self.client
-        if isinstance(host, str):
-            # One text for all connections of a host: a proxy, or a network behind one address.
-            self.hostname = sys.intern(host)
-            self.client = (self.hostname, *rest)
+        # One text for all connections of a host: a proxy, or a network behind one address.
+        self.hostname = sys.intern(host) if isinstance(host, str) else host
+        self.client = (self.hostname, *rest)
+        if len(rest) > 1:
+            self._addressType = IPv6Address
+        self.connected = 1
+        self.startReading()
 
     def fileno(self) -> int:
         """See `IFileDescriptor.fileno`."""
@@ -345,3 +346,7 @@ class UNIXConnection(Connection, unix.Server):
 
     Without ancillary data asked for, the kernel closes them.
     """
+
+    def __init__(self, sock: Any, protocol: Any, client: Any, *args: Any, **options: Any) -> None:
+        unix._SendmsgMixin.__init__(self)
+        super().__init__(sock, protocol, (client, None), *args, **options)

@@ -243,7 +243,7 @@ class TimestampEcho(Parting, Limited):
         self._cancel(self._look)
         self._cancel(self._preface)
         self.factory.limits.leave(self)
-        if reason.check(ConnectionDone):
+        if isinstance(reason.value, ConnectionDone):
             self.why = self.why or "closed by the server"
         elif self.why in {"", CLOSED}:  # another reason is this side's own, and the first
             self.why = escaped(reason.getErrorMessage())
