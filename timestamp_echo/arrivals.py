@@ -58,12 +58,11 @@ def arrival(ancillary: Iterable[tuple[int, int, bytes]]) -> int:
     """The arrival time in ancillary data, nanoseconds since the epoch, or 0."""
     for level, kind, value in ancillary:
         if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
-            seconds, nanoseconds = _TIMESPEC.unpack(value)
-            return int(seconds * 10**9 + nanoseconds)
+            return read(value, 0)
     return 0
 
 
 def read(control: Any, offset: int) -> int:
-    """The arrival time that stands there in a piece of memory, nanoseconds since the epoch."""
+    """The arrival time that stands at this place in memory, nanoseconds since the epoch."""
     seconds, nanoseconds = _TIMESPEC.unpack_from(control, offset)
     return int(seconds * 10**9 + nanoseconds)
