@@ -23,9 +23,9 @@ from typing import Any
 from twisted.internet.endpoints import serverFromString
 
 from benchmarks.servers import PATIENCE, Server, built, pinned
-from timestamp_echo.protocol import TimestampEchoFactory
+from timestamp_echo.server.protocol import TimestampEchoFactory
 from timestamp_echo.stamps import Stamp, parse
-from timestamp_echo.transport import StreamReactor
+from timestamp_echo.transports.reactor import ReactorAdapter
 
 EVERY = 0.010
 """Seconds from one call of the timer to the next."""
@@ -48,7 +48,7 @@ def serve(kernel_times: bool) -> None:
     def say(port: Any) -> None:
         print(f"listening on {port.getHost().port}", flush=True)
 
-    streams = StreamReactor(running, kernel_times)
+    streams = ReactorAdapter(running, kernel_times)
     endpoint = serverFromString(streams, "tcp:0:interface=127.0.0.1")
     endpoint.listen(TimestampEchoFactory(Stamp("unix"))).addCallback(say)
     running.callLater(EVERY, tick)

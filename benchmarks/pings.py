@@ -19,8 +19,8 @@ from contextlib import ExitStack
 from statistics import median
 from typing import Any
 
-from tests.namespaces import FAR, Machines
-from tests.running import BIN, PATIENCE
+from tests.system.namespaces import FAR, Machines
+from tests.system.running import BIN, PATIENCE
 
 SERVERS = {
     f"{BIN / 'twistd'} -n --pidfile= tsecho -s unix -l udp:3000 -l tcp:3000": "listening on tcp",
@@ -34,11 +34,11 @@ class Stack(ExitStack):
     """What is undone in the end, in the words of a test's case."""
 
     def addCleanup(self, f: Callable[..., Any], *args: Any) -> None:
-        """See `tests.running.Case`."""
+        """See `tests.system.running.Case`."""
         self.callback(f, *args)
 
     def mktemp(self) -> str:
-        """See `tests.running.Case`."""
+        """See `tests.system.running.Case`."""
         return tempfile.mkdtemp()
 
 

@@ -76,9 +76,9 @@ def commands(
             command += ["--udp-rate", "999999999"]
     found["tcp"]["streams"] = [*_AIO, "asyncio", "streams", "0"]
     found["tcp"]["bare"] = [sys.executable, str(PEERS / "bare.py"), "0"]
-    found["one"] = found["tcp"] | {"lab": [sys.executable, "-m", "tests.lab"]}
+    found["one"] = found["tcp"] | {"lab": [sys.executable, "-m", "tests.system.lab"]}
     if "load, tls" in programs and find_spec("OpenSSL"):
-        from tests.certificates import self_signed
+        from tests.system.certificates import self_signed
 
         files = self_signed(str(folder / "tls"))
         where = f"ssl:0:interface=127.0.0.1:{files.endpoint}"

@@ -16,12 +16,12 @@ from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
-from tests.certificates import self_signed
+from tests.system.certificates import self_signed
 from timestamp_echo import __version__, tap
 from timestamp_echo.framing import AutoFraming, ChunkFraming, LineFraming
-from timestamp_echo.limits import RESERVE
-from timestamp_echo.mmsg import DatagramPort
-from timestamp_echo.service import EchoService
+from timestamp_echo.server.connections import RESERVE
+from timestamp_echo.server.service import EchoService
+from timestamp_echo.transports.udp import DatagramPort
 
 
 class OptionsTests(SynchronousTestCase):

@@ -17,14 +17,14 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.python import usage
 
 from timestamp_echo import __version__
-from timestamp_echo.datagram import RATE, TimestampDatagram
 from timestamp_echo.framing import FRAMINGS
-from timestamp_echo.limits import IDLE, RESERVE, Limits, file_limit
-from timestamp_echo.mmsg import DatagramPort
-from timestamp_echo.protocol import TimestampEchoFactory
-from timestamp_echo.service import DRAIN, EchoService, Listener, reason
+from timestamp_echo.server.connections import IDLE, RESERVE, Limits, file_limit
+from timestamp_echo.server.datagram import RATE, TimestampDatagram
+from timestamp_echo.server.protocol import TimestampEchoFactory
+from timestamp_echo.server.service import DRAIN, EchoService, Listener, reason
 from timestamp_echo.stamps import Stamp
-from timestamp_echo.transport import MAX_UNSENT, StreamReactor
+from timestamp_echo.transports.reactor import MAX_UNSENT, ReactorAdapter
+from timestamp_echo.transports.udp import DatagramPort
 
 DATAGRAM = 65536
 """Bytes that hold any datagram whole (RFC 768); Twisted's own default cuts at 8192."""
@@ -92,7 +92,7 @@ class Options(usage.Options):
         except ValueError as error:
             raise usage.UsageError(f"--stamp: {error}") from error
         rate = _number("--udp-rate", self["udp-rate"], 1)
-        streams = StreamReactor(
+        streams = ReactorAdapter(
             reactor,
             stamp.subsecond,
             _number("--max-unsent", self["max-unsent"], 1),
@@ -156,7 +156,7 @@ def _listener(
     description: str,
     factory: TimestampEchoFactory,
     datagrams: Callable[[], TimestampDatagram],
-    streams: StreamReactor,
+    streams: ReactorAdapter,
 ) -> Listener:
     port = _PORT.match(description)
     if port is not None and not 0 <= int(port["port"]) <= 65535:

@@ -21,6 +21,8 @@ from twisted.internet.endpoints import (
 )
 from twisted.internet.interfaces import IStreamClientEndpoint
 
+from timestamp_echo.addresses import host_port
+
 PORT = 3000
 """The server's port where none is named: the lab's."""
 
@@ -75,7 +77,7 @@ def server_from(text: str, trust: Trust, reactor: Any) -> StreamServer | Datagra
     if kind == "udp":
         if not (place := _host_and_port(rest)):
             raise ValueError(f"expected udp:host:port, not {text!r}")
-        return DatagramServer(f"udp:{_name(*place)}", *place)
+        return DatagramServer(f"udp:{host_port(*place)}", *place)
     if kind == "unix" and not rest.startswith("path="):
         if not 0 < len(os.fsencode(rest)) <= _LONGEST_PATH:
             raise ValueError(
@@ -83,7 +85,7 @@ def server_from(text: str, trust: Trust, reactor: Any) -> StreamServer | Datagra
             )
         return StreamServer(text, UNIXClientEndpoint(reactor, rest))
     if place := _host_and_port(text):
-        return StreamServer(_name(*place), HostnameEndpoint(reactor, *place))
+        return StreamServer(host_port(*place), HostnameEndpoint(reactor, *place))
     return StreamServer(text, _endpoint(text, reactor))
 
 
@@ -103,10 +105,6 @@ def _host_and_port(text: str) -> tuple[str, int] | None:
     return match["v6"] or match["host"], port
 
 
-def _name(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def _endpoint(text: str, reactor: Any) -> IStreamClientEndpoint:
     try:
         endpoint: IStreamClientEndpoint = clientFromString(reactor, text)
@@ -124,7 +122,7 @@ def _tls_server(host: str, port: int, trust: Trust, reactor: Any) -> StreamServe
     creator: Callable[[str, Trust], Any] = _unverified if trust.insecure else _verified
     plain = HostnameEndpoint(reactor, host, port)
     return StreamServer(
-        f"tls:{_name(host, port)}", wrapClientTLS(creator(host, trust), plain, reactor)
+        f"tls:{host_port(host, port)}", wrapClientTLS(creator(host, trust), plain, reactor)
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
-from timestamp_echo.client import report
+from timestamp_echo.client import errors
 from timestamp_echo.client.address import DatagramServer, StreamServer, Trust, server_from
 
 
@@ -32,5 +32,5 @@ def chosen_server(
     except ValueError as error:
         parser.error(str(error))
     if arguments.insecure:
-        report.say("warning: --insecure: whoever answers is believed to be the server")
+        errors.say("warning: --insecure: whoever answers is believed to be the server")
     return server

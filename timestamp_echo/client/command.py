@@ -1,10 +1,9 @@
-"""The `tsecho` command: arguments in, exit status out."""
+"""The command `tsecho connect`: arguments in, exit status out."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from twisted.internet.stdio import StandardIO
 from twisted.python.failure import Failure
 
 from timestamp_echo import __version__
-from timestamp_echo.client import ping_command, report
+from timestamp_echo.client import errors
 from timestamp_echo.client.address import DatagramServer, StreamServer
 from timestamp_echo.client.arguments import add_server, chosen_server
 from timestamp_echo.client.datagram import DatagramSession
@@ -22,33 +21,17 @@ from timestamp_echo.client.session import Session, StreamSession
 from timestamp_echo.client.stdio import Pipe, Terminal
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Talk to a server, from a terminal or in a pipe.
 
-    @param argv: the arguments; the process's own if none are given.
-    @return: the exit status, as `report` has them; 128 and the signal's number if one came.
+    @param argv: the arguments after `connect`.
+    @return: the exit status, as `errors` has them; 128 and the signal's number if one came.
     """
-    for fd, name in ((0, "standard input"), (1, "standard output")):
-        if not _is_open(fd):  # looked at before the reactor's own files take the number
-            report.say(f"expected an open {name}; it is closed")
-            return report.UNREACHABLE
     from twisted.internet import reactor
 
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["ping"]:
-        return ping_command.main(words[1:])
     parser = _parser()
-    arguments = parser.parse_args(words[1:] if words[:1] == ["connect"] else words)
-    server = chosen_server(parser, arguments, reactor)
-    return _run(reactor, server)
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
+    arguments = parser.parse_args(argv)
+    return _run(reactor, chosen_server(parser, arguments, reactor))
 
 
 def _parser() -> ArgumentParser:
@@ -105,15 +88,15 @@ async def _talk(reactor: Any, server: StreamServer | DatagramServer) -> int:
     user = Terminal(os.isatty(1)) if os.isatty(0) else Pipe(os.isatty(1))
     session = await _connected(reactor, server, user)
     if session is None:
-        return report.UNREACHABLE
+        return errors.UNREACHABLE
     user.session = session
     StandardIO(user, reactor=reactor)
     why = await user.ended
     if not why:
-        return report.ANSWERED
+        return errors.ANSWERED
     answered = session.sent - session.missing
-    report.say(report.lost(server.name, why, session.missing, session.sent))
-    return report.UNREACHABLE if session.refused and not answered else report.MISSING
+    errors.say(errors.lost(server.name, why, session.missing, session.sent))
+    return errors.UNREACHABLE if session.refused and not answered else errors.MISSING
 
 
 def _connected(
@@ -122,7 +105,7 @@ def _connected(
     """Fire with a session, or, if there is none to be had, say why and fire with nothing."""
 
     def unreachable(failure: Failure) -> None:
-        report.say(report.unreachable(server.name, failure.value))
+        errors.say(errors.unreachable(server.name, failure.value))
 
     connecting: Deferred[Any] = (
         DatagramSession(user, reactor).connect(server)

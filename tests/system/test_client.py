@@ -1,0 +1,408 @@
+"""The client as a process: in a pipe and on a terminal, against servers of all kinds."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.system.certificates import self_signed
+from tests.system.running import (
+    BIN,
+    PATIENCE,
+    STAMP,
+    Screen,
+    Service,
+    lab_server,
+    plain_echo,
+    read_all,
+    run,
+    tsecho,
+)
+
+LINES = "one\n你好\n\nlast 👋".encode()
+REPLIES = re.compile(
+    STAMP + b"one\n" + STAMP + "你好\n".encode() + STAMP + b"\n" + STAMP + "last 👋".encode()
+)
+
+
+class PipeTests(SynchronousTestCase):
+    """In a pipe."""
+
+    def assert_talk(self, *arguments: str) -> None:
+        """Every line is answered in order, the last without a newline; the status is 0."""
+        done = tsecho(*arguments, stdin=LINES)
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        self.assertTrue(REPLIES.fullmatch(done.stdout), done.stdout)
+
+    def test_families(self) -> None:
+        """Over TCP by name and by number, over UNIX sockets and datagrams, in any framing."""
+        for framing in ("auto", "line"):
+            service = Service(
+                self,
+                *("-l", "tcp:0:interface=127.0.0.1", "-l", "tcp6:0:interface=\\:\\:1"),
+                *("-l", "unix:socket", "-l", "udp:0:interface=127.0.0.1"),
+                *("--framing", framing),
+            )
+            port, port6, _, udp = (service.port(i) if i != 2 else 0 for i in range(4))
+            for server in (
+                f"localhost:{port}",
+                f"127.0.0.1:{port}",
+                f"[::1]:{port6}",
+                f"unix:{service.path()}",
+                f"udp:127.0.0.1:{udp}",
+                f"tcp:host=127.0.0.1:port={port}",
+            ):
+                self.assert_talk(server)
+            self.assert_talk("connect", f"localhost:{port}")
+
+    def test_tls(self) -> None:
+        """Over TLS: with its authority, by name and by number; the last line too."""
+        files = self_signed(self.mktemp())
+        for framing in ("auto", "line"):
+            service = Service(
+                self,
+                *("-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}", "--framing", framing),
+            )
+            for host in ("localhost", "127.0.0.1"):
+                self.assert_talk(f"tls:{host}:{service.port()}", "--ca", files.certificate)
+
+    def test_tls_not_trusted(self) -> None:
+        """A certificate of nobody we trust, or for another name, is refused with a hint."""
+        files = self_signed(self.mktemp(), "example.org")
+        service = Service(self, "-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}")
+        server = f"tls:localhost:{service.port()}"
+        for arguments in ([server], [server, "--ca", files.certificate]):
+            done = tsecho(*arguments, stdin=LINES)
+            self.assertEqual((done.returncode, done.stdout), (2, b""))
+            self.assertIn(f"cannot connect to {server}: ".encode(), done.stderr)
+            self.assertIn(b"--insecure", done.stderr)
+            self.assertEqual(done.stderr.count(b"\n"), 1)
+
+    def test_tls_insecure(self) -> None:
+        """Trusting anybody works, and is said aloud."""
+        files = self_signed(self.mktemp(), "example.org")
+        service = Service(self, "-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}")
+        done = tsecho(f"tls:localhost:{service.port()}", "--insecure", stdin=LINES)
+        self.assertEqual(done.returncode, 0)
+        self.assertRegex(done.stdout, REPLIES)
+        self.assertIn(b"tsecho: warning: --insecure", done.stderr)
+
+    def test_no_tls_there(self) -> None:
+        """TLS towards a server that has none."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        done = tsecho(f"tls:localhost:{service.port()}", "--insecure")
+        self.assertEqual(done.returncode, 2)
+        self.assertIn(b"wrong version number", done.stderr)
+
+    def test_file_as_input(self) -> None:
+        """A regular file as standard input, which epoll does not know."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        path = Path(self.mktemp())
+        path.write_bytes(b"".join(b"%d\n" % i for i in range(50_000)))
+        with path.open("rb") as file:
+            done = run([BIN / "tsecho", f"localhost:{service.port()}"], stdin=file)
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        self.assertEqual(re.sub(STAMP, b"", done.stdout), path.read_bytes())
+        self.assertEqual(len(re.findall(STAMP, done.stdout)), 50_000)
+
+    def test_no_input(self) -> None:
+        """No line, no reply, no trouble."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        done = run([BIN / "tsecho", f"localhost:{service.port()}"])
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, b"", b""))
+
+    def test_long_line(self) -> None:
+        """A line of several megabytes."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--framing", "line")
+        for line in (b"x" * 5_000_000, b"x" * 5_000_000 + b"\nend\n"):
+            done = tsecho(f"localhost:{service.port()}", stdin=line)
+            self.assertEqual((done.returncode, done.stderr), (0, b""))
+            self.assertEqual(re.sub(STAMP, b"", done.stdout), line)
+
+    def test_any_bytes(self) -> None:
+        """In a pipe replies are the server's, byte for byte."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        data = bytes(range(256)) * 100
+        done = tsecho(f"localhost:{service.port()}", stdin=data)
+        self.assertEqual(done.returncode, 0)
+        self.assertEqual(re.sub(STAMP, b"", done.stdout), data)
+
+    def test_module(self) -> None:
+        """`python -m timestamp_echo` is the same."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        command = [sys.executable, "-m", "timestamp_echo", f"localhost:{service.port()}"]
+        self.assertRegex(run(command, input=LINES).stdout, REPLIES)
+
+
+class OtherServerTests(SynchronousTestCase):
+    """Against servers that are not tsecho."""
+
+    def listener(self) -> socket.socket:
+        """A listening socket that a test's own server uses."""
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listener.close)
+        return listener
+
+    def serve(self, act: Callable[[socket.socket], None]) -> str:
+        """Do this with the first connection; where to find it."""
+        listener = self.listener()
+
+        def first() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(PATIENCE)
+                act(connection)
+
+        server = threading.Thread(target=first)
+        server.start()
+        self.addCleanup(server.join, PATIENCE)
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+    def test_lab_server(self) -> None:
+        """The lab's server, which stamps what it reads."""
+        server = lab_server(self)
+        done = tsecho(server, stdin=LINES)
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        self.assertEqual(re.sub(STAMP, b"", done.stdout), LINES)
+
+    def test_plain_echo(self) -> None:
+        """A plain echo (RFC 862), as socat's."""
+        done = tsecho(plain_echo(self), stdin=LINES)
+        self.assertEqual((done.returncode, done.stdout), (0, LINES))
+
+    def test_goes_away(self) -> None:
+        """A server that answers a part and closes: how many replies are missing."""
+
+        def act(connection: socket.socket) -> None:
+            connection.recv(1024)
+            connection.sendall(b"[x] one\n")
+
+        server = self.serve(act)
+        process = subprocess.Popen(
+            [BIN / "tsecho", server],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdin and process.stdout and process.stderr
+        with process.stdin, process.stdout, process.stderr:
+            process.stdin.write(b"one\ntwo\nthree\n")
+            process.stdin.flush()  # and does not end: the server ends first
+            self.assertEqual(process.stdout.read(), b"[x] one\n")
+            words = process.stderr.read().decode()
+        self.assertEqual(process.wait(PATIENCE), 1)
+        self.assertIn(f"tsecho: 2 of 3 lines were not answered by {server}: ", words)
+
+    def test_resets(self) -> None:
+        """So it is with one that resets the connection."""
+
+        def act(connection: socket.socket) -> None:
+            connection.recv(1024)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+        done = tsecho(self.serve(act), stdin=b"one\n")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn(b"1 of 1 lines were not answered", done.stderr)
+
+    def test_does_not_close(self) -> None:
+        """A server that answers all but never closes does not keep the client for ever."""
+
+        def act(connection: socket.socket) -> None:
+            connection.sendall(read_all(connection))
+            gone = select.poll()
+            gone.register(connection, 0)  # only for POLLERR and POLLHUP, which need no asking
+            self.assertTrue(gone.poll(PATIENCE * 1000))
+
+        done = tsecho(self.serve(act), stdin=b"one\n")
+        self.assertEqual((done.returncode, done.stdout), (0, b"one\n"))
+
+    def test_two_stamps_in_a_rest(self) -> None:
+        """A message without a newline that the server took for two is answered all the same."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--framing", "chunk")
+        done = tsecho(f"localhost:{service.port()}", stdin=b"x" * 300_000)
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        self.assertGreater(len(re.findall(STAMP, done.stdout)), 1)
+
+    def test_refused(self) -> None:
+        """Nobody listens there, over TCP, UNIX and UDP: what was tried, in one line."""
+        with self.listener() as listener:
+            port = listener.getsockname()[1]
+        for server in (f"127.0.0.1:{port}", f"localhost:{port}", f"udp:127.0.0.1:{port}"):
+            done = tsecho(server, stdin=b"one\n")
+            self.assertEqual(done.returncode, 2)
+            self.assertIn(f"{server}: Connection refused\n".encode(), done.stderr)
+            self.assertEqual(done.stderr.count(b"\n"), 1)
+        done = tsecho("unix:/nonexistent")
+        self.assertEqual(
+            (done.returncode, done.stderr),
+            (2, b"tsecho: cannot connect to unix:/nonexistent: No such file or directory\n"),
+        )
+
+    def test_no_such_name(self) -> None:
+        """A name that there is not (RFC 6761)."""
+        for server in ("tsecho.invalid", "udp:tsecho.invalid"):
+            done = tsecho(server)
+            self.assertEqual(done.returncode, 2)
+            self.assertIn(b"tsecho.invalid:3000: ", done.stderr)
+            self.assertEqual(done.stderr.count(b"\n"), 1)
+
+    def test_datagrams_lost(self) -> None:
+        """Datagrams that are not answered are counted."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+            silent.bind(("127.0.0.1", 0))
+            server = f"udp:127.0.0.1:{silent.getsockname()[1]}"
+            done = tsecho(server, stdin=b"one\n")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn(b"1 of 1 lines were not answered", done.stderr)
+
+
+class UsageTests(SynchronousTestCase):
+    """The command line, and standard input and output that are no good."""
+
+    def test_usage(self) -> None:
+        """Bad arguments: usage, one line, status 2."""
+        for arguments in (["bogus:x:y"], ["host:99999"], ["--nonsense"], ["--ca", "x"], ["a", "b"]):
+            done = tsecho(*arguments)
+            self.assertEqual((done.returncode, done.stdout), (2, b""))
+            self.assertRegex(done.stderr, rb"^usage: tsecho .*\ntsecho: error: .*\n$")
+
+    def test_version_and_help(self) -> None:
+        """They can be asked for."""
+        self.assertRegex(tsecho("--version").stdout, rb"^tsecho \d+\.\d+\.\d+\n$")
+        self.assertIn(b"Exit status: 0 every line", re.sub(rb"\s+", b" ", tsecho("--help").stdout))
+
+    def test_reader_gone(self) -> None:
+        """`| head -1` ends it quietly, however much is still to come."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        command = f"yes | {BIN}/tsecho localhost:{service.port()} | head -1"
+        done = run(["bash", "-c", f"set -o pipefail; {command}; echo ${{PIPESTATUS[1]}}"])
+        self.assertRegex(done.stdout, b"^" + STAMP + b"y\n0\n$")
+        self.assertEqual(done.stderr, b"")
+
+    def test_output_full(self) -> None:
+        """A full disk is no quiet end."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                [BIN / "tsecho", f"localhost:{service.port()}"],
+                input=b"one\n",
+                stdout=full,
+                stderr=subprocess.PIPE,
+                timeout=PATIENCE,
+                check=False,
+            )
+        self.assertEqual(done.returncode, 1)
+        self.assertIn(b"standard output could not be written", done.stderr)
+
+    def test_closed(self) -> None:
+        """Standard input or output that is closed from the start."""
+        for closed, name in (("<&-", b"standard input"), (">&-", b"standard output")):
+            done = run(["bash", "-c", f"{BIN}/tsecho localhost:1 {closed}"])
+            self.assertEqual(done.returncode, 2)
+            self.assertEqual(done.stderr, b"tsecho: expected an open " + name + b"; it is closed\n")
+
+    def test_output_limited(self) -> None:
+        """Nor is one that fills only after the server has closed."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        folder = self.mktemp()
+        os.makedirs(folder)
+        command = f"ulimit -f 4; seq 1 300 | {BIN}/tsecho localhost:{service.port()} > out"
+        # The limit is of every file, so of what coverage would write down, too.
+        kept = {key: value for key, value in os.environ.items() if "COVERAGE" not in key}
+        done = run(["bash", "-c", command], cwd=folder, env=kept)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn(b"standard output could not be written", done.stderr)
+
+    def test_no_stderr(self) -> None:
+        """Without a standard error nothing of it goes elsewhere."""
+        done = run(["bash", "-c", f"{BIN}/tsecho unix:/nonexistent 2>&-"])
+        self.assertEqual((done.returncode, done.stdout), (2, b""))
+
+    def test_signals(self) -> None:
+        """Ctrl-C is status 130, SIGTERM 143."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+            process = subprocess.Popen(
+                [BIN / "tsecho", f"localhost:{service.port()}"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            assert process.stdin and process.stdout and process.stderr
+            with process.stdin, process.stdout, process.stderr:
+                process.stdin.write(b"one\n")
+                process.stdin.flush()
+                process.stdout.readline()
+                process.send_signal(number)
+                self.assertEqual(process.wait(PATIENCE), status)
+                self.assertEqual(process.stderr.read(), b"")
+
+    def test_interrupted_while_connecting(self) -> None:
+        """So it is where the connection is not made yet: here, hands are not shaken."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            process = subprocess.Popen(
+                [BIN / "tsecho", f"tls:127.0.0.1:{listener.getsockname()[1]}"],
+                stdin=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            assert process.stdin and process.stderr
+            with process.stdin, process.stderr, listener.accept()[0] as connection:
+                connection.recv(1)
+                process.send_signal(signal.SIGINT)
+                self.assertEqual(process.wait(PATIENCE), 130)
+                self.assertEqual(process.stderr.read(), b"")
+
+
+class TerminalTests(SynchronousTestCase):
+    """On a terminal, as a person sees it."""
+
+    def setUp(self) -> None:
+        """A service, and the client on a terminal of its own."""
+        self.service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        self.screen = Screen(self, BIN / "tsecho", f"127.0.0.1:{self.service.port()}")
+
+    def test_talk(self) -> None:
+        """A prompt, a line, its reply, a prompt; an empty line ends it."""
+        stamp = STAMP.decode()
+        self.screen.see("> ")
+        self.screen.type("hello\n")
+        self.screen.see(f"> hello\r\n{stamp}hello\r\n> ")
+        self.screen.type("你好 👋\n")
+        self.screen.see(f"你好 👋\r\n{stamp}你好 👋\r\n> ")
+        self.screen.type("\n")
+        self.assertEqual(self.screen.status(), 0)
+
+    def test_end_of_input(self) -> None:
+        """Ctrl-D ends it."""
+        self.screen.see("> ")
+        self.screen.type("\x04")
+        self.assertEqual(self.screen.status(), 0)
+
+    def test_interrupt(self) -> None:
+        """Ctrl-C ends it with status 130."""
+        self.screen.see("> ")
+        self.screen.type("\x03")
+        self.assertEqual(self.screen.status(), 130)
+
+    def test_harmless(self) -> None:
+        """A reply with control characters in it can't do what they say."""
+        self.screen.see("> ")
+        self.screen.type("a\x16\x1bcb\n")  # Ctrl-V takes the next key as it is
+        self.screen.see(STAMP.decode() + r"a\\x1bcb\r\n> ")
+
+    def test_server_gone(self) -> None:
+        """A server that goes away while the person thinks is said, with status 1."""
+        self.screen.see("> ")
+        self.service.stop(signal.SIGKILL)
+        self.assertEqual(self.screen.status(), 1)
+        self.screen.see(r"> tsecho: 127\.0\.0\.1:\d+: .*[Cc]onnection.*\r\n")

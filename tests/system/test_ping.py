@@ -1,0 +1,482 @@
+"""`tsecho ping` as a process, against servers of all kinds and on a terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from typing import Any
+from unittest import SkipTest
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.system.certificates import self_signed
+from tests.system.running import (
+    BIN,
+    PATIENCE,
+    Screen,
+    Service,
+    Status,
+    lab_server,
+    needs,
+    plain_echo,
+    run,
+    tsecho,
+)
+from timestamp_echo.ping import command
+from timestamp_echo.transports.arrivals import LINUX
+
+MILLI = 10**6
+
+
+def ping(*arguments: str) -> Status:
+    """Run `tsecho ping` to its end."""
+    return tsecho("ping", *arguments)
+
+
+def measured(*arguments: str) -> tuple[int, list[dict[str, Any]]]:
+    """The same with --json; the exit status, and what came."""
+    done = ping("--json", *arguments)
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def faketime(offset: str) -> dict[str, str]:
+    """The variables that make a process's clock wrong by so much (faketime(1))."""
+    said = run([needs("faketime"), "-f", offset, "env"]).stdout.decode()
+    return {name: re.findall(f"(?m)^{name}=(.*)$", said)[0] for name in ("LD_PRELOAD", "FAKETIME")}
+
+
+class ServerTests(SynchronousTestCase):
+    """Servers of all kinds."""
+
+    def test_families(self) -> None:
+        """Over TCP, UNIX, UDP and TLS, with one probe and with several under way."""
+        files = self_signed(self.mktemp())
+        service = Service(
+            self,
+            *("-s", "unix", "-l", "tcp:0:interface=127.0.0.1", "-l", "unix:socket"),
+            *(
+                "-l",
+                "udp:0:interface=127.0.0.1",
+                "-l",
+                f"ssl:0:interface=127.0.0.1:{files.endpoint}",
+            ),
+        )
+        for server in (
+            [f"localhost:{service.port()}"],
+            [f"unix:{service.path()}"],
+            [f"udp:localhost:{service.port(2)}"],
+            [f"tls:localhost:{service.port(3)}", "--ca", files.certificate],
+        ):
+            for plan in (["-i", "0.02"], ["-f", "-n", "3"]):
+                status, records = measured("-c", "6", *plan, *server)
+                *_, summary = records
+                self.assertEqual((status, summary["received"], summary["lost"]), (0, 6, 0))
+                self.assertLess(0, summary["rtt"]["least"])
+                offset = summary["offset"]
+                self.assertLessEqual(abs(offset["by"]), offset["bound"])
+                self.assertLess(offset["bound"], 500 * MILLI)
+                if LINUX and not server[0].startswith("unix:"):
+                    self.assertGreater(summary["own_delay"]["most"], 0)
+
+    def test_insecure(self) -> None:
+        """Who trusts any certificate is told what that means."""
+        files = self_signed(self.mktemp(), "example.org")
+        service = Service(self, "-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}")
+        done = ping("-c", "1", "--insecure", f"tls:localhost:{service.port()}")
+        self.assertEqual(done.returncode, 0)
+        self.assertRegex(done.stderr, rb"^tsecho: warning: --insecure: .*\n$")
+
+    def test_framings(self) -> None:
+        """In every framing, with every size of a probe, down to the byte."""
+        for framing in ("auto", "line", "chunk"):
+            service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--framing", framing)
+            for size in ("25", "65000"):
+                where = f"127.0.0.1:{service.port()}"
+                status, records = measured("-c", "4", "-i", "0.02", "-s", size, where)
+                self.assertEqual((status, records[-1]["received"]), (0, 4))
+                self.assertEqual(records[-1]["altered"], 0)
+
+    def test_lines(self) -> None:
+        """A line a probe, as ping's, and a summary."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        where = f"127.0.0.1:{service.port()}"
+        done = ping("-c", "2", "-i", "0.02", "-s", "100", where)
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        clock = r"clock=[+-]\d+\.\d{3,6} m?s ± \d+\.\d{3,6} m?s\n"
+        line = rf"100 bytes from {where}: seq=\d time=\d+\.\d{{3}} ms {clock}"
+        words = done.stdout.decode()
+        self.assertRegex(words, rf"^({line}){{2}}--- {where} tsecho ping ---\n")
+        self.assertRegex(
+            words, r"\n2 sent, 2 received, 0 % loss, time 0\.\d s\nrtt min/avg/max/mdev"
+        )
+
+    def test_lab_server(self) -> None:
+        """The lab's server, which cuts at 1,024 bytes; it is left as it was found."""
+        server = lab_server(self)
+        status, records = measured("-c", "2", "-i", "0.02", server)
+        self.assertEqual((status, records[-1]["received"], records[-1]["altered"]), (0, 2, 0))
+        self.assertIsNotNone(records[-1]["offset"])
+        status, records = measured("-c", "2", "-i", "0.02", "-s", "3000", server)
+        self.assertEqual((status, records[-1]["received"], records[-1]["altered"]), (0, 2, 0))
+        self.assertEqual(ping("-c", "1", server).returncode, 0)
+
+    def test_plain_echo(self) -> None:
+        """A plain echo has round trips, and no clock."""
+        done = ping("-c", "2", "-i", "0.02", plain_echo(self))
+        self.assertEqual(done.returncode, 0)
+        self.assertNotIn(b"clock=", done.stdout)
+        self.assertIn(b"clock: the replies have no stamp that is known", done.stdout)
+
+    def test_wrong_clock(self) -> None:
+        """A clock that is 2.345 s ahead, in seconds and in nanoseconds: the bound is true."""
+        ahead = 2345 * MILLI
+        for style, probes in (("ctime", ["-c", "5"]), ("unix", ["-c", "5", "-i", "0.05"])):
+            service = Service(
+                self,
+                # On a UNIX socket there is no arrival time of the kernel's, which is never wrong.
+                *("-l", "unix:socket", "-s", style),
+                environment=faketime("+2.345s") | {"TZ": "Asia/Kathmandu"},
+            )
+            status, (*_, summary) = measured(*probes, f"unix:{service.path()}")
+            offset = summary["offset"]
+            self.assertEqual((status, summary["received"]), (0, 5))
+            self.assertLessEqual(abs(offset["by"] - ahead), offset["bound"])
+            self.assertLess(offset["bound"], 100 * MILLI)
+            self.assertEqual(offset["zone"], 20700 if style == "ctime" else 0)
+
+    def test_wrong_rate(self) -> None:
+        """A clock that runs fast by half a percent: its drift, and the bound of that, are true."""
+        service = Service(
+            self,
+            *("-l", "unix:socket", "-s", "unix"),
+            environment=faketime("+2.345s x1.005"),
+        )
+        status, (*_, summary) = measured("-c", "60", "-i", "0.05", f"unix:{service.path()}")
+        drift = summary["drift"]
+        self.assertEqual((status, summary["received"], summary["steps"]), (0, 60, []))
+        self.assertLessEqual(abs(drift["rate"] - 5_000_000), drift["bound"])
+        self.assertLess(drift["bound"], 1_000_000)
+
+    def test_delay(self) -> None:
+        """A way that takes 40 ms, all of it back: the round trip has it, and so has the bound."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "-s", "unix")
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listener.close)
+
+        def relay() -> None:
+            with listener.accept()[0] as client, service.connect() as server:
+                while data := client.recv(2**16):
+                    server.sendall(data)
+                    reply = server.recv(2**16)
+                    time.sleep(0.04)
+                    client.sendall(reply)
+
+        thread = threading.Thread(target=relay)
+        thread.start()
+        self.addCleanup(thread.join, PATIENCE)
+        where = f"127.0.0.1:{listener.getsockname()[1]}"
+        status, (*_, summary) = measured("-c", "4", "-i", "0.01", where)
+        offset = summary["offset"]
+        self.assertEqual(status, 0)
+        self.assertGreater(summary["rtt"]["least"], 40 * MILLI)
+        self.assertLess(offset["by"], -15 * MILLI)  # the half of it, as if both ways took as long
+        self.assertLessEqual(abs(offset["by"]), offset["bound"])
+        self.assertEqual(summary["left_late"], 3)
+        self.assertGreater(summary["rtt_from_due"]["most"], 2 * summary["rtt"]["least"])
+
+    def datagrams(self, act: Callable[[socket.socket, bytes, Any, int], None]) -> str:
+        """A server that does this with each datagram, its sender and its number from 1 on."""
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.addCleanup(sock.close)
+        sock.bind(("127.0.0.1", 0))
+
+        def serve() -> None:
+            for number in range(1, 10**9):
+                data, sender = sock.recvfrom(2**16)
+                if data == b"end":
+                    return
+                act(sock, data, sender, number)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        self.addCleanup(thread.join, PATIENCE)
+        self.addCleanup(sock.sendto, b"end", sock.getsockname())
+        return f"udp:127.0.0.1:{sock.getsockname()[1]}"
+
+    def test_lossy(self) -> None:
+        """Datagrams lost, and one that comes twice: counted, told, status 1."""
+
+        def act(sock: socket.socket, data: bytes, sender: Any, number: int) -> None:
+            if number != 2:
+                sock.sendto(data, sender)
+            if number == 3:
+                sock.sendto(data, sender)
+
+        done = ping("-c", "4", "-i", "0.02", "-W", "0.1", self.datagrams(act))
+        self.assertEqual(done.returncode, 1)
+        words = done.stdout.decode()
+        self.assertIn("seq=2 lost: no reply within 0.1 s\n", words)
+        self.assertIn("4 sent, 3 received, 25 % loss", words)
+        self.assertIn("duplicates: 1\n", words)
+
+    def test_reordered(self) -> None:
+        """Replies that overtake others are told apart."""
+        held: list[bytes] = []
+
+        def act(sock: socket.socket, data: bytes, sender: Any, number: int) -> None:
+            held.append(data)
+            if number % 3 == 0:
+                while held:
+                    sock.sendto(held.pop(), sender)
+
+        status, (*_, summary) = measured("-c", "6", "-f", "-n", "3", self.datagrams(act))
+        self.assertEqual((status, summary["received"], summary["reordered"]), (0, 6, 4))
+
+    def test_silent(self) -> None:
+        """Nobody answers: the summary comes all the same, and status 1."""
+        where = self.datagrams(lambda *_: None)
+        done = ping("-c", "2", "-i", "0.02", "-W", "0.05", where)
+        self.assertEqual((done.returncode, done.stderr), (1, b""))
+        self.assertIn(b"2 sent, 0 received, 100 % loss", done.stdout)
+        done = ping("-w", "0.1", where)
+        self.assertEqual((done.returncode, done.stderr), (1, b""))
+        self.assertIn(b"1 sent, 0 received, 0 % loss, 1 under way", done.stdout)
+
+    def test_reconnects(self) -> None:
+        """A server that closes after each reply is connected to again."""
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listener.close)
+
+        def serve() -> None:
+            for _ in range(2):
+                with listener.accept()[0] as connection:
+                    connection.sendall(connection.recv(1024))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        self.addCleanup(thread.join, PATIENCE)
+        done = ping("-i", "0.4", "-c", "4", f"127.0.0.1:{listener.getsockname()[1]}")
+        words = done.stdout.decode()
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(words, "the connection is lost: .*\n(.*\n)+connected again\n")
+        self.assertIn("\n4 sent, 2 received, 50 % loss", words)
+        self.assertIn("\nconnected again: 1\n", words)
+
+    def test_refused(self) -> None:
+        """Nobody there, over TCP, UNIX and UDP; no such name: one line, and status 2."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+        for server in (
+            *([f"localhost:{port}"], [f"udp:localhost:{port}"], ["unix:/nowhere"], ["a.invalid"]),
+            ["-f", "-n", "5", f"udp:127.0.0.1:{port}"],
+        ):
+            done = ping("-c", "5", *server)
+            self.assertEqual((done.returncode, done.stdout), (2, b""))
+            self.assertRegex(done.stderr, b"^tsecho: cannot connect to .*: .*\n$")
+
+
+class UsageTests(SynchronousTestCase):
+    """The command line, and what becomes of the process."""
+
+    def test_bad_values(self) -> None:
+        """Each gets one line that says what was expected and what came, and status 2."""
+        self.assertEqual(ping("-c", "0").returncode, 2)
+        for arguments, words in (
+            (["-c", "0"], "-c: expected a whole number from 1 to 1000000000, not '0'"),
+            (["-c", "x"], "-c: expected a whole number from 1 to 1000000000, not 'x'"),
+            (["-n", "10001"], "-n: expected a whole number from 1 to 10000, not '10001'"),
+            (["-s", "24"], "-s: expected a whole number from 25 to 65000, not '24'"),
+            (["-s", "٣٣"], "-s: expected a whole number from 25 to 65000, not '٣٣'"),
+            (["-i", "0"], "-i: expected seconds from 0.001 to 1000000, not '0'"),
+            (["-W", "nan"], "-W: expected seconds from 0.001 to 1000000, not 'nan'"),
+            (["-i", "1_0"], "-i: expected seconds from 0.001 to 1000000, not '1_0'"),
+            (["-w", "soon"], "-w: expected seconds from 0.001 to 1000000, not 'soon'"),
+            (
+                ["--plot", "x.gif"],
+                "--plot: expected a name that ends with .png or .svg, not 'x.gif'",
+            ),
+            (["-f", "-i", "1"], "argument -i: not allowed with argument -f"),
+            (["localhost:0"], "expected a port from 1 to 65535, not 0 in 'localhost:0'"),
+            (["--ca", "x", "localhost"], "--ca and --insecure are for tls:host:port"),
+        ):
+            said = io.StringIO()
+            with redirect_stderr(said), self.assertRaises(SystemExit) as exited:
+                command.main(arguments)
+            self.assertEqual(exited.exception.code, 2)
+            usage, error, rest = said.getvalue().split("\n")
+            self.assertEqual((usage, rest), ("usage: tsecho ping [options] [SERVER]", ""))
+            self.assertIn(words, error)
+
+    def test_help(self) -> None:
+        """`--help` names every option, and the other command's help names this one."""
+        words = ping("--help").stdout.decode()
+        for option in ("-c", "-i", "-n", "-s", "-w", "-W", "-f", "-q", "--json", "--plot", "--ca"):
+            self.assertIn(f"  {option}", words)
+        self.assertIn(b"tsecho ping --help", tsecho("--help").stdout)
+
+    def started(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """A process that goes on for ever, after its first line of output."""
+        process = subprocess.Popen(
+            [BIN / "tsecho", "ping", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout and process.stderr
+        self.addCleanup(process.wait, PATIENCE)
+        self.addCleanup(process.kill)
+        self.addCleanup(process.stdout.close)
+        self.addCleanup(process.stderr.close)
+        self.assertIn(b"seq=1 ", process.stdout.readline())
+        return process
+
+    def test_signals(self) -> None:
+        """SIGQUIT says how it stands; SIGINT and SIGTERM end it with the summary."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            process = self.started("-i", "30", "-c", "9", f"127.0.0.1:{service.port()}")
+            assert process.stdout and process.stderr
+            process.send_signal(signal.SIGQUIT)
+            self.assertRegex(process.stdout.readline(), b"^1 sent, 1 received, 0 % loss, rtt min")
+            process.send_signal(number)
+            self.assertIn(b"1 sent, 1 received, 0 % loss, time ", process.stdout.read())
+            self.assertEqual(process.wait(PATIENCE), 0)
+            self.assertEqual(process.stderr.read(), b"")
+
+    def test_interrupted_while_connecting(self) -> None:
+        """Without a connection there is nothing to sum up: status 130."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            process = subprocess.Popen(
+                [BIN / "tsecho", "ping", f"tls:127.0.0.1:{listener.getsockname()[1]}"],
+                stderr=subprocess.PIPE,
+            )
+            assert process.stderr
+            with process.stderr, listener.accept()[0] as connection:
+                connection.recv(1)
+                process.send_signal(signal.SIGINT)
+                self.assertEqual(process.wait(PATIENCE), 130)
+                self.assertEqual(process.stderr.read(), b"")
+
+    def test_reader_gone(self) -> None:
+        """`| head` ends it quietly."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        command = f"{BIN}/tsecho ping -i 0.01 127.0.0.1:{service.port()} | head -n 2"
+        done = run(["bash", "-c", command])
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        self.assertEqual(done.stdout.count(b"\n"), 2)
+        for flags in ("-i 0.001 -n 50", "-i 0.001 --json"):
+            command = f"{BIN}/tsecho ping {flags} 127.0.0.1:{service.port()} | head -n 1"
+            self.assertEqual(run(["bash", "-c", command]).stderr, b"")
+
+    def test_output_full(self) -> None:
+        """A full disk is told, once."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        command = f"{BIN}/tsecho ping -i 0.01 127.0.0.1:{service.port()} > /dev/full"
+        done = run(["bash", "-c", command])
+        self.assertEqual(done.returncode, 1)
+        words = b"tsecho: standard output could not be written: No space left on device\n"
+        self.assertEqual(done.stderr, words)
+
+    def test_ascii(self) -> None:
+        """Where standard output has no plus-minus sign, it is shown as an escape."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        command = f"PYTHONIOENCODING=ascii {BIN}/tsecho ping -c 1 127.0.0.1:{service.port()}"
+        done = run(["bash", "-c", command])
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        self.assertIn(b" \\xb1 ", done.stdout)
+
+    def test_closed(self) -> None:
+        """Without standard output, input or error."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        where = f"ping -c 1 127.0.0.1:{service.port()}"
+        done = run(["bash", "-c", f"{BIN}/tsecho {where} >&-"])
+        self.assertEqual(done.returncode, 2)
+        self.assertIn(b"expected an open standard output", done.stderr)
+        done = run(["bash", "-c", f"{BIN}/tsecho {where} 2>&-"])
+        self.assertEqual(done.returncode, 0)
+
+    def test_plot(self) -> None:
+        """The picture is drawn in the end; one that can't be written is told, with status 1."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        os.makedirs(folder := self.mktemp())
+        where = f"127.0.0.1:{service.port()}"
+        done = ping("-c", "3", "-i", "0.01", "--plot", f"{folder}/a.svg", where)
+        if b"needs the extra" in done.stderr:
+            raise SkipTest("matplotlib is not installed")
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        with open(f"{folder}/a.svg") as picture:
+            self.assertIn("<svg", picture.read())
+        os.mkdir(f"{folder}/b.svg")
+        done = ping("-c", "1", "--plot", f"{folder}/b.svg", where)
+        self.assertEqual((done.returncode, done.stdout), (2, b""))
+        os.symlink("/dev/full", f"{folder}/c.svg")
+        done = ping("-c", "1", "--plot", f"{folder}/c.svg", where)
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr, rb"^tsecho: .+: .+\n$")
+
+
+class TerminalTests(SynchronousTestCase):
+    """On a terminal, as a person sees it."""
+
+    def screen(self, *arguments: str) -> Screen:
+        """A terminal with `tsecho ping` on it, against a service."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        return Screen(self, BIN / "tsecho", "ping", *arguments, f"127.0.0.1:{service.port()}")
+
+    def test_asked(self) -> None:
+        r"""Enter and Ctrl-\ say how it stands; Ctrl-D ends nothing; Ctrl-C ends it."""
+        screen = self.screen("-i", "30")
+        screen.see(r"seq=1 .*\r\n")
+        standing = r"1 sent, 1 received, 0 % loss, rtt min/avg/max [\d./]+ ms, clock .*\r\n"
+        for key in ("\n", "\x1c"):
+            screen.type(key)
+            screen.see(standing)
+            screen.seen = ""
+        screen.type("\x04")
+        for _ in range(2):  # by the second turn Ctrl-D has been read
+            screen.process.send_signal(signal.SIGQUIT)
+            screen.see(standing)
+            screen.seen = ""
+        screen.type("\x03")
+        screen.see(r"1 sent, 1 received, 0 % loss, time .*\r\n(.*\r\n)+")
+        self.assertEqual(screen.status(), 0)
+
+    def test_borrowed(self) -> None:
+        """On a terminal that is another's there is no Enter, and all else as ever."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        person, terminal = pty.openpty()
+        self.addCleanup(os.close, person)
+        self.addCleanup(os.close, terminal)
+        process = subprocess.Popen(
+            [BIN / "tsecho", "ping", "-c", "1", f"127.0.0.1:{service.port()}"],
+            stdin=terminal,
+            stdout=terminal,
+            start_new_session=True,
+        )
+        self.assertEqual(process.wait(PATIENCE), 0)
+
+    def test_quiet(self) -> None:
+        """One line that is written over, and is gone in the end."""
+        screen = self.screen("-q", "-c", "3", "-i", "0.05")
+        screen.see(r"\x1b\[K3 sent, 3 received, [^\r\n]*\r\x1b\[K--- (.*\r\n)+")
+        self.assertEqual(screen.status(), 0)
+
+    def test_colour(self) -> None:
+        """What is lost is red, but for who asks for no colour."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+            silent.bind(("127.0.0.1", 0))
+            where = f"udp:127.0.0.1:{silent.getsockname()[1]}"
+            command = [str(BIN / "tsecho"), "ping", "-c", "1", "-W", "0.05", where]
+            screen = Screen(self, *command)
+            screen.see(r"\x1b\[31mseq=1 lost: no reply within 0.05 s\x1b\[0m\r\n--- (.*\r\n)+")
+            self.assertEqual(screen.status(), 1)
+            screen = Screen(self, "env", "NO_COLOR=1", *command)
+            screen.see(r"loss, time (.*\r\n)+")
+            self.assertTrue(re.match(r"(\^D\x08\x08)?seq=1 lost", screen.seen), screen.seen)

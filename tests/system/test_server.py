@@ -1,0 +1,1119 @@
+"""The server as a process, on real sockets, among real peers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import select
+import signal
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.system import lab
+from tests.system.certificates import Files, self_signed
+from tests.system.running import (
+    PATIENCE,
+    STAMP,
+    Service,
+    connectable,
+    fill,
+    needs,
+    read_all,
+    run,
+    talk,
+    twistd,
+)
+from timestamp_echo.stamps import SECOND, parse
+
+LINES = b"one\ntwo\nthree"
+REPLIES = re.compile(STAMP + b"one\n" + STAMP + b"two\n" + STAMP + b"three")
+
+
+class TLSClient:
+    """A TLS client that closes its sending side alone, which `ssl.SSLSocket` can't.
+
+    @param authority: the certificate to trust.
+    """
+
+    def __init__(self, sock: socket.socket, authority: str) -> None:
+        self._sock = sock
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = ssl.create_default_context(cafile=authority).wrap_bio(
+            self._incoming, self._outgoing, server_hostname="localhost"
+        )
+
+    def talk(self, data: bytes) -> bytes:
+        """Shake hands, send, close this side at once, and read to the end."""
+        while not self._done(self._tls.do_handshake):
+            self._exchange()
+        self._tls.write(data)
+        self._done(self._tls.unwrap)
+        replies: list[bytes] = []
+        while self._exchange():
+            while self._done(lambda: replies.append(self._tls.read(2**16))):
+                pass
+        return b"".join(replies)
+
+    def _done(self, act: Callable[[], object]) -> bool:
+        """Whether OpenSSL could do this with what has come."""
+        try:
+            act()
+        except ssl.SSLError:  # wants more, or the server has closed as well
+            return False
+        return True
+
+    def _exchange(self) -> bool:
+        """Send what is to be sent; whether anything came."""
+        self._sock.sendall(self._outgoing.read())
+        data = self._sock.recv(2**16)
+        self._incoming.write(data)
+        return bool(data)
+
+
+def activated(case: SynchronousTestCase, listener: socket.socket, *options: str) -> Service:
+    """A service on a socket that systemd opened, handed over as sd_listen_fds(3) says."""
+    script = (
+        "import os, sys; os.dup2(int(sys.argv[1]), 3);"
+        " os.environ.update(LISTEN_FDS='1', LISTEN_FDNAMES='x', LISTEN_PID=str(os.getpid()));"
+        " os.execv(sys.argv[2], sys.argv[2:])"
+    )
+    return Service(
+        case,
+        *("-l", "systemd:domain=INET:index=0", *options),
+        prefix=[sys.executable, "-c", script, str(listener.fileno())],
+        pass_fds=[listener.fileno()],
+    )
+
+
+class StreamTests(SynchronousTestCase):
+    """Every family of stream sockets."""
+
+    def assert_echo(self, sock: socket.socket) -> None:
+        """Three lines, the last without a newline, and a close: three stamps."""
+        self.assertRegex(talk(sock, LINES), REPLIES)
+
+    def connected(self, family: int, address: Any) -> socket.socket:
+        """A connection to this address."""
+        sock = socket.socket(family)
+        sock.settimeout(PATIENCE)
+        sock.connect(address)
+        return sock
+
+    def test_all_at_once(self) -> None:
+        """IPv4, IPv6, UNIX and PROXY from one process, and one log that names them."""
+        service = Service(
+            self,
+            *("-l", "tcp:0:interface=127.0.0.1"),
+            *("-l", "tcp6:0:interface=\\:\\:1"),
+            *("-l", "unix:socket"),
+            *("-l", "haproxy:tcp:0:interface=127.0.0.1"),
+        )
+        self.assertEqual(service.listening[2], "unix:socket")
+        self.assert_echo(service.connect())
+        self.assert_echo(self.connected(socket.AF_INET6, ("::1", service.port(1))))
+        self.assert_echo(self.connected(socket.AF_UNIX, service.path()))
+        balancer = service.connect(3)
+        balancer.sendall(b"PROXY TCP4 192.0.2.7 192.0.2.8 1111 2222\r\n")
+        self.assert_echo(balancer)
+        service.log.wait_for(r"connection from 192\.0\.2\.7:1111 ended .*closed by the peer")
+        service.stop()
+        self.assertEqual(os.listdir(service.folder), [])
+        self.assertNotIn("Traceback", service.log.text)
+
+    def test_tls(self) -> None:
+        """TLS; a close_notify right behind the lines loses nothing."""
+        files = self_signed(self.mktemp())
+        service = Service(self, "-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}")
+        with service.connect() as sock:
+            client = TLSClient(sock, files.certificate)
+            self.assertRegex(client.talk(LINES), REPLIES)
+
+    def test_renewed(self) -> None:
+        """A renewed certificate is taken at SIGHUP; who is connected stays so."""
+        files = self_signed(self.mktemp())
+        folder = os.path.dirname(files.key)
+        service = Service(
+            self,
+            *("-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}"),
+            *("-l", f"tls:{folder}:port=0:interface=127.0.0.1"),
+        )
+        old = Path(files.certificate).read_text()
+        with self.secured(service, old) as first, self.secured(service, old, 1) as second:
+            renewed = self_signed(self.mktemp())
+            os.replace(renewed.key, files.key)
+            os.replace(renewed.certificate, files.certificate)
+            new = Path(files.certificate).read_text()
+            service.process.send_signal(signal.SIGHUP)
+            service.log.wait_for("certificates of (ssl|tls):.* read again", 2)
+            for index in (0, 1):
+                self.secured(service, new, index).close()
+                self.assertRaises(ssl.SSLError, self.secured, service, old, index)
+            for sock in (first, second):
+                sock.sendall(b"hello\n")
+                self.assertRegex(sock.recv(100), STAMP + b"hello\n")
+            Path(files.key).write_text("no key")
+            service.process.send_signal(signal.SIGHUP)
+            service.log.wait_for("certificates of ssl:.* stay as they were: ")
+            self.secured(service, new).close()
+        service.stop()
+        self.assertNotIn("Traceback", service.log.text)
+
+    def secured(
+        self, service: Service, authority: str, index: int = 0, own: Files | None = None
+    ) -> ssl.SSLSocket:
+        """A connection through TLS, with a certificate of one's own if one is given."""
+        context = ssl.create_default_context(cadata=authority)
+        if own is not None:
+            context.load_cert_chain(own.certificate, own.key)
+        sock = service.connect(index)
+        try:
+            return context.wrap_socket(sock, server_hostname="localhost")
+        except ssl.SSLError:
+            sock.close()
+            raise
+
+    def test_client_certificates(self) -> None:
+        """With --client-ca nobody is served without a certificate of that authority."""
+        files, client = self_signed(self.mktemp()), self_signed(self.mktemp())
+        service = Service(
+            self,
+            *("-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}"),
+            *("--client-ca", client.certificate),
+        )
+        authority = Path(files.certificate).read_text()
+        with self.secured(service, authority, own=client) as sock:
+            sock.sendall(b"hello\n")
+            self.assertRegex(sock.recv(100), STAMP + b"hello\n")
+        for own in (None, files):
+            # In TLS 1.3 the server's verdict comes when the client believes to be connected.
+            with self.assertRaises(OSError), self.secured(service, authority, own=own) as sock:
+                sock.sendall(b"hello\n")
+                self.assertEqual(sock.recv(100), b"")
+        service.process.send_signal(signal.SIGHUP)
+        service.log.wait_for("certificates of ssl:.* read again")
+        self.secured(service, authority, own=client).close()
+        with self.assertRaises(OSError), self.secured(service, authority) as sock:
+            self.assertEqual(sock.recv(100), b"")
+        service.stop()
+        self.assertNotIn("Traceback", service.log.text)
+
+    def test_systemd(self) -> None:
+        """A socket that systemd opened, handed over as sd_listen_fds(3) says."""
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listener.close)
+        service = activated(self, listener, "-s", "iso")
+        reply = talk(service.connect(), b"hello\n")
+        self.assertTrue(parse(reply[1 : reply.index(b"]")].decode()).zoned)
+
+    def test_proxied(self) -> None:
+        """Behind a proxy: the header in pieces, of no one, of nonsense; in TLS as well."""
+        files = self_signed(self.mktemp())
+        service = Service(
+            self,
+            *("-l", "haproxy:tcp:0:interface=127.0.0.1"),
+            *("-l", f"haproxy:ssl:0:interface=127.0.0.1:{files.endpoint}"),
+        )
+        for pieces in (
+            [b"PROXY UNKNOWN\r\n"],
+            [b"PRO", b"XY TCP4 192.0.2.7 192.0.2.8 1", b"111 2222\r\n"],
+            [b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"],  # version 2, LOCAL
+        ):
+            sock = service.connect()
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for piece in pieces:
+                sock.sendall(piece)
+                select.select([], [], [], 0.01)  # so that each is most likely a read of its own
+            self.assert_echo(sock)
+        for header in (
+            b"PROXY TCP4 \xff x y z\r\n",
+            b"PROXY TCP4 1.2.3.4 5.6.7.8 x 1\r\n",
+            b"no\n",
+        ):
+            self.assertEqual(talk(service.connect(), header + LINES), b"")
+        service.log.wait_for("; no PROXY header came first", 3)
+        with service.connect(1) as sock:
+            sock.sendall(b"PROXY TCP4 192.0.2.9 192.0.2.8 1111 2222\r\n")  # twisted#9041
+            client = TLSClient(sock, files.certificate)
+            self.assertRegex(client.talk(LINES), REPLIES)
+        service.log.wait_for(r"connection from 192\.0\.2\.9:1111 ended .*closed by the peer")
+        self.assertEqual(talk(service.connect(1), b"no\n" + LINES), b"")
+        service.log.wait_for("; no PROXY header came first", 4)
+        service.stop()
+        self.assertNotIn("Traceback", service.log.text)
+
+    def test_proxied_refusal_tls(self) -> None:
+        """One that is refused, and says nothing more, is not kept (it would count for ever)."""
+        files = self_signed(self.mktemp())
+        service = Service(
+            self,
+            *("-l", f"haproxy:ssl:0:interface=127.0.0.1:{files.endpoint}"),
+            *("--max-per-peer", "1", "--idle-timeout", "0"),
+        )
+        context = ssl.create_default_context(cafile=files.certificate)
+        socks = []
+        for _ in range(3):
+            sock = service.connect()
+            sock.sendall(b"PROXY TCP4 192.0.2.9 192.0.2.8 1111 2222\r\n")
+            socks.append(context.wrap_socket(sock, server_hostname="localhost"))
+        for sock in socks[1:]:
+            self.assertIn(b"tsecho: 1 connections from your address", sock.recv(100))
+        service.log.wait_for("ended after .*; 1 connections from your address", 2)
+        for sock in socks:
+            sock.close()
+
+    def test_long_line_in_auto(self) -> None:
+        """A long line that is sent at once has one stamp, behind a PROXY header too."""
+        service = Service(
+            self,
+            *("-l", "tcp:0:interface=127.0.0.1", "-l", "haproxy:tcp:0:interface=127.0.0.1"),
+        )
+        line = b"x" * 200_000 + b"\n"
+        for _ in range(5):
+            self.assertEqual(len(re.findall(STAMP, talk(service.connect(), line))), 1)
+            reply = talk(service.connect(1), b"PROXY UNKNOWN\r\n" + line)
+            self.assertEqual(len(re.findall(STAMP, reply)), 1)
+
+    def test_thousand_half_closes(self) -> None:
+        """A client that sends a line and at once closes its side always gets its reply."""
+        files = self_signed(self.mktemp())
+        service = Service(
+            self,
+            *("-l", "tcp:0:interface=127.0.0.1", "-l", "unix:socket"),
+            *("-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}"),
+        )
+        reply = re.compile(STAMP + b"hello\n")
+        for _ in range(1000):
+            self.assertTrue(reply.fullmatch(talk(service.connect(), b"hello\n")))
+            unix = self.connected(socket.AF_UNIX, service.path())
+            self.assertTrue(reply.fullmatch(talk(unix, b"hello\n")))
+            with service.connect(2) as sock:
+                client = TLSClient(sock, files.certificate)
+                self.assertTrue(reply.fullmatch(client.talk(b"hello\n")))
+
+    def test_kernel_times(self) -> None:
+        """A sub-second stamp is close to when the message was sent."""
+        for style in ("iso", "unix"):
+            service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "-s", style)
+            before = time.time_ns()
+            reply = talk(service.connect(), b"hello\n")
+            after = time.time_ns()
+            stamp = parse(reply[1 : reply.index(b"]")].decode()).nanoseconds
+            self.assertTrue(before - SECOND // 100 <= stamp <= after + SECOND // 100)
+
+    def test_chunk_and_line(self) -> None:
+        """--framing reaches the connection."""
+        for framing, expected in (("chunk", STAMP + LINES), ("line", REPLIES.pattern)):
+            service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--framing", framing)
+            self.assertRegex(talk(service.connect(), LINES), b"^" + expected + b"$")
+
+    def test_pattern_in_utc(self) -> None:
+        """--stamp and --utc reach it as well, whatever the locale and the zone."""
+        service = Service(
+            self,
+            *("-l", "tcp:0:interface=127.0.0.1", "-s", "%H%z %b", "--utc"),
+            environment={"TZ": "Asia/Singapore", "LC_ALL": "C.UTF-8"},
+        )
+        self.assertRegex(talk(service.connect(), b"x"), rb"^\[\d\d\+0000 \w{3}\] x$")
+
+
+class StreamWithoutEpollTests(StreamTests):
+    """The same with Twisted's own way to connections, where there is no epoll."""
+
+    without_epoll = True
+
+
+class UnfriendlyTests(SynchronousTestCase):
+    """What is no good, and what it gets."""
+
+    def setUp(self) -> None:
+        """A service in the default framing, which is looked at again in the end."""
+        self.service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        self.addCleanup(self.assert_well)
+
+    def assert_well(self) -> None:
+        """It still serves, and has nothing to regret."""
+        self.assertRegex(talk(self.service.connect(), LINES), REPLIES)
+        self.service.stop()
+        self.assertNotIn("Traceback", self.service.log.text)
+        self.assertNotIn("Unhandled", self.service.log.text)
+
+    def test_bytes(self) -> None:
+        """Bytes that are no UTF-8 and NULs are echoed."""
+        message = bytes(byte for byte in range(256) if byte != ord("\n"))
+        reply = talk(self.service.connect(), message + b"\n")
+        self.assertTrue(reply.endswith(b"] " + message + b"\n"))
+
+    def test_million_empty_lines(self) -> None:
+        """A million empty lines are a million stamps, and no memory to speak of."""
+        before = self.service.resident()
+        with self.service.connect() as sock:
+            replies = self.exchange(sock, b"\n" * 10**6)
+        self.assertEqual(replies, (10**6, 10**6))
+        self.assertLess(self.service.resident() - before, 16 * 2**20)
+
+    def exchange(self, sock: socket.socket, data: bytes) -> tuple[int, int]:
+        """Send all this while reading, close this side; lines and stamps that came back."""
+
+        def send() -> None:
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        lines = stamps = 0
+        while piece := sock.recv(2**20):
+            lines += piece.count(b"\n")
+            stamps += piece.count(b"[")
+        sender.join(PATIENCE)
+        return lines, stamps
+
+    def test_nothing(self) -> None:
+        """An empty stream gets an empty answer."""
+        self.assertEqual(talk(self.service.connect(), b""), b"")
+
+    def test_connect_and_leave(self) -> None:
+        """A peer that leaves without a word is a line in the log."""
+        self.service.connect().close()
+        self.service.log.wait_for("connection from .* ended after .*: 0 messages, 0 bytes in")
+
+    def test_storm(self) -> None:
+        """Peers that are gone before they are let in, two thousand of them (twisted#11625)."""
+        os.kill(self.service.process.pid, signal.SIGSTOP)
+        for _ in range(4):
+            socks = [self.service.connect() for _ in range(500)]
+            for sock in socks:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                sock.close()
+            os.kill(self.service.process.pid, signal.SIGCONT)
+            self.assertRegex(talk(self.service.connect(), LINES), REPLIES)
+            os.kill(self.service.process.pid, signal.SIGSTOP)
+        os.kill(self.service.process.pid, signal.SIGCONT)
+
+    def test_half_closed_and_full(self) -> None:
+        """A peer that closed its side, and does not read, costs no time (twisted#5662)."""
+        with self.service.connect() as sock:
+            size = fill(sock, b"x" * 1023 + b"\n")
+            sock.shutdown(socket.SHUT_WR)
+            self.assertFalse(self.service.spins())
+            self.assertRegex(talk(self.service.connect(), LINES), REPLIES)
+            sock.settimeout(PATIENCE)
+            self.assertEqual(len(re.findall(STAMP, read_all(sock))), -(-size // 1024))
+
+    def test_reset_in_mid_message(self) -> None:
+        """So is one that resets within a message."""
+        sock = self.service.connect()
+        sock.sendall(b"one\ntw")
+        self.assertRegex(sock.recv(1024), STAMP + b"one\n")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        sock.close()
+        self.service.log.wait_for(
+            "connection from .* ended .*; Connection to the other side was lost"
+        )
+
+    def test_slow_reader(self) -> None:
+        """A peer that sends and never reads costs little memory, and gets all in the end."""
+        for line in (b"x" * 1023 + b"\n", b"\n"):
+            before = self.service.resident()
+            socks = [self.service.connect() for _ in range(3)]
+            sent = [fill(sock, line) for sock in socks]
+            # What each of them has unsent, and what one read brought.
+            self.assertLess((self.service.resident() - before) / len(socks), 256 * 1024)
+            for sock, size in zip(socks, sent, strict=True):
+                self.assertGreater(size, 2**20)
+                with sock:
+                    sock.settimeout(PATIENCE)
+                    lines, stamps = self.exchange(sock, line[size % len(line) :])
+                self.assertEqual(lines, size // len(line) + 1)
+                # The server's own pause was none of the sender's: no line was cut.
+                self.assertEqual(stamps, lines)
+
+    def test_line_without_end(self) -> None:
+        """A line that never ends costs what is held of it until its reply starts."""
+        before = self.service.resident()
+        socks = [self.service.connect() for _ in range(50)]
+        for sock in socks:
+            sock.sendall(b"one\n" + b"x" * 65000)
+            self.assertTrue(sock.recv(100).endswith(b"] one\n"))
+        self.assertLess((self.service.resident() - before) / len(socks), 128 * 1024)
+        for sock in socks:
+            sock.close()
+
+
+class UnfriendlyWithoutEpollTests(UnfriendlyTests):
+    """The same with Twisted's own way to connections, where there is no epoll."""
+
+    without_epoll = True
+
+
+class LimitTests(SynchronousTestCase):
+    """Who may connect, how many, and how long without a word."""
+
+    def service(self, *options: str) -> Service:
+        """A service with these limits."""
+        return Service(self, "-l", "tcp:0:interface=127.0.0.1", *options)
+
+    def test_too_many(self) -> None:
+        """One too many is told so, without a reset though it has sent something."""
+        service = self.service("--max-connections", "2")
+        first, second = service.connect(), service.connect()
+        with first, second:
+            for sock in (first, second):
+                sock.sendall(b"hello\n")
+                self.assertRegex(sock.recv(1024), STAMP + b"hello\n")
+            words = b"2 connections are open, and no more may be"
+            self.assertEqual(talk(service.connect(), LINES * 1000), b"tsecho: " + words + b"\n")
+            service.log.wait_for("connection from .* refused: 2 connections are open")
+        service.log.wait_for("connection from .* ended", 2)
+        self.assertRegex(talk(service.connect(), LINES), REPLIES)
+
+    def test_too_many_tls(self) -> None:
+        """So it is through TLS."""
+        files = self_signed(self.mktemp())
+        service = Service(
+            self,
+            *("-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}", "--max-connections", "1"),
+        )
+        with service.connect() as first, service.connect() as sock:
+            client = TLSClient(sock, files.certificate)
+            self.assertIn(b"tsecho: 1 connections are open", client.talk(LINES))
+            first.close()
+
+    def test_too_many_of_one_peer(self) -> None:
+        """One peer's connections are counted apart from another's."""
+        service = self.service("--max-per-peer", "1")
+        with service.connect():
+            service.log.wait_for("opened")
+            self.assertIn(b"1 connections from your address", talk(service.connect(), LINES))
+            with socket.socket() as other:
+                other.bind(("127.0.0.2", 0))
+                other.connect(("127.0.0.1", service.port()))
+                self.assertRegex(talk(other, LINES), REPLIES)
+
+    def test_idle(self) -> None:
+        """A connection without an exchange gets what is pending, and an orderly end."""
+        service = self.service("--idle-timeout", "1", "--framing", "line")
+        with service.connect() as sock:
+            sock.sendall(b"one\ntwo\nthree")
+            self.assertRegex(read_all(sock), REPLIES)
+        service.log.wait_for("connection from .* ended .*; idle for 1 s")
+
+    def test_idle_slow_sender(self) -> None:
+        """A message that comes a byte at a time does not hold a connection longer."""
+        service = self.service("--idle-timeout", "1", "--framing", "line")
+        with service.connect() as sock:
+            while not select.select([sock], [], [], 0.1)[0]:
+                sock.sendall(b"x")
+            self.assertRegex(sock.recv(100), STAMP + b"x+$")
+        service.log.wait_for("connection from .* ended .*; idle for 1 s")
+
+    def test_idle_slow_reader(self) -> None:
+        """A connection whose replies nobody takes is ended by force."""
+        service = self.service("--idle-timeout", "1")
+        with service.connect() as sock:
+            fill(sock, b"x" * 1023 + b"\n")
+            service.log.wait_for("connection from .* ended .*; idle for 1 s")
+
+    def test_ten_thousand(self) -> None:
+        """Ten thousand connections are open at once, and each of them is served."""
+        many = connectable(self, 10_000)
+        service = self.service()
+        before = service.resident()
+        socks = [service.connect() for _ in range(many)]
+        with contextlib.ExitStack() as stack:
+            for sock in socks:
+                stack.enter_context(sock)
+                sock.sendall(b"hello\n")
+            for sock in socks:
+                self.assertRegex(sock.recv(1024), STAMP + b"hello\n$")
+            self.assertLess((service.resident() - before) / many, 8 * 1024)
+        self.assertRegex(talk(service.connect(), LINES), REPLIES)
+
+    def test_file_table_full(self) -> None:
+        """With all files in use it serves those it has, and accepts again when there is room."""
+        service = Service(
+            self,
+            *("-l", "tcp:0:interface=127.0.0.1", "--max-connections", "1000"),
+            prefix=["prlimit", "--nofile=64:64"],
+        )
+        socks = [service.connect() for _ in range(200)]
+        answered = 0
+        for sock in socks:
+            with contextlib.suppress(OSError):
+                sock.sendall(b"hello\n")
+                answered += sock.recv(1024).endswith(b"] hello\n")
+        self.assertTrue(30 <= answered <= 64, answered)
+        self.assertFalse(service.spins())
+        for sock in socks:
+            sock.close()
+        service.log.wait_for("connection from .* ended")
+        while not REPLIES.fullmatch(talk(service.connect(), LINES)):
+            pass  # until those that have gone are all noticed
+        service.stop()
+        self.assertNotIn("Traceback", service.log.text)
+
+
+class LimitWithoutEpollTests(LimitTests):
+    """The same with Twisted's own way to connections, where there is no epoll."""
+
+    without_epoll = True
+
+
+class StopTests(SynchronousTestCase):
+    """What a stop does to those who are connected."""
+
+    def test_under_load(self) -> None:
+        """No reply to a message that had come is lost, and everybody sees an orderly end."""
+        files = self_signed(self.mktemp())
+        for _ in range(2):
+            service = Service(
+                self,
+                *("-l", "tcp:0:interface=127.0.0.1", "-l", "unix:socket"),
+                *("-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}"),
+            )
+            context = ssl.create_default_context(cafile=files.certificate)
+            ends = asyncio.run(self.load(service, context))
+            self.assertEqual(len(ends), 201)
+            for sent, ended in ends:
+                self.assertEqual(ended, "closed")
+                # Only what was sent after the signal may be without a reply.
+                self.assertTrue(sent is None or sent >= self.stopped, (sent, self.stopped))
+            self.assertEqual(service.wait(), 0)
+            self.assertNotIn("Traceback", service.log.text)
+
+    async def load(
+        self, service: Service, context: ssl.SSLContext
+    ) -> list[tuple[float | None, str]]:
+        """Clients that ask without pause, until the service stops; how each of them ended."""
+        connects = [
+            lambda: asyncio.open_connection("127.0.0.1", service.port()),
+            lambda: asyncio.open_unix_connection(service.path()),
+            lambda: asyncio.open_connection(
+                "127.0.0.1", service.port(2), ssl=context, server_hostname="localhost"
+            ),
+        ]
+        clients = [await connect() for connect in connects for _ in range(67)]
+        asked = asyncio.Event()
+        talks = [asyncio.create_task(self.ask(*client, asked)) for client in clients]
+        await asked.wait()
+        self.stopped = time.monotonic()
+        service.process.send_signal(signal.SIGTERM)
+        return await asyncio.gather(*talks)
+
+    async def ask(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: asyncio.Event
+    ) -> tuple[float | None, str]:
+        """Ask until the end; when the last question without a reply was sent, and what came."""
+        sent = None
+        try:
+            for number in range(10**9):
+                sent = time.monotonic()
+                writer.write(b"%d\n" % number)
+                reply = await asyncio.wait_for(reader.readline(), PATIENCE)
+                if not reply:
+                    return sent, "closed"
+                sent = None
+                if number == 100:
+                    asked.set()
+            raise AssertionError("the service does not stop")
+        except OSError as error:
+            return sent, repr(error)
+        finally:
+            writer.close()
+
+    def test_many_waiting(self) -> None:
+        """More connections than are served in a turn have sent something: all are answered."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        socks = [service.connect() for _ in range(connectable(self, 2000))]
+        for sock in socks:
+            sock.sendall(b"first\n")
+        for sock in socks:
+            self.assertRegex(sock.recv(100), STAMP + b"first\n$")
+        os.kill(service.process.pid, signal.SIGSTOP)
+        for sock in socks:
+            sock.sendall(b"second\n")
+        service.process.send_signal(signal.SIGTERM)
+        os.kill(service.process.pid, signal.SIGCONT)
+        for sock in socks:
+            with sock:
+                self.assertRegex(read_all(sock), STAMP + b"second\n$")
+        self.assertEqual(service.wait(), 0)
+
+    def test_pipeline(self) -> None:
+        """All that had come is answered, though it takes the service some time."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--framing", "line")
+        with service.connect() as sock:
+            sock.sendall(b"first\n")
+            self.assertTrue(sock.recv(1024))
+            os.kill(service.process.pid, signal.SIGSTOP)
+            line = b"x" * 99 + b"\n"
+            fill(sock, line)
+            come = self.come(sock) // len(line)
+            self.assertGreater(come, 1000)  # several reads
+            service.process.send_signal(signal.SIGTERM)
+            os.kill(service.process.pid, signal.SIGCONT)
+            sock.settimeout(PATIENCE)
+            self.assertGreaterEqual(len(re.findall(STAMP, read_all(sock))), come)
+        self.assertEqual(service.wait(), 0)
+
+    def come(self, sock: socket.socket) -> int:
+        """Bytes of this client's that wait to be read by its server (proc(5), net/tcp)."""
+        client, server = (
+            f":{sock_name[1]:04X} " for sock_name in (sock.getsockname(), sock.getpeername())
+        )
+        for row in Path("/proc/net/tcp").read_text().splitlines():
+            if re.search(f"{server}.*{client}", row):
+                return int(row.split()[4].split(":")[1], 16)
+        raise AssertionError("no such connection")
+
+    def test_stubborn(self) -> None:
+        """A peer that neither reads nor closes does not hold the stop longer than its timeout."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--drain-timeout", "1")
+        with service.connect() as sock:
+            fill(sock, b"x" * 1023 + b"\n")
+            self.assertEqual(service.stop(), 0)
+        self.assertIn("ended after", service.log.text)
+
+    def test_stubborn_tls(self) -> None:
+        """Nor does a TLS peer that never answers the close (twisted#7926)."""
+        files = self_signed(self.mktemp())
+        service = Service(
+            self,
+            *("-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}", "--drain-timeout", "1000"),
+        )
+        context = ssl.create_default_context(cafile=files.certificate)
+        with context.wrap_socket(service.connect(), server_hostname="localhost") as sock:
+            sock.sendall(b"hello\n")
+            self.assertRegex(sock.recv(100), STAMP + b"hello\n")
+            self.assertEqual(service.stop(), 0)
+        self.assertIn("1 messages, 6 bytes in", service.log.text)
+
+    def test_second_signal(self) -> None:
+        """A second signal ends it at once."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--drain-timeout", "1000")
+        with service.connect() as sock:
+            fill(sock, b"x" * 1023 + b"\n")
+            service.process.send_signal(signal.SIGTERM)
+            service.log.wait_for("Port .* Closed")
+            self.assertEqual(service.stop(), 0)
+        self.assertNotIn("Traceback", service.log.text)
+
+    def test_interrupt(self) -> None:
+        """Ctrl-C is a stop like any other."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        self.assertRegex(talk(service.connect(), LINES), REPLIES)  # so that it runs by now
+        self.assertEqual(service.stop(signal.SIGINT), 0)
+        self.assertIn("SIGINT received", service.log.text)
+
+
+class StopWithoutEpollTests(StopTests):
+    """The same with Twisted's own way to connections, where there is no epoll."""
+
+    without_epoll = True
+
+
+class RestartTests(SynchronousTestCase):
+    """A new process in place of the old one, on a socket that systemd keeps open."""
+
+    def test_under_load(self) -> None:
+        """Nobody is refused or reset, and each message from before the stop is answered."""
+        with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
+            self.address = listener.getsockname()
+            self.service = activated(self, listener)
+            self.stops: list[tuple[float, float]] = []
+            self.answers = 0
+            asyncio.run(self.restarts(listener))
+        self.assertGreater(self.answers, 1000)
+
+    async def restarts(self, listener: socket.socket) -> None:
+        """Three restarts, among twenty clients that connect, ask and close without pause."""
+        self.over = False
+        clients = [asyncio.create_task(self.ask()) for _ in range(20)]
+        for _ in range(3):
+            await self.answered(500)
+            begun = time.monotonic()
+            self.stops.append((begun, float("inf")))
+            self.assertEqual(await asyncio.to_thread(self.service.stop), 0)
+            self.stops[-1] = begun, time.monotonic()
+            self.service = await asyncio.to_thread(activated, self, listener)
+        await self.answered(500)
+        self.over = True
+        await asyncio.gather(*clients)
+
+    async def answered(self, more: int) -> None:
+        """Wait until so many more are answered."""
+        enough = self.answers + more
+        while self.answers < enough:
+            await asyncio.sleep(0)
+
+    async def ask(self) -> None:
+        """Connect, ask, close; only what was sent after a stop had begun may get no reply."""
+        while not self.over:
+            # Any refusal or reset is raised from here, and fails the test.
+            reader, writer = await asyncio.wait_for(
+                asyncio.open_connection(*self.address), PATIENCE
+            )
+            sent = time.monotonic()
+            writer.write(b"hello\n")
+            writer.write_eof()
+            reply = await asyncio.wait_for(reader.read(), PATIENCE)
+            writer.close()
+            if reply:
+                self.assertRegex(reply, b"^" + STAMP + b"hello\n$")
+                self.answers += 1
+            else:
+                self.assertTrue([1 for begin, end in self.stops if begin <= sent <= end])
+
+
+class StartTests(SynchronousTestCase):
+    """What can't be started, and what it gets."""
+
+    def refused(self, *arguments: str, there: Sequence[str] = ()) -> str:
+        """The last line of a twistd that ends with status 1, and without a traceback.
+
+        It leaves the files in its folder that were there, and no others.
+        """
+        folder = Path(self.mktemp())
+        folder.mkdir(parents=True)
+        for name in there:
+            (folder / name).touch()
+        done = twistd(folder, "-n", *arguments)
+        output = (done.stdout + done.stderr).decode()
+        self.assertEqual(done.returncode, 1, output)
+        self.assertNotIn("Traceback", output)
+        self.assertEqual(os.listdir(folder), list(there))
+        return output.strip().splitlines()[-1]
+
+    def test_bad_values(self) -> None:
+        """Usage, and one line that says what was expected and what came."""
+        for arguments, words in (
+            (["--listen", "tcp:70000"], "expected a port from 0 to 65535, not 70000"),
+            (["--listen", "bogus:1"], "not 'bogus:1' (Unknown endpoint type: 'bogus')"),
+            (["--stamp", "rfc822"], "--stamp: expected ctime, iso, unix"),
+            (["--stamp", "%Q"], "--stamp: expected a strftime directive, not '%Q'"),
+            (["--framing", "word"], "--framing: expected auto, line, chunk, not 'word'"),
+            (["--listen", "ssl:0:privateKey=/nonexistent"], "No such file or directory"),
+        ):
+            self.assertIn(words, self.refused("tsecho", *arguments))
+
+    def test_port_in_use(self) -> None:
+        """A port that another has: the ports that were open by then are closed again."""
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            there = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
+            line = self.refused("tsecho", "-l", "unix:socket", "-l", there)
+        self.assertIn(f"tsecho: Address already in use: cannot listen on {there}", line)
+
+    def test_datagram_port_in_use(self) -> None:
+        """The same for datagrams."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+            taken.bind(("127.0.0.1", 0))
+            there = f"udp:{taken.getsockname()[1]}:interface=127.0.0.1"
+            for stamp in ("ctime", "iso"):
+                line = self.refused("tsecho", "-l", there, "-s", stamp)
+                self.assertIn(f"Address already in use: cannot listen on {there}", line)
+
+    def test_address_not_ours(self) -> None:
+        """An address that this machine does not have (RFC 5737)."""
+        line = self.refused("tsecho", "-l", "tcp:0:interface=192.0.2.1")
+        self.assertIn(
+            "Cannot assign requested address: cannot listen on tcp:0:interface=192.0.2.1", line
+        )
+
+    def test_path_exists(self) -> None:
+        """A file where the UNIX socket would be: it stays."""
+        line = self.refused("tsecho", "-l", "unix:socket", there=["socket"])
+        self.assertIn("Address already in use: cannot listen on unix:socket", line)
+
+    def test_path_twice(self) -> None:
+        """The same path twice: the second fails, and takes nothing of the first away."""
+        line = self.refused("tsecho", "-l", "unix:socket", "-l", "unix:socket")
+        self.assertIn("cannot listen on unix:socket", line)
+
+    def test_daemon_told(self) -> None:
+        """A daemon that can't start tells the shell, and leaves no pidfile."""
+        folder = self.mktemp()
+        os.makedirs(folder)
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            there = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
+            done = twistd(folder, "--logfile=log", "tsecho", "-l", there)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn(b"tsecho: Address already in use: cannot", done.stderr)
+        self.assertEqual(os.listdir(folder), ["log"])
+        # The parent ends when it is told; the daemon's last line may come after that.
+        deadline = time.monotonic() + PATIENCE
+        while "Address already in use" not in (log := Path(folder, "log").read_text()):
+            self.assertLess(time.monotonic(), deadline, log)
+        self.assertNotIn("Traceback", log)
+
+
+class DaemonTests(SynchronousTestCase):
+    """`twistd` with a pidfile and a logfile."""
+
+    def test_daemon(self) -> None:
+        """It goes on in the background, and stops by its pidfile."""
+        folder = os.path.abspath(self.mktemp())
+        os.makedirs(folder)
+        done = twistd(
+            folder,
+            *("--pidfile=pid", "--logfile=log", "tsecho"),
+            *("-l", "unix:socket", "-l", "udp:0:interface=127.0.0.1", "-s", "iso"),
+        )
+        # The parent ends when the service has started: nothing is left to wait for.
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, b"", b""))
+        pid = int(Path(folder, "pid").read_text())
+        try:
+            self.assertTrue(stat.S_ISSOCK(os.stat(f"{folder}/socket").st_mode))
+            sock = socket.socket(socket.AF_UNIX)
+            sock.settimeout(PATIENCE)
+            sock.connect(os.path.relpath(f"{folder}/socket"))
+            self.assertEqual(len(parse(talk(sock, b"hello")[1:33].decode())), 3)
+        finally:
+            watch = os.pidfd_open(pid)
+            os.kill(pid, signal.SIGTERM)
+            self.assertTrue(select.select([watch], [], [], PATIENCE)[0])
+            os.close(watch)
+        self.assertEqual(os.listdir(folder), ["log"])
+        log = Path(folder, "log").read_text()
+        self.assertIn("listening on unix:", log)
+        self.assertNotIn("Traceback", log)
+
+    def test_privileges(self) -> None:
+        """A port under 1024 is opened before the rights to it are given up."""
+        if os.getuid() != 0:
+            self.skipTest("only root can give rights up")
+        port = self.low_port()
+        service = Service(
+            self,
+            *("-l", f"tcp:{port}:interface=127.0.0.1"),
+            twistd=["--uid=65534", "--gid=65534"],
+        )
+        self.assertRegex(talk(service.connect(), LINES), REPLIES)
+        status = Path(f"/proc/{service.process.pid}/status").read_text()
+        self.assertRegex(status, r"Uid:\t65534\t65534")
+
+    def low_port(self) -> int:
+        """A free port under 1024."""
+        for port in range(1023, 512, -1):
+            with socket.socket() as sock:
+                try:
+                    sock.bind(("127.0.0.1", port))
+                except OSError:
+                    continue
+                return port
+        raise AssertionError("no free port under 1024")
+
+    def test_reactors(self) -> None:
+        """It works with every reactor that Linux has."""
+        for reactor in ("epoll", "poll", "select", "asyncio"):
+            service = Service(
+                self,
+                *("-l", "tcp:0:interface=127.0.0.1", "-s", "iso"),
+                twistd=[f"--reactor={reactor}"],
+            )
+            self.assertEqual(talk(service.connect(), b"a\nb").count(b"] "), 2)
+            service.stop()
+            self.assertNotIn("Traceback", service.log.text)
+
+
+class DatagramTests(SynchronousTestCase):
+    """Datagrams over real sockets."""
+
+    def ask(self, family: int, address: Any, message: bytes) -> bytes:
+        """A datagram, and its reply."""
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(PATIENCE)
+            sock.connect(address)
+            sock.send(message)
+            return sock.recv(2**16)
+
+    def test_families(self) -> None:
+        """Over IPv4 and IPv6, with every kind of stamp."""
+        for style in ("ctime", "unix"):
+            service = Service(
+                self,
+                *("-l", "udp:0:interface=127.0.0.1", "-l", "udp:0:interface=::1"),
+                *("--stamp", style),
+            )
+            for index, family, host in (
+                (0, socket.AF_INET, "127.0.0.1"),
+                (1, socket.AF_INET6, "::1"),
+            ):
+                reply = self.ask(family, (host, service.port(index)), b"a\nb")
+                self.assertTrue(reply.endswith(b"] a\nb"))
+
+    def test_large(self) -> None:
+        """A datagram comes back whole up to the largest that its reply fits into."""
+        service = Service(self, "-l", "udp:0:interface=127.0.0.1")
+        address = ("127.0.0.1", service.port())
+        message = b"x" * (65507 - 27)
+        self.assertTrue(self.ask(socket.AF_INET, address, message).endswith(b"] " + message))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"x" * 65507, address)
+        self.ask(socket.AF_INET, address, b"after it")
+        service.stop()
+        self.assertIn("datagrams not answered: 1 impossible to send", service.log.text)
+        self.assertNotIn("Traceback", service.log.text)
+
+    def test_nobody_there(self) -> None:
+        """Replies to ports that are closed by then do not stop the port (twisted#6287)."""
+        service = Service(self, "-l", "udp:0:interface=127.0.0.1")
+        address = ("127.0.0.1", service.port())
+        for _ in range(100):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.sendto(b"x", address)
+        self.assertTrue(self.ask(socket.AF_INET, address, b"after it").endswith(b"] after it"))
+        service.stop()
+        self.assertNotIn("Traceback", service.log.text)
+
+    def test_rate(self) -> None:
+        """--udp-rate, against a source that asks for more."""
+        service = Service(self, "-l", "udp:0:interface=127.0.0.1", "--udp-rate", "3")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(0.3)
+            sock.connect(("127.0.0.1", service.port()))
+            for _ in range(50):
+                sock.send(b"x")
+            replies = 0
+            with contextlib.suppress(TimeoutError):
+                while sock.recv(100):
+                    replies += 1
+        self.assertIn(replies, (3, 6))  # 6 if a new second began meanwhile
+        service.stop()
+        self.assertIn(f"datagrams not answered: {50 - replies} over the rate", service.log.text)
+
+
+class PeerTests(SynchronousTestCase):
+    """Programs that were there before tsecho."""
+
+    def setUp(self) -> None:
+        """A service in the default framing."""
+        self.service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        self.port = str(self.service.port())
+
+    def test_lab_client(self) -> None:
+        """The lab's client: blocking, no newline, recv(1024), 你好."""
+        words = ["hello", "你好", "x" * 900, "👋"]
+        replies = lab.ask(("127.0.0.1", int(self.port)), words)
+        for word, reply in zip(words, replies, strict=True):
+            self.assertRegex(reply, "^" + STAMP.decode() + word + "$")
+
+    def test_nc(self) -> None:
+        """`nc -N` closes its side at the end of its input."""
+        done = run([needs("nc"), "-N", "127.0.0.1", self.port], input=LINES)
+        self.assertRegex(done.stdout, REPLIES)
+
+    def test_socat(self) -> None:
+        """So does `socat`, whose wait for the rest is half a second by default."""
+        done = run([needs("socat"), "-", f"TCP:127.0.0.1:{self.port}"], input=LINES)
+        self.assertRegex(done.stdout, REPLIES)
+
+    def test_socat_tls(self) -> None:
+        """And through TLS, by a close_notify."""
+        files = self_signed(self.mktemp())
+        service = Service(self, "-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}")
+        where = f"OPENSSL:localhost:{service.port()},pf=ip4,cafile={files.certificate}"
+        done = run([needs("socat"), "-", where], input=LINES)
+        self.assertRegex(done.stdout, REPLIES)
+
+    def test_haproxy(self) -> None:
+        """HAProxy in front, with both versions of its header, in front of TLS as well."""
+        files = self_signed(self.mktemp())
+        service = Service(
+            self,
+            *("-l", "haproxy:tcp:0:interface=127.0.0.1"),
+            *("-l", f"haproxy:ssl:0:interface=127.0.0.1:{files.endpoint}"),
+        )
+        for index, how in (
+            (0, "send-proxy"),
+            (0, "send-proxy-v2"),
+            (1, f"send-proxy ssl verify required ca-file {files.certificate}"),
+        ):
+            with self.balanced(f"127.0.0.1:{service.port(index)} {how}") as sock:
+                self.assertRegex(talk(sock, LINES), REPLIES)
+
+    @contextlib.contextmanager
+    def balanced(self, server: str) -> Iterator[socket.socket]:
+        """A connection to this server through HAProxy."""
+        settings = Path(self.mktemp())
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            settings.write_text(
+                "defaults\n timeout connect 9s\n timeout client 9s\n timeout server 9s\n"
+                f"listen echo\n bind fd@{listener.fileno()}\n server tsecho {server}\n"
+            )
+            balancer = subprocess.Popen(
+                [needs("haproxy"), "-db", "-f", settings],
+                pass_fds=[listener.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            try:
+                yield socket.create_connection(listener.getsockname(), PATIENCE)
+            finally:
+                balancer.terminate()
+                balancer.wait(PATIENCE)
+
+    def test_openssl(self) -> None:
+        """`openssl s_client` gets an answer while it is connected."""
+        files = self_signed(self.mktemp())
+        service = Service(self, "-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}")
+        self.assert_answered(
+            *(needs("openssl"), "s_client", "-quiet", "-verify_return_error"),
+            *("-CAfile", files.certificate, "-connect", f"127.0.0.1:{service.port()}"),
+        )
+
+    def test_new_key(self) -> None:
+        """A TLS client that changes its key between two lines gets both replies."""
+        files = self_signed(self.mktemp())
+        service = Service(self, "-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}")
+        process = subprocess.Popen(
+            [needs("openssl"), "s_client", "-brief", "-connect", f"127.0.0.1:{service.port()}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        impatience = threading.Timer(PATIENCE, process.kill)
+        impatience.start()
+        self.addCleanup(impatience.cancel)
+        assert process.stdin is not None and process.stdout is not None
+        with process.stdin, process.stdout:
+            # A line of a single k is its word for it.
+            for line, answer in (
+                (b"one\n", b"] one\n"),
+                (b"k\n", b"KEYUPDATE\n"),
+                (b"2\n", b"] 2\n"),
+            ):
+                process.stdin.write(line)
+                process.stdin.flush()
+                while not (got := process.stdout.readline()).endswith(answer):
+                    self.assertNotEqual(got, b"")
+        process.wait(PATIENCE)
+
+    def test_telnet(self) -> None:
+        """`telnet` says where it is connected, then shows what comes."""
+        self.assert_answered(needs("telnet"), "127.0.0.1", self.port)
+
+    def assert_answered(self, *command: str) -> None:
+        """A line to this program's standard input comes back while the program runs."""
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        assert process.stdin is not None and process.stdout is not None
+        with process.stdin, process.stdout:
+            process.stdin.write(b"hello\n")
+            process.stdin.flush()
+            replies = (line for line in process.stdout if line.startswith(b"["))
+            self.assertRegex(next(replies), STAMP + b"hello\r?\n")
+            process.terminate()
+        process.wait(PATIENCE)

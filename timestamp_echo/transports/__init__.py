@@ -1,0 +1,1 @@
+"""What Twisted's transports lack; knows no message and no stamp."""
