@@ -88,16 +88,20 @@ class EpollGroup:
         """See `IFileDescriptor.connectionLost`: the reactor stops."""
 
     def doRead(self) -> None:
-        """Serve the connections that are ready.
-
-        What serving one connection does may close or pause any other, and a new connection may
-        take the file descriptor of a closed one: events that epoll_wait(2) returned before that
-        are stale. Events for reading are checked by the list itself: an entry is None unless the
-        transport wants to read, and reading a new connection too early only finds nothing. The
-        rare other events are checked against `_unregistered`.
-        """
+        """Serve the connections that are ready, in at most `MAX_ROUNDS` rounds."""
+        # epoll_wait(2) returns the events of a whole round at once. What serving the first of
+        # these connections does may close or pause any of the others (a limit, a stop), and a
+        # connection that is accepted meanwhile may get the file descriptor of a closed one. So
+        # an event may be stale by the time its turn comes:
+        #
+        # - To read is harmless. `readers` has None for whoever does not want to read (any more),
+        #   and a new connection with an old number finds nothing to read yet: EAGAIN.
+        # - All other events are rare, and `_other_event` checks that they are not stale.
+        #
+        # This loop is the path of every message, so the usual case, bytes to read, is inlined.
         readers = self._readers
         for _ in range(MAX_ROUNDS):
+            # Closing the last connection in the round before has closed the epoll as well.
             if self._epoll is None:
                 return
             self._unregistered.clear()
@@ -115,24 +119,27 @@ class EpollGroup:
                         why = error
                     if why:
                         self._disconnect(transport, why, True)
+            # With few ready, another look would likely find none: leave that to the reactor.
             if len(events) < _MANY_READY:
                 return
 
     def _other_event(self, fd: int, event: int) -> None:
         """Handle an event that is not just bytes to read: room to write, or a peer that is gone."""
+        # Whoever was unregistered since epoll_wait(2) is no longer there, or is another.
         if fd in self._unregistered:
-            return  # it belonged to a connection that is closed
+            return
         reader = self._readers[fd]
         transport = reader or self._writers[fd]
         if event & _BROKEN and not event & _IN:
-            # A reader whose peer is gone has read everything; a writer has something unsent.
-            self._disconnect(
-                transport, CONNECTION_DONE if reader else CONNECTION_LOST, bool(reader)
-            )
+            # EPOLLHUP without EPOLLIN: there is nothing left to read. For a reader that is the
+            # usual end; whoever was only waiting for room has lost what it had still to send.
+            why = CONNECTION_DONE if reader else CONNECTION_LOST
+            self._disconnect(transport, why, reading=reader is not None)
             return
-        if event & _IN and reader is not None and not self._try(reader, reader.doRead, True):
-            return
-        if event & _OUT and fd not in self._unregistered:
+        # Otherwise read first, also where the peer is gone: its last bytes are still there.
+        alive = not (event & _IN and reader) or self._try(transport, transport.doRead, True)
+        # To read may have paused or closed this very connection, and so unregistered it.
+        if alive and event & _OUT and fd not in self._unregistered:
             self._try(transport, transport.doWrite, False)
 
     def _try(self, transport: StreamTransport, do: Any, reading: bool) -> bool:
@@ -148,6 +155,8 @@ class EpollGroup:
 
     def _disconnect(self, transport: StreamTransport, why: BaseException, reading: bool) -> None:
         """End a connection, or, where the peer has only closed its side, its reading."""
+        # As the reactor itself does it. Once the peer's FIN is read, the socket stays readable
+        # (recv(2) returns nothing, again and again): stop watching for that.
         self.removeReader(transport)
         try:
             if reading and isinstance(why, ConnectionDone):
@@ -194,6 +203,8 @@ class EpollGroup:
 
         @param for_other: whether it is watched for the other event already.
         """
+        # Made with the first connection, not before: twistd forks, and a child that shares an
+        # epoll with its parent would see its parent's events, too (epoll(7)).
         if self._epoll is None:
             self._epoll = select.epoll()
             self._reactor.addReader(self)
@@ -202,6 +213,7 @@ class EpollGroup:
             return
         self._epoll.register(fd, event)
         self._watched += 1
+        # The list never shrinks: at most a pointer for each file that was ever open at once.
         self._readers.extend([None] * (fd + 1 - len(self._readers)))
 
     def _unwatch(self, fd: int, other: int, for_other: bool) -> None:
@@ -210,9 +222,12 @@ class EpollGroup:
         if for_other:
             self._epoll.modify(fd, other)
             return
+        # close(2) would unregister it as well, but only if no other process has the socket, and
+        # `_unregistered` has to know in any case.
         self._epoll.unregister(fd)
         self._unregistered.add(fd)
         self._watched -= 1
+        # Without connections there is nothing to watch, and nothing to be left open at the end.
         if not self._watched:
             self._reactor.removeReader(self)
             self._epoll.close()
@@ -269,11 +284,12 @@ class StreamTransport(tcp.Server):
         super().connectionLost(reason)
 
     def readConnectionLost(self, reason: Failure) -> None:
-        """As `tcp.Connection.readConnectionLost`, but if nothing is unsent, it closes at once.
-
-        `loseConnection` asks to be watched for room, only to find in the next round that there is
-        nothing to write: four system calls for nothing at the end of each connection.
-        """
+        """As `tcp.Connection.readConnectionLost`, but if nothing is unsent, it closes at once."""
+        # The protocol's usual answer to the peer's FIN is `loseConnection`. In Twisted that asks
+        # to be watched for room; the next iteration finds room, nothing to send, and closes. That
+        # is two calls of epoll_ctl(2) and a whole iteration for nothing, for every connection
+        # that the peer ends. So while the protocol is called here, `startWriting` only notes that
+        # it was called, and what it would have led to is done right away.
         self._wants_room = False
         super().readConnectionLost(reason)
         wants_room, self._wants_room = self._wants_room, None
@@ -313,17 +329,18 @@ class StreamTransport(tcp.Server):
         return None
 
     def write(self, data: bytes) -> None:
-        """Send what the kernel takes at once; buffer the rest, as `FileDescriptor.write` does.
-
-        An error is not reported from here, within the caller's own work: the bytes are buffered,
-        and the error is met again, and reported, when the group tries to send them.
-        """
+        """Send what the kernel takes at once; buffer the rest, as `FileDescriptor.write` does."""
+        # Anything that is still buffered must go first, or replies would overtake each other.
+        # After `loseWriteConnection` nothing may be sent; Twisted's `write` drops it.
         if self.connected and not (
             self._tempDataBuffer or self.dataBuffer or self._writeDisconnected
         ):
             try:
                 sent = self.socket.send(data)
             except OSError:
+                # EAGAIN: no room. Any other error must not surface here, in the middle of the
+                # caller's work, where `connectionLost` would be called from within `write`: the
+                # bytes are buffered, and the group meets the error again when it sends them.
                 sent = 0
             if sent == len(data):
                 return

@@ -52,6 +52,9 @@ class RecordTracker:
 
         @return: whether it is exactly one record: whole, and nothing else.
         """
+        # Three states: at a boundary (nothing skipped, no part of a header); within a record, of
+        # which `_skip` bytes are still to come; or within a header, whose first bytes are in
+        # `_header`. In the last two, what came is not one record, whatever it is.
         at_boundary = not (self._skip or self._header)
         if at_boundary and len(data) > _HEADER_SIZE and _record_size(data, 0) == len(data):
             return True  # the usual case, and the tracker is at a boundary again
@@ -110,6 +113,9 @@ class HalfCloseTLS(TLSMemoryBIOProtocol):
         makes OpenSSL write nothing. If the record is of another type, SSL_read says so at once,
         and everything is done as Twisted does it.
         """
+        # Not while the handshake goes on, nor after this side asked for the close, nor with
+        # writes that wait for OpenSSL: each of these has its own steps in Twisted's method. The
+        # tracker has to see every read all the same.
         ordinary = self._handshakeDone and not (self.disconnecting or self._appSendBuffer)
         if not self._records.is_one_record(data) or not ordinary:
             super().dataReceived(data)
@@ -178,11 +184,16 @@ class HalfCloseTLS(TLSMemoryBIOProtocol):
             self._flushSendBIO()
 
     def _shutdownTLS(self) -> None:
+        # Two callers: `loseConnection`, by the wish of this side; and, on the peer's close_notify,
+        # `_flushReceiveBIO`. The second is recognized by OpenSSL's own note of what it received.
+        # Then the protocol inside learns that nothing more will come. Usually it closes at once,
+        # from within that call, which sets `disconnecting`: both directions are closed.
         if self._tlsConnection.get_shutdown() & RECEIVED_SHUTDOWN:
             self._close_read()
             if not self.disconnecting:
                 raise _CloseRefused
         super()._shutdownTLS()
+        # Twisted would wait for the peer's close_notify, which a peer that sent a FIN cannot send.
         if self._fin_received:
             self.transport.loseConnection()
 

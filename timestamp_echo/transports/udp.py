@@ -204,6 +204,9 @@ class DatagramBatch:
 
     def _link(self) -> None:
         """Point the structures at each other and into the slots, as drawn at the top."""
+        # All addresses are fixed from here on, so that a call passes nothing but the address of
+        # the first `mmsghdr`. The buffers must stay alive, and in place, as long as this object:
+        # ctypes does not know that the structures point at them. The attributes hold them.
         memory = addressof(c_char.from_buffer(self._memory))
         pktinfo_size = self._control_size - self._pktinfo_offset
         for i in range(BATCH):
@@ -226,12 +229,18 @@ class DatagramBatch:
 
     def _make_columns(self, family: _Family) -> None:
         """Make the views of the numbers that are read or written for each datagram."""
+        # `self._received[i].size` makes two ctypes objects and an int, which takes as long as all
+        # the rest that is done for a datagram. A memoryview over the array, cast to the number's
+        # type and sliced with a step as long as the structure, is the column of all these
+        # numbers: to index it makes the int alone. `iovec`s go in pairs, so `pieces` has the
+        # prefix's sizes at even places, the body's at odd ones.
         self.first_bytes = memoryview(self._memory)[PREFIX_ROOM :: self._slot_size]
         self._sizes = _column(self._received, mmsghdr.size.offset, "I")
         pieces = _column(self._replies, iovec.size.offset, _SIZE_T)
         self._prefix_sizes, self._body_sizes = pieces[0::2], pieces[1::2]
         offset = mmsghdr.header.offset + msghdr.control_size.offset
         self._control_sizes = _column(self._received, offset, _SIZE_T)
+        # A copy of the sizes as they are now, all the same: written back before each call.
         self._full_control_sizes = memoryview(bytes(self._control_sizes)).cast(_SIZE_T)
         if self._pktinfo:
             at = self._pktinfo_offset + _CMSG_DATA + family.interface_offset
@@ -244,8 +253,10 @@ class DatagramBatch:
 
         @return: how many there are, also as `count`.
         """
+        # The structures are in and out at once: recvmmsg(2) reads from `control_size` how much
+        # room there is, and overwrites it with how much it used. So it is set anew each time.
+        # `name_size` is overwritten, too, but always with the same: one socket has one family.
         if self._control_size:
-            # Here the kernel has written how much it had to give for the last batch.
             self._control_sizes[:] = self._full_control_sizes
         received = _LIBC.recvmmsg(self._fd, self._receive_into, BATCH, 0, None)
         self.count = max(received, 0)  # -1: nothing was there, or an ICMP error (udp(7))
@@ -296,11 +307,15 @@ class DatagramBatch:
 
         @return: how many could not be sent.
         """
+        # sendmmsg(2) takes consecutive structures, so dropped slots divide the batch into runs:
+        # with slots 2 and 3 of 6 dropped, 0-1, none, and 4-5. It stops at the first datagram that
+        # cannot be sent and returns how many were sent before it, or -1 if that was the first;
+        # so that one is skipped, and the rest of its run is sent by another call.
         failed = slot = 0
         for end in (*self._dropped, self.count):
             while slot < end:
                 sent = _LIBC.sendmmsg(self._fd, self._send_from[slot], end - slot, 0)
-                if sent < 1:  # the first of them could not be sent: go on behind it
+                if sent < 1:
                     failed += 1
                     sent = 1
                 slot += sent
