@@ -291,6 +291,18 @@ class MakeServiceTests(SynchronousTestCase):
         verifyObject(IService, service)
         self.assertIsInstance(service, EchoService)
 
+    def test_reported_once(self) -> None:
+        """A daemon's start is reported once, whatever is started again later."""
+        hooks: list[object] = []
+        self.patch(os, "register_at_fork", lambda after_in_parent: hooks.append(after_in_parent))
+        options = tap.Options()
+        options.parseOptions([])
+        options.parent = {"nodaemon": False}
+        report: Any = tap.makeService(options)
+        for error in ("", "", "an error that comes too late"):
+            report._report(error)
+        self.assertEqual(len(hooks), 1)
+
     def test_plugin(self) -> None:
         """Twisted finds the plugin, and through it this module."""
         (maker,) = [plugin for plugin in getPlugins(IServiceMaker) if plugin.tapname == "tsecho"]

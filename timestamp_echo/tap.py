@@ -307,21 +307,28 @@ def _report_to_shell() -> Callable[[str], None]:
     @return: to be called in the daemon, with the error, or with an empty text.
     """
     parent = os.getpid()
-    receiver, sender = os.pipe()
+    receiver, sender = map(open, os.pipe(), "rw")
 
     def wait_for_report() -> None:
         if os.getpid() != parent:  # the daemon, or twistd's process between the two
             return
-        os.close(sender)
-        with open(receiver, encoding="utf-8", closefd=True) as pipe:
-            error = pipe.read()
+        sender.close()
+        with receiver:
+            error = receiver.read()
         if error:
             os.write(2, f"{error}\n".encode())  # by now sys.stderr is the log
             os._exit(1)
 
     def report(error: str) -> None:
-        os.write(sender, error.encode())
-        os.close(sender)
+        if sender.closed:
+            return
+        if error:
+            # Left open until the process has ended: then its pidfile is removed as well.
+            sender.write(error)
+            sender.flush()
+        else:
+            receiver.close()
+            sender.close()
 
     os.register_at_fork(after_in_parent=wait_for_report)
     return report
