@@ -12,6 +12,7 @@ from typing import Any
 
 from twisted.application.service import IService, IServiceMaker
 from twisted.plugin import IPlugin, getPlugins
+from twisted.scripts.twistd import ServerOptions
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
@@ -294,10 +295,10 @@ class MakeServiceTests(SynchronousTestCase):
     def test_reported_once(self) -> None:
         """A daemon's start is reported once, whatever is started again later."""
         hooks: list[object] = []
-        self.patch(os, "register_at_fork", lambda after_in_parent: hooks.append(after_in_parent))
+        self.patch(os, "register_at_fork", lambda **hook: hooks.append(hook))
         options = tap.Options()
         options.parseOptions([])
-        options.parent = {"nodaemon": False}
+        options.parent = ServerOptions()
         report: Any = tap.makeService(options)
         for error in ("", "", "an error that comes too late"):
             report._report(error)
