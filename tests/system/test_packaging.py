@@ -1,4 +1,4 @@
-"""What gets installed: built and installed as anyone would, and looked at from elsewhere."""
+"""Tests of the packages: wheel, sdist and editable install, each in a fresh environment."""
 
 from __future__ import annotations
 
@@ -17,17 +17,23 @@ import timestamp_echo
 
 ROOT = Path(timestamp_echo.__file__).parent.parent
 FILES = (
-    *("setup.cfg", "setup.py", "pyproject.toml", "MANIFEST.in"),
-    *("README.rst", "NEWS.rst", "LICENSE"),
+    *("setup.cfg", "setup.py", "pyproject.toml", "tox.ini", "MANIFEST.in", "LICENSE"),
+    *("README.rst", "NEWS.rst", "CONTRIBUTING.rst", "SECURITY.rst"),
 )
-SECONDS = 180.0
+FOLDERS = ("timestamp_echo", "twisted", "tests", "benchmarks", "docs")
+UNVERSIONED = shutil.ignore_patterns("__pycache__", "dropin.cache", "_build")
+TIMEOUT = 600.0
+"""Seconds that a command may take. pip downloads and compiles, perhaps on a busy machine."""
 
 
 def run(*command: str | Path, folder: Path) -> str:
-    """Run a command to its end; what it wrote. It sees nothing of this environment."""
+    """Run a command without this environment's variables, and return its output.
+
+    @raise AssertionError: it ended with another status than 0.
+    """
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     done = run_command(
-        command, cwd=folder, env=kept, stdout=PIPE, stderr=STDOUT, timeout=SECONDS, check=False
+        command, cwd=folder, env=kept, stdout=PIPE, stderr=STDOUT, timeout=TIMEOUT, check=False
     )
     output = done.stdout.decode()
     if done.returncode:
@@ -36,57 +42,57 @@ def run(*command: str | Path, folder: Path) -> str:
 
 
 class PackagingTests(SynchronousTestCase):
-    """Wheel, sdist and editable install, each in a fresh environment."""
+    """Build and install a copy of the project, and use it from another folder."""
 
     def setUp(self) -> None:
-        """A copy of the project as it would be cloned, and an empty folder elsewhere."""
+        """Copy the project, as a clone has it, and make an empty folder."""
         if not (ROOT / "setup.cfg").exists():
-            self.skipTest("these tests need the project's own folder")
+            self.skipTest("not run from the project's source tree")
         here = Path(self.mktemp()).absolute()
         self.elsewhere = here / "elsewhere"
         self.elsewhere.mkdir(parents=True)
         self.project = here / "project"
-        for folder in ("timestamp_echo", "twisted", "tests"):
-            unversioned = shutil.ignore_patterns("__pycache__", "dropin.cache")
-            shutil.copytree(ROOT / folder, self.project / folder, ignore=unversioned)
+        for folder in FOLDERS:
+            shutil.copytree(ROOT / folder, self.project / folder, ignore=UNVERSIONED)
         for file in FILES:
             shutil.copy(ROOT / file, self.project)
+        self.copied = [path for path in self.project.rglob("*") if path.is_file()]
         self.environment = here / "environment"
 
     def build(self) -> tuple[Path, Path]:
-        """The sdist, and the wheel that is built from it."""
+        """Build the sdist and, from it, the wheel; return both."""
         run(sys.executable, "-m", "build", "--no-isolation", folder=self.project)
         (sdist,) = self.project.glob("dist/*.tar.gz")
         (wheel,) = self.project.glob("dist/*.whl")
         return sdist, wheel
 
     def install(self, *what: str | Path) -> None:
-        """Install this, and what it needs, into a fresh environment."""
+        """Install a package and its dependencies into a fresh environment."""
         venv.create(self.environment)
         self.pip("install", "--quiet", *what)
 
     def pip(self, *arguments: str | Path) -> None:
-        """Run pip for the fresh environment, which has none of its own: that takes a while."""
+        """Run this environment's pip for the fresh one: installing another would take seconds."""
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python"]
         run(*pip, self.environment / "bin" / "python", *arguments, folder=self.elsewhere)
 
-    def there(self, program: str, *arguments: str | Path) -> str:
+    def run_installed(self, program: str, *arguments: str | Path) -> str:
         """Run a program of the fresh environment, from the empty folder."""
         return run(self.environment / "bin" / program, *arguments, folder=self.elsewhere)
 
-    def assert_whole(self) -> None:
-        """The plugin, the client and the types are there; uninstalling takes just them."""
-        self.assertRegex(self.there("twistd", "--help"), r"\n +tsecho +Timestamp echo: ")
-        self.assertIn("--framing", self.there("twistd", "-n", "tsecho", "--help"))
+    def assert_works(self) -> None:
+        """The plugin and the client run; uninstalling removes them, and leaves Twisted whole."""
+        self.assertRegex(self.run_installed("twistd", "--help"), r"\n +tsecho +Timestamp echo: ")
+        self.assertIn("--framing", self.run_installed("twistd", "-n", "tsecho", "--help"))
         version = f"tsecho {timestamp_echo.__version__}\n"
-        self.assertEqual(self.there("tsecho", "--version"), version)
-        self.assertEqual(self.there("python", "-m", "timestamp_echo", "--version"), version)
+        self.assertEqual(self.run_installed("tsecho", "--version"), version)
+        self.assertEqual(self.run_installed("python", "-m", "timestamp_echo", "--version"), version)
         self.pip("uninstall", "--quiet", "--yes", "tsecho")
-        self.assertNotIn("tsecho", self.there("twistd", "--help"))
-        self.there("python", "-c", "import twisted.internet.reactor, twisted.plugins")
+        self.assertNotIn("tsecho", self.run_installed("twistd", "--help"))
+        self.run_installed("python", "-c", "import twisted.internet.reactor, twisted.plugins")
 
     def test_wheel(self) -> None:
-        """A wheel has the package and the plugin, and nothing else."""
+        """A wheel contains the package and the plugin, and nothing else."""
         _, wheel = self.build()
         with zipfile.ZipFile(wheel) as archive:
             files = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -101,22 +107,21 @@ class PackagingTests(SynchronousTestCase):
         }
         self.assertEqual(files, sources)
         self.install(wheel)
-        self.assert_whole()
+        self.assert_works()
 
     def test_sdist(self) -> None:
-        """An sdist has the tests too, and installs."""
+        """An sdist contains every file of the project, and installs."""
         sdist, _ = self.build()
         unpacked = self.elsewhere / "unpacked"
         shutil.unpack_archive(sdist, unpacked)
         (root,) = unpacked.iterdir()
-        for path in ROOT.glob("tests/*.py"):
-            self.assertTrue((root / path.relative_to(ROOT)).exists(), path)
-        for name in FILES:
-            self.assertTrue((root / name).exists(), name)
+        copied = {path.relative_to(self.project) for path in self.copied}
+        self.assertGreater(len(copied), 100)
+        self.assertEqual({path for path in copied if not (root / path).is_file()}, set())
         self.install(sdist)
-        self.assert_whole()
+        self.assert_works()
 
     def test_editable(self) -> None:
-        """An editable install is found by Twisted's search for plugins as well."""
+        """Twisted's plugin search finds an editable install too."""
         self.install("--editable", self.project)
-        self.assert_whole()
+        self.assert_works()

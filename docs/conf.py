@@ -1,0 +1,13 @@
+"""Sphinx's settings. The source folder is the project's root: see the environment `docs` of tox."""
+
+from timestamp_echo import __version__
+
+project = "tsecho"
+author = copyright = "The tsecho authors"  # noqa: A001  # Sphinx names it so
+version = release = __version__
+
+root_doc = "docs/index"
+# README.rst and its neighbours are read where they are, so that their links and images hold.
+include_patterns = ["*.rst", "docs/*.rst"]
+exclude_patterns = [".*"]  # environments have documents of their own
+html_theme = "alabaster"
