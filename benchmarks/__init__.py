@@ -1,1 +1,1 @@
-"""How tsecho stands beside the same job done otherwise: `python -m benchmarks`."""
+"""Compare tsecho with other servers that do the same job: `python -m benchmarks`."""

@@ -1,8 +1,8 @@
 """Run the benchmark, and print its table.
 
-Every case is run with every server in turn, then all again, round by round: so whatever else
-the machine does meets all of them. A ratio is the median of the rounds' own ratios. The server
-has one core, the load another.
+Every case runs with every server in turn, then all again, round by round, so that other load on
+the machine affects all servers alike. A ratio is the median of the rounds' own ratios. The server
+has one core, the load generator another.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ class Case(NamedTuple):
 
     name: str
     load: tuple[str, ...]
-    """The mode of `load`, and what follows the port; or "start", which needs none."""
+    """The mode of the program `load` and its arguments after the port; or "start" alone, which
+    measures the start of the server, without a load."""
 
     kind: str = "tcp"
-    """Which servers take part, see `commands`."""
+    """Which servers take part: a key of what `commands` returns."""
 
     files: int = 0
-    """That both sides need."""
+    """Open files that the server and the load each need."""
 
     styles: bool = False
-    """Whether tsecho's other stamps take part."""
+    """Whether tsecho's other stamp styles take part."""
 
 
 CASES = [
@@ -61,7 +62,12 @@ Result = dict[str, float]
 
 
 def measured(case: Case, command: list[str], load: str, seconds: float, folder: Path) -> Result:
-    """One server under one load."""
+    """Measure one server under one load.
+
+    @return: "cost", in microseconds of processor time per message, or for the mode "idle" in
+        bytes of memory per connection; "rate", in messages a second; percentiles of the round-trip
+        times, in microseconds.
+    """
     server_core, load_core = sorted(os.sched_getaffinity(0))[:2]
     mode, *values = case.load
     if mode == "start":
@@ -77,7 +83,7 @@ def measured(case: Case, command: list[str], load: str, seconds: float, folder: 
         assert client.stdin is not None and client.stdout is not None
         with client.stdin, client.stdout:
             if client.stdout.readline() != "open\n":
-                raise RuntimeError(f"{case.name}: the load does not begin with {command}")
+                raise RuntimeError(f"{case.name}: the load does not start with {command}")
             before, full = server.used(), server.resident()
             client.stdin.write("\n")
             client.stdin.flush()
@@ -94,7 +100,7 @@ def measured(case: Case, command: list[str], load: str, seconds: float, folder: 
 
 
 def started(command: list[str], folder: Path, core: int) -> Result:
-    """How long it takes from a server's start to its first reply, in milliseconds."""
+    """Measure the time from a server's start to its first reply: "cost", in milliseconds."""
     began = time.perf_counter()
     with (
         Server(command, folder / "log", core) as server,
@@ -106,15 +112,19 @@ def started(command: list[str], folder: Path, core: int) -> Result:
 
 
 def main() -> None:
-    """Run it as the command line says."""
+    """Run the benchmark that the command line selects."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2, help="of each measurement")
-    parser.add_argument("--case", action="append", help="only those whose name has this in it")
-    parser.add_argument("--server", action="append", help="only tsecho and these")
-    parser.add_argument("--option", action="append", default=[], help="one more for tsecho")
-    parser.add_argument("--json", type=Path, help="a file for all that was measured")
-    parser.add_argument("--plot", type=Path, help="a file for the picture (SVG or PNG)")
+    parser.add_argument("--seconds", type=float, default=2, help="duration of each measurement")
+    parser.add_argument(
+        "--case", action="append", help="only cases whose name contains this; repeatable"
+    )
+    parser.add_argument("--server", action="append", help="only tsecho and this server; repeatable")
+    parser.add_argument(
+        "--option", action="append", default=[], help="pass this option to tsecho; repeatable"
+    )
+    parser.add_argument("--json", type=Path, help="write all measurements to this file")
+    parser.add_argument("--plot", type=Path, help="write a picture to this file (SVG or PNG)")
     arguments = parser.parse_args()
     results: dict[str, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
     with tempfile.TemporaryDirectory() as name:
@@ -139,33 +149,33 @@ def main() -> None:
         plot(results, arguments.plot)
 
 
-def takes_part(server: str, case: Case, words: list[str] | None) -> bool:
-    """Whether this server is measured in this case."""
+def takes_part(server: str, case: Case, names: list[str] | None) -> bool:
+    """Whether a server is measured in a case."""
     if server == "tsecho":
         return True
     if server.startswith("tsecho"):
         return case.styles
-    return not words or server in words
+    return not names or server in names
 
 
-def chosen(words: list[str] | None, kinds: Collection[str]) -> list[Case]:
-    """The cases that are asked for, and that this machine can run."""
+def chosen(names: list[str] | None, kinds: Collection[str]) -> list[Case]:
+    """The selected cases that this machine can run."""
     files = os.sysconf("SC_OPEN_MAX")
     cases = []
     for case in CASES:
-        if words and not any(word in case.name for word in words):
+        if names and not any(name in case.name for name in names):
             continue
         if case.files > files:
-            print(f"{case.name} is left out: {files} files may be open", file=sys.stderr)
+            print(f"{case.name} is left out: the limit is {files} open files", file=sys.stderr)
         elif case.kind not in kinds:
-            print(f"{case.name} is left out: no libssl headers, or no extra tls", file=sys.stderr)
+            print(f"{case.name} is left out: no libssl headers, or no pyOpenSSL", file=sys.stderr)
         else:
             cases.append(case)
     return cases
 
 
 def table(name: str, by_server: dict[str, list[Result]]) -> str:
-    """One case, a line for each server."""
+    """The results of one case, a line for each server."""
     unit = {"memory, idle": "B each", "start to first reply": "ms"}.get(name, "us CPU")
     lines = [f"{name:26}{unit:>9}{'tsecho/':>9}{'rate':>9}{'p50':>9}{'p99':>9}{'p99.9':>9}"]
     for server, rounds in by_server.items():

@@ -1,9 +1,10 @@
-"""What a message takes in instructions and system calls: `python -m benchmarks.counts`.
+"""Count the instructions and system calls per message: `python -m benchmarks.counts`.
 
-Unlike processor time, these hardly depend on the machine or on what else it does. The case is
+Unlike processor time, these counts hardly depend on the machine or its load. The case is
 "100 connections": strace(1) counts the system calls, valgrind's callgrind the instructions in
-user space. Both slow the server down, and both count from its start: so it runs twice, for a
-short while and for longer, and what counts is the difference, for each message more.
+user space. Both count from the server's start. So each server runs twice, for few messages and
+for ten times as many, and the difference of the counts is divided by the difference of the
+messages: what the start, the connections and the stop take cancels out.
 """
 
 from __future__ import annotations
@@ -25,49 +26,55 @@ from typing import NamedTuple
 from benchmarks.servers import PATIENCE, Server, built, commands, pinned
 
 SERVERS = ("tsecho", "C", "bare", "uvloop", "asyncio", "Twisted")
-SLOWER = 10.0
-"""How many times longer than without valgrind a start may take."""
+
+CONNECTIONS = 100
+
+SLOWDOWN = 10.0
+"""Factor by which everything may take longer under valgrind."""
 
 
 class Tool(NamedTuple):
-    """A program that runs another and counts."""
+    """A program that runs another program and counts."""
 
     command: tuple[str, ...]
-    """Its last option takes the file for the counts."""
+    """Its last option takes the output file."""
 
     pattern: str
-    """A name and its count in this file; the last one is their total."""
+    """Matches a name and its count in that file. The last match is the total."""
 
 
 STRACE = Tool(
-    # The tracer is the grandchild (-D): so the server gets the signal that ends it.
+    # With -D the tracer is the grandchild, so that SIGTERM goes to the server.
     ("strace", "-D", "-f", "-c", "-U", "name,calls", "--output"),
     r"(?m)^(\w+) +(\d+)$",
 )
 CALLGRIND = Tool(("valgrind", "--tool=callgrind", "--callgrind-out-file"), r"(?m)^(totals): (\d+)$")
 
 
-def counted(
-    tool: Tool, command: list[str], load: str, seconds: float, folder: Path
-) -> Counter[str]:
-    """Run a server under a load for so long; all that was counted, and the "messages"."""
+def counted(tool: Tool, command: list[str], load: str, messages: int, folder: Path) -> Counter[str]:
+    """Run a server until the load has this many replies, and return the counts by name.
+
+    The count "messages" is the number of replies: `messages`, and at most one a connection more.
+    """
     server_core, load_core = sorted(os.sched_getaffinity(0))[:2]
     file = folder / "counts"
     file.unlink(missing_ok=True)
     under = [*tool.command[:-1], f"{tool.command[-1]}={file}", *command]
-    with Server(under, folder / "log", server_core, SLOWER * PATIENCE) as server:
-        talk = ["talk", str(seconds), "127.0.0.1", str(server.port), "100", "100", "1", "64"]
-        said = subprocess.run(
+    with Server(under, folder / "log", server_core, SLOWDOWN * PATIENCE) as server:
+        every, size = str(CONNECTIONS), "64"
+        talk = ["talk", str(SLOWDOWN * PATIENCE), "127.0.0.1", str(server.port)]
+        talk += [every, every, "1", size, str(messages)]
+        output = subprocess.run(
             [*pinned(load_core), load, *talk], input=b"\n", stdout=subprocess.PIPE, check=True
-        )
+        ).stdout
         server.stop(signal.SIGTERM)
-    found = {name: int(count) for name, count in re.findall(tool.pattern, _written(file))}
-    found["messages"] = int(json.loads(said.stdout.splitlines()[-1])["messages"])
+    found = {name: int(count) for name, count in re.findall(tool.pattern, _complete(file))}
+    found["messages"] = int(json.loads(output.splitlines()[-1])["messages"])
     return Counter(found)
 
 
-def _written(file: Path) -> str:
-    """What is in it when its last line is: strace ends a little later than the server."""
+def _complete(file: Path) -> str:
+    """Wait for the last line, and return the text: strace ends a little later than the server."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         if file.exists() and re.search(r"(?m)^totals?\b.*\n", text := file.read_text()):
@@ -76,43 +83,43 @@ def _written(file: Path) -> str:
     raise RuntimeError(f"{file} has no total")
 
 
-def for_each(
-    tool: Tool, command: list[str], load: str, seconds: float, folder: Path
+def per_message(
+    tool: Tool, command: list[str], load: str, messages: int, folder: Path
 ) -> dict[str, float]:
-    """How many of each for a message, the most first: the total is first of all."""
-    less, more = (
-        counted(tool, command, load, length, folder) for length in (seconds / 10, seconds)
+    """The counts per message, by name, largest first. So the total comes first."""
+    few, many = (
+        counted(tool, command, load, number, folder) for number in (messages // 10, messages)
     )
-    more.subtract(less)
-    messages = more.pop("messages")
-    return {name: count / messages for name, count in more.most_common()}
+    many.subtract(few)
+    more = many.pop("messages")
+    return {name: count / more for name, count in many.most_common()}
 
 
-def row(server: str, command: list[str], load: str, seconds: float, folder: Path) -> str:
-    """One line of the table."""
-    cells = f"{server:10}"
+def row(server: str, command: list[str], load: str, messages: int, folder: Path) -> str:
+    """A server's row of the table."""
+    cells = f"{server:12}"
     if shutil.which("valgrind"):
-        (instructions,) = for_each(CALLGRIND, command, load, seconds, folder).values()
+        (instructions,) = per_message(CALLGRIND, command, load, messages, folder).values()
         cells += f"{instructions:14,.0f}"
     if shutil.which("strace"):
-        total, *calls = for_each(STRACE, command, load, seconds, folder).items()
+        total, *calls = per_message(STRACE, command, load, messages, folder).items()
         names = ", ".join(f"{name} {count:.2f}" for name, count in calls if count >= 0.005)
         cells += f"{total[1]:14.2f}  {names}"
     return cells
 
 
 def main() -> None:
-    """Count with every server, and print the table."""
+    """Count for each server, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.counts", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5, help="of each longer run")
-    parser.add_argument("--server", action="append", help="only these")
+    parser.add_argument("--messages", type=int, default=10_000, help="of each longer run")
+    parser.add_argument("--server", action="append", help="only this server; repeatable")
     arguments = parser.parse_args()
-    title = f"{'a message':10}"
+    title = f"{'per message':12}"
     for program, what in (("valgrind", "instructions"), ("strace", "system calls")):
         if shutil.which(program):
             title += f"{what:>14}"
         else:
-            print(f"{what} are left out: {program} is not here", file=sys.stderr)
+            print(f"{what} are left out: {program} is not installed", file=sys.stderr)
     print(title)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -120,7 +127,7 @@ def main() -> None:
         servers = commands(programs, folder)["tcp"]
         for server in arguments.server or SERVERS:
             if server in servers:
-                print(row(server, servers[server], programs["load"], arguments.seconds, folder))
+                print(row(server, servers[server], programs["load"], arguments.messages, folder))
 
 
 if __name__ == "__main__":

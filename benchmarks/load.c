@@ -1,25 +1,28 @@
-/* The load: many clients of a timestamp echo in one thread, as fast as it answers.
+/* A load generator: many clients of a timestamp echo in one thread, in a closed loop.
  *
- *   load talk SECONDS HOST PORT CONNECTIONS ACTIVE DEPTH SIZE
- *       Opens the connections; ACTIVE of them send DEPTH lines of SIZE bytes at once, wait for as
- *       many replies, and send again.
+ *   load talk SECONDS HOST PORT CONNECTIONS ACTIVE DEPTH SIZE [MESSAGES]
+ *       Opens CONNECTIONS. ACTIVE of them send DEPTH lines of SIZE bytes at once, wait for as
+ *       many replies, and send again. Stops after MESSAGES replies if they come before SECONDS
+ *       have passed.
  *   load connect SECONDS HOST PORT CONNECTIONS
- *       So many at a time connect, send a line, read its reply, and close.
+ *       CONNECTIONS clients at a time connect, send a line, read its reply, and close.
  *   load udp SECONDS HOST PORT SOCKETS SIZE
- *       So many sockets send a datagram, wait for its reply, and send again.
+ *       Each socket sends a datagram, waits for its reply, and sends again.
  *   load idle SECONDS HOST PORT CONNECTIONS
- *       Opens the connections, exchanges a line on each, says "open" and waits for its standard
- *       input to end.
+ *       Opens the connections, exchanges a line on each, prints "open" and waits for a line or the
+ *       end of its standard input.
  *
- * Compiled with -DTLS its connections speak TLS (wire.h), not its datagrams.
+ * Compiled with -DTLS, its connections use TLS (wire.h); its datagrams do not.
  *
- * It says "open" when all connections are, and measures for so many seconds. Then it prints one
- * line of JSON: messages, seconds, and the percentiles of the round trips in microseconds. A
- * reply that is none, or the end of a connection, ends it with status 1.
+ * Each mode prints "open" when all connections are open, waits for a line on its standard input,
+ * and measures for SECONDS. Then it prints one line of JSON: the number of messages, and
+ * percentiles of the round-trip times in microseconds. It exits with status 1 when a connection
+ * ends, or when the first reply has no stamp.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <limits.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,8 +38,8 @@ enum { EVENTS = 512, BUFFER = 1 << 18, SAMPLES = 1 << 23 };
 
 struct client {
     struct wire wire;
-    int left;       /* replies that are to come */
-    long sent;      /* when, in nanoseconds */
+    int left;       /* replies still to come */
+    long sent;      /* time of sending, in nanoseconds */
 };
 
 static struct sockaddr_in server;
@@ -44,7 +47,7 @@ static struct client *clients;
 static char *message, buffer[BUFFER];
 static long message_size;
 static float *samples;
-static long messages, taken, depth = 1;
+static long messages, taken, depth = 1, limit = LONG_MAX;
 static int epoll;
 
 static long now(void)
@@ -60,7 +63,7 @@ static void fail(const char *what)
     exit(1);
 }
 
-static void give(struct client *c, const char *data, long size)
+static void send_all(struct client *c, const char *data, long size)
 {
     while (size > 0) {
         long n = wire_write(&c->wire, data, size);
@@ -81,7 +84,7 @@ static void watch(struct client *c)
 static void open_tcp(struct client *c)
 {
     int on = 1, fd = socket(AF_INET, SOCK_STREAM, 0);
-    /* Thousands of connections want more ports than one address has at a time. */
+    /* Thousands of connections need more ports than one address has: use 64 addresses. */
     struct sockaddr_in own = { .sin_family = AF_INET };
     static unsigned count;
     own.sin_addr.s_addr = htonl(0x7f000001 + ++count % 64);
@@ -103,10 +106,10 @@ static void ask(struct client *c, long depth)
 {
     c->left = depth;
     c->sent = now();
-    give(c, message, depth * message_size);
+    send_all(c, message, depth * message_size);
 }
 
-/* Read what has come; how many replies ended in it. */
+/* Read what has arrived; return how many replies ended in it. */
 static int read_replies(struct client *c)
 {
     long n = wire_read(&c->wire, buffer, BUFFER, MSG_DONTWAIT);
@@ -133,19 +136,19 @@ static void exchange_one(struct client *c)
     }
 }
 
-static void begin(void)
+static void wait_for_start(void)
 {
     puts("open");
     fflush(stdout);
     getchar();
 }
 
-/* Read replies for so long; whoever has all of his goes on with `again`. */
+/* Read replies for this many seconds; a client that has all of its replies goes on with `again`. */
 static void measure(double seconds, void (*again)(struct client *))
 {
     struct epoll_event events[EVENTS];
     long end = now() + seconds * 1e9;
-    for (long t = 0; t < end;) {
+    for (long t = 0; t < end && messages < limit;) {
         int n = epoll_wait(epoll, events, EVENTS, 1000);
         for (int i = 0; i < n; i++) {
             struct client *c = events[i].data.ptr;
@@ -171,7 +174,7 @@ static void talk(double seconds, int count, int active)
         open_tcp(&clients[i]);
         exchange_one(&clients[i]);
     }
-    begin();
+    wait_for_start();
     for (int i = 0; i < active; i++) {
         watch(&clients[i]);
         ask(&clients[i], depth);
@@ -192,7 +195,7 @@ static void reopen(struct client *c)
 
 static void connects(double seconds, int count)
 {
-    begin();
+    wait_for_start();
     for (int i = 0; i < count; i++)
         reopen(&clients[i]);
     measure(seconds, reopen);
@@ -206,7 +209,7 @@ static void datagrams(double seconds, int count)
             fail("connect");
         exchange_one(&clients[i]);
     }
-    begin();
+    wait_for_start();
     for (int i = 0; i < count; i++) {
         watch(&clients[i]);
         ask(&clients[i], 1);
@@ -220,7 +223,7 @@ static void idle(int count)
         open_tcp(&clients[i]);
         exchange_one(&clients[i]);
     }
-    begin();
+    wait_for_start();
 }
 
 static int ascending(const void *a, const void *b)
@@ -237,7 +240,7 @@ static double percentile(double p)
 int main(int argc, char **argv)
 {
     if (argc < 6) {
-        fprintf(stderr, "load: expected talk, connect, udp or idle, with its values\n");
+        fprintf(stderr, "load: expected talk, connect, udp or idle, and its arguments\n");
         return 2;
     }
     struct rlimit files;
@@ -253,6 +256,8 @@ int main(int argc, char **argv)
     if (argc > 7)
         depth = atoi(argv[7]);
     message_size = argc > 8 ? atoi(argv[8]) : 64;
+    if (argc > 9)
+        limit = atol(argv[9]);
     if (!strcmp(mode, "udp") && argc > 6)
         message_size = atoi(argv[6]);
     clients = calloc(count, sizeof *clients);

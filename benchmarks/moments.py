@@ -1,9 +1,10 @@
-"""How true the moments are while the server is saturated: `python -m benchmarks.moments`.
+"""Measure how exact stamps and timers are on a saturated server: `python -m benchmarks.moments`.
 
 A hundred connections keep the server's core busy. Meanwhile one more sends a message every 5 ms
-and compares its reply's stamp with its own clock: the same host's, so the distance is the
-server's. The server runs once with the kernel's arrival times, and once reading the clock when
-it reads the bytes. A timer in it that is due every 10 ms says how late it is called.
+and subtracts the time of sending from the stamp of the reply: both are times of the same host, so
+the difference is the server's delay. The server runs once with the kernel's arrival times, and
+once reading the clock when it reads the bytes. A timer in the server that is due every 10 ms
+records how late it is called.
 """
 
 from __future__ import annotations
@@ -27,48 +28,48 @@ from timestamp_echo.server.protocol import TimestampEchoFactory
 from timestamp_echo.stamps import Stamp, parse
 from timestamp_echo.transports.reactor import ReactorAdapter
 
-EVERY = 0.010
+INTERVAL = 0.010
 """Seconds from one call of the timer to the next."""
 
 
 def serve(kernel_times: bool) -> None:
-    """Be the server, until SIGTERM; then say how late the timer was, in seconds."""
+    """Run the server until SIGTERM; then print how late each timer was, in seconds, as JSON."""
     from twisted.internet import reactor
 
     running: Any = reactor
-    lates: list[float] = []
-    due = time.monotonic() + EVERY
+    delays: list[float] = []
+    due = time.monotonic() + INTERVAL
 
     def tick() -> None:
         nonlocal due
-        lates.append(time.monotonic() - due)
-        due = time.monotonic() + EVERY
-        running.callLater(EVERY, tick)
+        delays.append(time.monotonic() - due)
+        due = time.monotonic() + INTERVAL
+        running.callLater(INTERVAL, tick)
 
-    def say(port: Any) -> None:
+    def announce(port: Any) -> None:
         print(f"listening on {port.getHost().port}", flush=True)
 
     streams = ReactorAdapter(running, kernel_times)
     endpoint = serverFromString(streams, "tcp:0:interface=127.0.0.1")
-    endpoint.listen(TimestampEchoFactory(Stamp("unix"))).addCallback(say)
-    running.callLater(EVERY, tick)
+    endpoint.listen(TimestampEchoFactory(Stamp("unix"))).addCallback(announce)
+    running.callLater(INTERVAL, tick)
     running.run()
-    print(json.dumps(lates))
+    print(json.dumps(delays))
 
 
-def distances(port: int, seconds: float) -> list[float]:
-    """How much later than sent a message's stamp is, again and again, in seconds."""
-    found = []
+def stamp_delays(port: int, seconds: float) -> list[float]:
+    """Send messages for so many seconds; each one's delay from its sending to its stamp."""
+    delays: list[float] = []
     end = time.monotonic() + seconds
     with socket.create_connection(("127.0.0.1", port)) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        while time.monotonic() < end:
+        while not delays or time.monotonic() < end:
             sent = time.time_ns()
             sock.sendall(b"when?\n")
             stamp = sock.recv(100)[1:].partition(b"]")[0].decode()
-            found.append((parse(stamp).nanoseconds - sent) / 1e9)
+            delays.append((parse(stamp).nanoseconds - sent) / 1e9)
             time.sleep(0.005)
-    return found
+    return delays
 
 
 def main() -> None:
@@ -85,7 +86,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         load = built(folder, "load")["load"]
-        for kind, words in (("kernel", "the kernel's time"), ("read", "read with the bytes")):
+        for kind, source in (("kernel", "the kernel's time"), ("read", "read with the bytes")):
             log = folder / "log"
             command = [sys.executable, "-m", "benchmarks.moments", "--serve", kind]
             with Server(command, log, server_core) as server:
@@ -98,7 +99,7 @@ def main() -> None:
                 assert client.stdin is not None
                 client.stdin.write(b"\n")
                 client.stdin.close()
-                row(f"stamp after sending, {words}", distances(server.port, arguments.seconds))
+                row(f"stamp after sending, {source}", stamp_delays(server.port, arguments.seconds))
                 client.wait(PATIENCE)
                 server.stop(signal.SIGTERM)
                 row("timer of 10 ms, late", json.loads(log.read_text().splitlines()[-1]))

@@ -1,4 +1,4 @@
-"""The picture of a run, by matplotlib."""
+"""Plot the results of a run, with matplotlib."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Results = dict[str, dict[str, list[dict[str, float]]]]
 
 
 def plot(results: Results, file: Path) -> None:
-    """Draw what a message costs each server, for the cases that have messages.
+    """Draw the cost of a message for each server, in each case that counts messages.
 
-    @param file: its ending says of what kind: SVG or PNG.
+    @param file: where the picture goes; its suffix selects SVG or PNG.
     """
-    from matplotlib.figure import Figure  # only who wants a picture needs it
+    from matplotlib.figure import Figure  # only --plot needs the extra
 
     cases = {name: by for name, by in results.items() if "rate" in by["tsecho"][0]}
     columns = 3

@@ -1,7 +1,7 @@
-"""`tsecho ping` beside ping, irtt and sockperf: `python -m benchmarks.pings`, as root.
+"""Compare `tsecho ping` with ping, irtt and sockperf: `python -m benchmarks.pings`, as root.
 
-All of them measure the same path, a veth pair between two network namespaces, in turn and that
-several times over. None of them has a core of its own, for they are idle most of the time.
+All of them measure the same path, a veth pair between two network namespaces, in turn, in several
+rounds. None of them has a core of its own, because they are idle most of the time.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ SERVERS = {
     "irtt server": "listener",
     "sockperf server": "Warmup|block on socket|SERVER",
 }
-"""The commands, and what they say when they serve."""
+"""The commands of the servers, and a pattern in the line that each prints when it is ready."""
 
 
 class Stack(ExitStack):
-    """What is undone in the end, in the words of a test's case."""
+    """An exit stack with the interface of a test case, for `Machines`."""
 
     def addCleanup(self, f: Callable[..., Any], *args: Any) -> None:
         """See `tests.system.running.Case`."""
@@ -43,7 +43,7 @@ class Stack(ExitStack):
 
 
 def commands(probes: int, every: float) -> dict[str, str]:
-    """The measuring programs' commands, by their names."""
+    """The commands of the measuring programs, by name."""
     seconds = max(1, int(probes * every))
     tsecho = f"{BIN / 'tsecho'} ping --json -c {probes} -i {every}"
     return {
@@ -55,8 +55,8 @@ def commands(probes: int, every: float) -> dict[str, str]:
     }
 
 
-def trips(name: str, text: str) -> float:
-    """The median round trip in what a program wrote, in microseconds."""
+def median_round_trip(name: str, text: str) -> float:
+    """The median round-trip time in the output of a program, in microseconds."""
     if name == "ping":
         return 1000 * median(float(time) for time in re.findall(r"time=([\d.]+) ms", text))
     if name == "irtt":
@@ -66,21 +66,22 @@ def trips(name: str, text: str) -> float:
     return float(json.loads(text.splitlines()[-1])["rtt"]["p50"]) / 1000
 
 
-def here(commands: Iterable[str]) -> list[str]:
-    """Those whose program is here."""
+def installed(commands: Iterable[str]) -> list[str]:
+    """The commands whose program is installed."""
     found = []
     for command in commands:
         if shutil.which(command.split()[0]):
             found.append(command)
         else:
-            print(f"{command.split()[0]} is left out: it is not here", file=sys.stderr)
+            print(f"{command.split()[0]} is left out: it is not installed", file=sys.stderr)
     return found
 
 
-def serve(stack: Stack, beginning: list[str], command: str) -> None:
-    """Start a server, and wait until it serves."""
-    words = [*beginning, *command.split()]
-    server = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def serve(stack: Stack, prefix: list[str], command: str) -> None:
+    """Start a server, and wait until it is ready."""
+    server = subprocess.Popen(
+        [*prefix, *command.split()], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     stack.callback(server.wait, PATIENCE)
     stack.callback(server.terminate)
     assert server.stdout is not None
@@ -101,10 +102,10 @@ def main() -> None:
     found: dict[str, list[float]] = defaultdict(list)
     with Stack() as stack:
         machines = Machines(stack)
-        for server in here(SERVERS):
+        for server in installed(SERVERS):
             serve(stack, machines.inside(machines.far), server)
         named = {command: name for name, command in commands(probes, every).items()}
-        programs = here(named)
+        programs = installed(named)
         for _ in range(arguments.rounds):
             for command in programs:
                 done = subprocess.run(
@@ -114,7 +115,7 @@ def main() -> None:
                     timeout=PATIENCE + probes * every,
                 )
                 name = named[command]
-                found[name].append(trips(name, done.stdout.decode()))
+                found[name].append(median_round_trip(name, done.stdout.decode()))
     print(f"{'':20}{'median, us':>12}{'to ping':>12}   rounds")
     for name, medians in found.items():
         pairs = zip(medians, found.get("ping", medians), strict=True)

@@ -1,4 +1,4 @@
-"""The servers that are compared: how each is built, started, and asked what it used."""
+"""The servers that are compared: how to build and start each one, and measure what it uses."""
 
 from __future__ import annotations
 
@@ -25,10 +25,13 @@ _LIBSSL = ["-DTLS", "-lssl", "-lcrypto"]
 
 
 def built(folder: Path, *names: str) -> dict[str, str]:
-    """Build what is not Python, or of that only these.
+    """Build the programs that are not in Python.
 
-    @return: the programs by their names, without those that can't be built. Those in C that
-        speak TLS have "tls" behind a comma.
+    @param folder: where they go.
+    @param names: build only these; all, if there is none.
+    @return: the paths of the programs, by name, without those whose compiler is missing. The
+        variants in C that use TLS have the suffix ", tls".
+    @raise CalledProcessError: a compiler failed.
     """
     sources = {
         "load": ["cc", "-O2", str(HERE / "load.c")],
@@ -45,12 +48,12 @@ def built(folder: Path, *names: str) -> dict[str, str]:
             programs[name] = str(folder / name)
             subprocess.run([compiler, how, "-o", programs[name], *rest], check=True)
         else:
-            print(f"{name} is left out: {compiler} is not here", file=sys.stderr)
+            print(f"{name} is left out: {compiler} is not installed", file=sys.stderr)
     return programs
 
 
 def _has_libssl() -> bool:
-    """Whether a program in C can be built with it: its headers are a package of their own."""
+    """Whether libssl's headers are installed. They are a package of their own."""
     if not shutil.which("cc"):
         return False
     probe = ["cc", "-E", "-include", "openssl/ssl.h", "-x", "c", os.devnull]
@@ -60,12 +63,12 @@ def _has_libssl() -> bool:
 def commands(
     programs: dict[str, str], folder: Path, *options: str
 ) -> dict[str, dict[str, list[str]]]:
-    """For each kind of case, each server's command, by its name.
+    """The commands that start the servers, by kind of case and by name.
 
-    @param folder: where the key and the certificate for TLS are made.
-    @param options: more for tsecho.
-    @return: the kinds are streams ("tcp"), one stream ("one"), datagrams ("udp") and, where all
-        for it is here, TLS ("tls").
+    @param folder: where the key and the certificate for TLS are written.
+    @param options: further options of tsecho.
+    @return: the kinds are connections ("tcp"), a single connection ("one"), datagrams ("udp")
+        and, if libssl's headers and pyOpenSSL are installed, TLS ("tls").
     """
     found = {
         kind: _commands(programs, kind, f"{kind}:0:interface=127.0.0.1", options)
@@ -95,10 +98,10 @@ def _commands(
     options: Sequence[str],
     files: Sequence[str] = (),
 ) -> dict[str, list[str]]:
-    """The servers for one kind of case.
+    """The commands for one kind of case, by the server's name.
 
     @param where: tsecho's endpoint.
-    @param files: the key and the certificate, if it wants any.
+    @param files: the paths of the key and the certificate, for TLS.
     """
     peers: dict[str, list[str]] = {
         name: [programs.get(f"{name}, {kind}", programs[name])]
@@ -117,26 +120,28 @@ def _commands(
 
 
 def pinned(core: int) -> list[str]:
-    """The beginning of a command that runs on this core alone (taskset(1))."""
+    """The prefix of a command that makes it run on this core alone (taskset(1))."""
     return ["taskset", "--cpu-list", str(core)]
 
 
 class Server:
-    """One that runs, on this core.
+    """A running server, pinned to a core. As a context manager, it kills the server at the end.
 
-    @param command: what starts it; it says "listening on" and where.
-    @param log: the file for its words.
+    @param command: what starts it; it must print "listening on" and its port.
+    @param log: the file for its output.
+    @param core: the number of the core.
     @param patience: seconds that its start may take.
+    @raise RuntimeError: it ended, or did not listen in time.
     """
 
     def __init__(
         self, command: list[str], log: Path, core: int, patience: float = PATIENCE
     ) -> None:
         began = time.perf_counter()
-        with log.open("wb") as words:
+        with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [*pinned(core), *command],
-                stdout=words,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"GOMAXPROCS": "1"},
             )
@@ -154,18 +159,18 @@ class Server:
         self._process.wait()
 
     def stop(self, number: int) -> None:
-        """Stop it by this signal, and wait until it has ended."""
+        """Send this signal, and wait until the server has ended."""
         self._process.send_signal(number)
         self._process.wait(PATIENCE)
 
     def used(self) -> float:
-        """Microseconds of processor time until now, of all its threads (proc(5), schedstat)."""
+        """Microseconds of processor time so far, of all its threads (proc(5), schedstat)."""
         total = 0
         for task in Path(f"/proc/{self._process.pid}/task").iterdir():
             total += int((task / "schedstat").read_text().split()[0])
         return total / 1000
 
     def resident(self) -> int:
-        """Bytes of memory that it has (proc(5))."""
+        """Resident memory in bytes (proc(5))."""
         pages = Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")

@@ -1,6 +1,6 @@
-/* How the programs in C read and write a connection: by recv(2) and send(2) or, compiled with
- * -DTLS (and -lssl -lcrypto), by TLS 1.3, with one suite for all and no look at certificates.
- * What comes back is what recv(2) and send(2) would say, errno too.
+/* How the programs in C read and write a connection: with recv(2) and send(2) or, compiled with
+ * -DTLS (and -lssl -lcrypto), through TLS 1.3, with a single cipher suite and without verifying
+ * certificates. Results and errno are those of recv(2) and send(2).
  */
 #include <errno.h>
 #include <signal.h>
@@ -20,14 +20,15 @@ struct wire {
 
 static SSL_CTX *context;
 
-/* Before all connections. A server has a key and a certificate (PEM files), a client NULL. */
+/* Call it once, before any connection. A server gives a key and a certificate (PEM files), a
+ * client NULL. */
 static void wire_set_up(const char *key, const char *certificate)
 {
     context = SSL_CTX_new(TLS_method());
     SSL_CTX_set_min_proto_version(context, TLS1_3_VERSION);
     SSL_CTX_set_ciphersuites(context, "TLS_AES_128_GCM_SHA256");
     SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
-    signal(SIGPIPE, SIG_IGN);   /* there is no MSG_NOSIGNAL */
+    signal(SIGPIPE, SIG_IGN);   /* SSL_write() has no MSG_NOSIGNAL */
     if (key && (SSL_CTX_use_PrivateKey_file(context, key, SSL_FILETYPE_PEM) != 1
                 || SSL_CTX_use_certificate_file(context, certificate, SSL_FILETYPE_PEM) != 1)) {
         fprintf(stderr, "no key in %s, or no certificate in %s\n", key, certificate);
@@ -35,7 +36,7 @@ static void wire_set_up(const char *key, const char *certificate)
     }
 }
 
-/* The handshake is made by the first reads and writes. */
+/* The first reads and writes make the handshake. */
 static void wire_begin(struct wire *w, int fd)
 {
     w->fd = fd;
@@ -52,14 +53,15 @@ static long wire_result(struct wire *w, int n)
     if (n > 0)
         return n;
     int error = SSL_get_error(w->tls, n);
-    ERR_clear_error();          /* the next connection would take it for its own */
+    ERR_clear_error();          /* the error queue is shared by all connections */
     if (error == SSL_ERROR_ZERO_RETURN)
         return 0;
     errno = error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE ? EAGAIN : EPROTO;
     return -1;
 }
 
-/* At most one record, of which nothing is left here: so epoll(7) tells of the next. */
+/* SIZE must hold a whole record, so that nothing stays in OpenSSL's buffer, which epoll(7) does
+ * not see. */
 static long wire_read(struct wire *w, char *data, long size, int flags)
 {
     (void)flags;

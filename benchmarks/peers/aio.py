@@ -63,7 +63,7 @@ def secured(key: str, certificate: str) -> ssl.SSLContext:
 
 
 async def main() -> None:
-    """Serve as the command line says."""
+    """Serve what the command line selects."""
     kind, port = sys.argv[2], int(sys.argv[3])
     loop = asyncio.get_running_loop()
     if kind == "udp":

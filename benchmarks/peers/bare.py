@@ -1,7 +1,7 @@
-"""The same job with nothing of a framework: `bare.py PORT`.
+"""The same job without any framework: `bare.py PORT`.
 
-One epoll(7), a read and a write for each message, and no limit, no timeout, no count, no log and
-no way to stop: what Python itself costs, and so where any server in pure Python ends.
+One epoll(7), a read and a write for each message; no limits, timeouts, counts or log, and no way
+to stop. It shows what Python itself costs: the lower bound for a server in pure Python.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Connection:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def readable(self) -> int:
-        """Answer what has come; the event that is to be waited for, or 0 at the end."""
+        """Answer what has arrived; return the event to wait for, or 0 at the end."""
         data = self.sock.recv(65536)
         if not data:
             return 0
@@ -39,13 +39,13 @@ class Connection:
         return select.EPOLLOUT
 
     def writable(self) -> int:
-        """Send what is left of a reply; then as `readable`."""
+        """Send the rest of a reply; return the event to wait for."""
         self._rest = self._rest[self.sock.send(self._rest) :]
         return select.EPOLLOUT if self._rest else select.EPOLLIN
 
 
 def serve(listener: socket.socket) -> None:
-    """Serve all who connect, for ever."""
+    """Serve all connections, for ever."""
     listener.setblocking(False)
     epoll = select.epoll()
     epoll.register(listener, select.EPOLLIN)
@@ -55,7 +55,7 @@ def serve(listener: socket.socket) -> None:
             if number == listener.fileno():
                 try:
                     sock, _ = listener.accept()
-                except OSError:  # it is gone again
+                except OSError:  # the client has gone
                     continue
                 connections[sock.fileno()] = Connection(sock)
                 epoll.register(sock, select.EPOLLIN)

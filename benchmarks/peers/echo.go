@@ -1,4 +1,4 @@
-// A timestamp echo in Go: a goroutine for each connection, every line gets a stamp.
+// A timestamp echo in Go, with a goroutine for each connection.
 //
 //	echo tcp PORT | echo udp PORT | echo tls PORT KEY CERTIFICATE
 package main
@@ -34,7 +34,7 @@ func serve(conn net.Conn) {
 	defer conn.Close()
 	in := make([]byte, 65536)
 	var out []byte
-	begun := false // a line of which a part is answered
+	begun := false // the start of the current line has been answered
 	for {
 		n, err := conn.Read(in)
 		if err != nil {

@@ -1,9 +1,9 @@
-/* The limit: a timestamp echo in C, with one epoll(7), level-triggered. Every line gets a stamp.
+/* The lower bound: a timestamp echo in C, with one level-triggered epoll(7).
  *
  *   epoll tcp PORT | epoll udp PORT
  *   epoll tls PORT KEY CERTIFICATE      (compiled with -DTLS: see wire.h)
  *
- * A read has up to 64 KiB; what the kernel does not take of a reply is kept until it does, and
+ * A read takes up to 64 KiB. What the kernel does not take of a reply is kept until it does;
  * meanwhile that connection is not read.
  */
 #define _GNU_SOURCE
@@ -26,8 +26,8 @@ enum { EVENTS = 512, READ = 1 << 16, STAMP = 27 };
 
 struct connection {
     struct wire wire;
-    int begun;                  /* a line of which a part is answered */
-    char *rest;                 /* what the kernel did not take */
+    int begun;                  /* the start of the current line has been answered */
+    char *rest;                 /* of a reply: what the kernel did not take */
     long size, offset;
 };
 
@@ -60,7 +60,7 @@ static void end(struct connection *c)
     free(c);
 }
 
-/* Put a stamp before every line; the length of the reply. */
+/* Put a stamp in front of every line; return the length of the reply. */
 static long stamped(struct connection *c, long n)
 {
     char *to = out, *line = in, *stop = in + n;

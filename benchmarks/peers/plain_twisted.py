@@ -1,4 +1,4 @@
-"""The same job as Twisted's documentation has it.
+"""The same job, written the way that Twisted's documentation shows.
 
 `plain_twisted.py tcp|udp PORT`, or `plain_twisted.py tls PORT KEY CERTIFICATE`.
 """

@@ -1,4 +1,4 @@
-"""What the peers in Python share: the stamp of this second, and a line's place in the stream."""
+"""What the peers in Python share: ctime stamps, and the search for the start of a line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 
 class Stamper:
-    """Puts a stamp before every line, however the lines are cut."""
+    """Puts a stamp in front of every line of one connection, however the reads cut the lines."""
 
     _second = 0
     _stamp = b""
@@ -25,7 +25,7 @@ class Stamper:
 
 
 def now() -> bytes:
-    """The stamp of now, made once a second."""
+    """The stamp of the current time, formatted once a second."""
     second = int(time.time())
     if second != Stamper._second:
         Stamper._second = second
