@@ -1,4 +1,4 @@
-"""For pytest: what trial does by itself."""
+"""Settings of pytest that trial has by itself."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 
 @pytest.fixture(scope="session", autouse=True)
-def folder_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Run in a folder of its own, where `TestCase.mktemp` makes what it makes."""
+def working_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Run the tests in a fresh folder, in which `TestCase.mktemp` then makes its files."""
     before = os.getcwd()
     os.chdir(tmp_path_factory.mktemp("trial"))
     yield

@@ -1,4 +1,4 @@
-"""Two machines on a wire of their own: network namespaces, as root."""
+"""Two hosts connected by a veth pair: network namespaces, which need root."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import os
 from tests.system.running import Case, needs, run
 
 NEAR, FAR = "10.77.0.1", "10.77.0.2"
-"""Their addresses."""
+"""The addresses of the two hosts."""
 
 
 class Machines:
-    """The two machines, until the case is over.
+    """The two hosts, which exist until the end of the test.
 
-    @raise OSError: there are none to be had: only root can make them, and not everywhere.
+    @raise OSError: they cannot be made: this is not root, or the system does not allow it.
     """
 
     def __init__(self, case: Case) -> None:
@@ -33,11 +33,14 @@ class Machines:
             self.do("-n", name, "link", "set", "eth0", "up")
 
     def do(self, *command: str) -> None:
-        """Run `ip`, which is to succeed."""
+        """Run `ip` with these arguments.
+
+        @raise OSError: it failed; the text is what it wrote.
+        """
         done = run([self._ip, *command])
         if done.returncode:
             raise OSError(done.stderr.decode())
 
     def inside(self, name: str) -> list[str]:
-        """The beginning of a command that runs in this namespace."""
+        """The prefix of a command that makes it run in this namespace."""
         return [self._ip, "netns", "exec", name]

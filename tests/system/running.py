@@ -1,4 +1,4 @@
-"""Real processes for the tests: `twistd tsecho` and `tsecho`, as a user would start them."""
+"""Real processes for the tests: `twistd tsecho` and `tsecho`, started as a user starts them."""
 
 from __future__ import annotations
 
@@ -18,89 +18,94 @@ from typing import IO, Any, Protocol
 from unittest import SkipTest
 
 PATIENCE = 20.0
-"""Seconds after which what should have happened never will: far beyond any of them."""
+"""Seconds to wait for what takes milliseconds, even on a busy machine, before a test fails."""
 
 BIN = Path(sys.executable).parent
-"""Where `twistd` and `tsecho` are installed."""
+"""The folder in which `twistd` and `tsecho` are installed."""
 
 WITHOUT_EPOLL = [
     *(sys.executable, "-c"),
     "import select; del select.epoll; from twisted.scripts.twistd import run; run()",
 ]
-"""`twistd` where there is no epoll(7)."""
+"""`twistd` as on a system without epoll(7)."""
 
 STAMP = rb"\[\w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}\] "
-"""A ctime stamp, with its brackets."""
+"""A regular expression for a ctime stamp, its brackets and the space."""
 
 Status = subprocess.CompletedProcess[bytes]
 
 
 class Log:
-    """The lines of a running process, as they come."""
+    """The output of a running process, read by a thread."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self._lines: list[str] = []
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
         self._ended = False
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
         for line in self._stream:
-            with self._news:
+            with self._changed:
                 self._lines.append(line.decode(errors="replace"))
-                self._news.notify_all()
-        with self._news:
+                self._changed.notify_all()
+        with self._changed:
             self._ended = True
-            self._news.notify_all()
+            self._changed.notify_all()
 
     @property
     def text(self) -> str:
-        """All that came until now."""
-        with self._news:
+        """The output so far."""
+        with self._changed:
             return "".join(self._lines)
 
     def wait_for(self, pattern: str, times: int = 1) -> list[Any]:
-        """Wait until the pattern is there so many times; what it found."""
+        """Wait until the output has this many matches of the pattern, and return the matches.
 
-        def there() -> bool:
+        @param pattern: a regular expression, for `re.findall` with `re.MULTILINE`.
+        @raise AssertionError: the process ended, or `PATIENCE` passed, before that.
+        """
+
+        def is_complete() -> bool:
             found[:] = re.findall(pattern, "".join(self._lines), re.MULTILINE)
             return len(found) >= times or self._ended
 
         found: list[Any] = []
-        with self._news:
-            self._news.wait_for(there, PATIENCE)
+        with self._changed:
+            self._changed.wait_for(is_complete, PATIENCE)
             if len(found) < times:
                 raise AssertionError(f"{pattern!r} is not in:\n{''.join(self._lines)}")
         return found
 
     def finish(self) -> str:
-        """Wait until the process writes no more; all that it wrote."""
+        """Wait until the process has closed its output, and return all of it."""
         self._thread.join(PATIENCE)
         return self.text
 
 
 class Case(Protocol):
-    """What a service needs of a test."""
+    """What the helpers here need of a test case."""
 
     def mktemp(self) -> str:
-        """A path where nothing is."""
+        """A path where no file is."""
 
     def addCleanup(self, f: Callable[..., Any], *args: Any) -> None:
-        """Do this in the end."""
+        """Call this at the end of the test."""
 
 
 class Service:
-    """`twistd -n tsecho` with these options, listening.
+    """`twistd -n tsecho` with these options, already listening.
 
-    @param case: the test, at whose end the service is stopped. If it is `without_epoll`, so is
-        the service, as on systems that have none.
-    @param options: of tsecho.
+    @param case: the test, at whose end the service is stopped. If it has a true attribute
+        `without_epoll`, the service runs as on a system without epoll(7).
+    @param options: options of tsecho.
     @param twistd: options of twistd itself.
-    @param environment: variables to add.
-    @param prefix: a command that runs it.
-    @param pass_fds: files that it inherits.
+    @param environment: variables to add to the environment.
+    @param prefix: a command that runs the service, such as `["prlimit", "--nofile=64"]`.
+    @param pass_fds: file descriptors that the service inherits.
+    @raise AssertionError: it ended without listening.
     """
 
     def __init__(
@@ -133,43 +138,46 @@ class Service:
         self.listening: list[str] = found
 
     def port(self, index: int = 0) -> int:
-        """The port of this listener."""
+        """The port of a listener, by its place among the options."""
         match = re.search(r":(\d+)", self.listening[index])
         assert match is not None
         return int(match[1])
 
     def path(self, name: str = "socket") -> str:
-        """A file in the service's folder, from here: a UNIX address has 108 bytes (unix(7))."""
+        """The relative path of a file in the service's folder.
+
+        An absolute one may not fit into the 108 bytes of a UNIX address (unix(7)).
+        """
         return os.path.relpath(os.path.join(self.folder, name))
 
     def connect(self, index: int = 0) -> socket.socket:
-        """A connection to this listener, over IPv4."""
+        """Connect to a listener over IPv4; the socket's timeout is `PATIENCE`."""
         return socket.create_connection(("127.0.0.1", self.port(index)), PATIENCE)
 
     def resident(self) -> int:
-        """The memory that the process has now, in bytes (proc(5))."""
+        """The resident memory of the process, in bytes (proc(5))."""
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def spins(self) -> bool:
-        """Whether it uses most of half a second, in which it has nothing to do (proc(5))."""
+        """Whether the process, which should be idle, uses a core for most of half a second."""
         before = self._used()
         select.select([], [], [], 0.5)
         return self._used() - before > 0.25
 
     def _used(self) -> float:
-        """Seconds of processor time until now."""
+        """Seconds of processor time so far (proc(5))."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Stop it by a signal, if it runs; its exit status, and its log is complete."""
+        """Send a signal, if the process runs; then as `wait`."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.wait()
 
     def wait(self) -> int:
-        """Wait until it has ended; its exit status, and its log is complete."""
+        """Wait until the process has ended and its log is complete; return the exit status."""
         status = self.process.wait(PATIENCE)
         self.log.finish()
         assert self.process.stdout is not None
@@ -178,10 +186,10 @@ class Service:
 
 
 class Screen:
-    """A terminal, with a command on it.
+    """A pseudo-terminal with a command running on it.
 
-    @param case: the test, at whose end it is gone.
-    @param command: what runs on it.
+    @param case: the test, at whose end the command is killed and the terminal closed.
+    @param command: the command.
     """
 
     def __init__(self, case: Case, *command: str | Path) -> None:
@@ -189,7 +197,7 @@ class Screen:
         case.addCleanup(os.close, self._person)
         case.addCleanup(os.close, self._terminal)
         self.process = subprocess.Popen(
-            # The terminal is to be the process's own, so that Ctrl-C reaches it.
+            # It must be the controlling terminal, or Ctrl-C sends no signal.
             [needs("setsid"), "--ctty", *command],
             stdin=self._terminal,
             stdout=self._terminal,
@@ -201,30 +209,30 @@ class Screen:
         self.seen = ""
 
     def see(self, pattern: str) -> None:
-        """Wait until this is on the screen, at its end."""
+        """Wait until the end of the output matches this pattern."""
         while not re.search(f"{pattern}$", self.seen):
             if not select.select([self._person], [], [], PATIENCE)[0]:
                 raise AssertionError(f"{pattern!r} is not at the end of {self.seen!r}")
             self.seen += os.read(self._person, 2**16).decode(errors="replace")
 
     def type(self, text: str) -> None:
-        """Press these keys."""
+        """Type this text."""
         os.write(self._person, text.encode())
 
     def status(self) -> int:
-        """The exit status; and the terminal is as blocking as it was."""
+        """Wait for the end; check that the terminal is in blocking mode; return the exit status."""
         status = self.process.wait(PATIENCE)
         assert os.get_blocking(self._terminal)
         return status
 
 
 def lab_server(case: Case) -> str:
-    """The lab's server, and where it is."""
+    """Start the lab's server, and return its host and port."""
     return _listening(case, [sys.executable, "-m", "tests.system.lab"], r"listening on (\d+)")
 
 
 def plain_echo(case: Case) -> str:
-    """A plain echo (RFC 862), socat's; and where it is."""
+    """Start a plain echo (RFC 862), with socat, and return its host and port."""
     command = [needs("socat"), "-d", "-d", "TCP-LISTEN:0,bind=127.0.0.1", "PIPE"]
     return _listening(case, command, r"listening on .*:(\d+)")
 
@@ -240,25 +248,28 @@ def _listening(case: Case, command: list[str], pattern: str) -> str:
 
 
 def twistd(folder: str | Path, *arguments: str) -> Status:
-    """A `twistd` that is expected to end by itself."""
+    """Run a `twistd` that is expected to end by itself."""
     return run([BIN / "twistd", *arguments], cwd=folder)
 
 
 def tsecho(*arguments: str, stdin: bytes = b"") -> Status:
-    """The client in a pipe, with this standard input."""
+    """Run the client in a pipe, with this standard input."""
     return run([BIN / "tsecho", *arguments], input=stdin)
 
 
-def run(command: Sequence[str | Path], **how: Any) -> Status:
-    """Run a command to its end."""
-    if "input" not in how:
-        how.setdefault("stdin", subprocess.DEVNULL)
-    how.setdefault("timeout", PATIENCE)
-    return subprocess.run(command, capture_output=True, check=False, **how)
+def run(command: Sequence[str | Path], **options: Any) -> Status:
+    """Run a command to its end, with the options of `subprocess.run`; `PATIENCE` is the timeout."""
+    if "input" not in options:
+        options.setdefault("stdin", subprocess.DEVNULL)
+    options.setdefault("timeout", PATIENCE)
+    return subprocess.run(command, capture_output=True, check=False, **options)
 
 
 def needs(program: str) -> str:
-    """Where this program is; without it the test is skipped, and says so."""
+    """The path of a program.
+
+    @raise SkipTest: it is not installed.
+    """
     for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
         if os.access(os.path.join(folder, program), os.X_OK):
             return os.path.join(folder, program)
@@ -266,7 +277,7 @@ def needs(program: str) -> str:
 
 
 def talk(sock: socket.socket, data: bytes) -> bytes:
-    """Send, close this side at once, and read to the end."""
+    """Send, close the sending side at once, and read to the end."""
     with sock:
         sock.sendall(data)
         sock.shutdown(socket.SHUT_WR)
@@ -282,10 +293,10 @@ def read_all(sock: socket.socket) -> bytes:
 
 
 def fill(sock: socket.socket, line: bytes) -> int:
-    """Send this line again and again until there is no room anywhere; bytes sent.
+    """Send this line repeatedly until every buffer is full; return the number of bytes sent.
 
-    The server stops reading when it has too much unsent, and the kernel takes no more when
-    its buffers are full; a quarter of a second without room tells that it is so.
+    The server stops reading when it has too many unsent bytes; then the buffers of both kernels
+    fill. They are taken to be full when nothing can be sent for a quarter of a second.
     """
     block = line * (2**16 // len(line))
     sent = 0
@@ -296,7 +307,10 @@ def fill(sock: socket.socket, line: bytes) -> int:
 
 
 def connectable(case: Case, wanted: int) -> int:
-    """So many connections, or as many as may be opened here; this process may open them."""
+    """Raise this process's limit of open files; return how many connections it allows.
+
+    @param wanted: the most to return.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     case.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,10 +1,9 @@
-"""A service under attack from all sides at once, while well-behaved clients check every reply.
+"""Attack a service in many ways at once, while well-behaved clients check every reply.
 
-`python -m tests.system.soak --seconds 600` starts a service, and reports in the end what was
-checked, what was done to the service, and what it cost: memory and open files at the
-start and the end. The exit status is 1 if anything was wrong. The attackers come from
-127.0.9.2, and forge datagrams if they may (as root); `--max-per-peer` is what keeps them from
-crowding out the others.
+`python -m tests.system.soak --seconds 600` starts a service. At the end it reports the replies
+checked, the attacks, the errors, and the service's memory and open files at the start and the end.
+The exit status is 1 if anything was wrong. The attackers connect from 127.0.9.2, and forge
+datagrams if they are root; `--max-per-peer` keeps them from taking all connections.
 """
 
 from __future__ import annotations
@@ -43,47 +42,47 @@ OPTIONS = [
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-class Wrong(Exception):
-    """What a well-behaved client must never see."""
+class WrongReply(Exception):
+    """A reply that no client may ever get."""
 
 
-class Place:
-    """What `Service` needs of a test, for a program."""
+class Workspace:
+    """The interface of a test case that `Service` needs, outside of a test."""
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
         self._folder = self._stack.enter_context(tempfile.TemporaryDirectory())
         self._names = 0
 
-    def __enter__(self) -> Place:
+    def __enter__(self) -> Workspace:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def mktemp(self) -> str:
-        """A path where nothing is."""
+        """A path where no file is."""
         self._names += 1
         return os.path.join(self._folder, str(self._names))
 
     def addCleanup(self, act: Callable[..., object], *arguments: Any) -> None:
-        """Do this in the end."""
+        """Call this at the end."""
         self._stack.callback(act, *arguments)
 
 
 class Soak:
     """One run.
 
-    @param place: where the service is started.
-    @param seed: of all that is random.
+    @param workspace: has the folders, and stops the service at the end.
+    @param seed: seeds the choice of messages, attacks and times.
     """
 
-    def __init__(self, place: Place, seed: int) -> None:
-        files = self_signed(place.mktemp())
+    def __init__(self, workspace: Workspace, seed: int) -> None:
+        files = self_signed(workspace.mktemp())
         self.random = random.Random(seed)
         self.trust = ssl.create_default_context(cafile=files.certificate)
         tls = ("--listen", f"ssl:0:interface={HERE}:{files.endpoint}")
-        self.service = Service(place, *OPTIONS, *tls)
+        self.service = Service(workspace, *OPTIONS, *tls)
         self.tcp, self.proxied, self.udp, self.tls = (
             (HERE, self.service.port(index)) for index in (0, 2, 3, 4)
         )
@@ -91,15 +90,15 @@ class Soak:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.connect(self.udp)
             sock.send(b"are you there?")
-            sock.recv(100)  # then its reactor runs, with all its files open
+            sock.recv(100)  # from now on its reactor runs, and all its files are open
         self.over = False
         self.checked: Counter[str] = Counter()
-        self.faults: Counter[str] = Counter()
-        self.wrong: list[str] = []
+        self.attacks: Counter[str] = Counter()
+        self.errors: list[str] = []
         self.lost_datagrams = 0
 
     async def run(self, seconds: float) -> None:
-        """Attack and check for so long."""
+        """Attack the service and check its replies for this long."""
         honest = [
             *(self._keep("TCP", self._connect_tcp) for _ in range(4)),
             *(self._keep("UNIX", self._connect_unix) for _ in range(2)),
@@ -116,7 +115,7 @@ class Soak:
             attack.cancel()
         await asyncio.gather(*attacks, return_exceptions=True)
 
-    # The well-behaved.
+    # Well-behaved clients.
 
     async def _connect_tcp(self) -> Streams:
         return await asyncio.open_connection(*self.tcp, limit=2**20)
@@ -135,12 +134,12 @@ class Soak:
         return reader, writer
 
     async def _keep(self, kind: str, connect: Callable[[], Awaitable[Streams]]) -> None:
-        """Talk on one connection after the other."""
+        """Talk on one connection after another."""
         while not self.over:
             try:
                 await asyncio.wait_for(self._talk(kind, connect), 3 * PATIENCE)
-            except (OSError, EOFError, ValueError, asyncio.TimeoutError, Wrong) as error:
-                self.wrong.append(f"{kind}: {error!r}")
+            except (OSError, EOFError, ValueError, asyncio.TimeoutError, WrongReply) as error:
+                self.errors.append(f"{kind}: {error!r}")
 
     async def _talk(self, kind: str, connect: Callable[[], Awaitable[Streams]]) -> None:
         reader, writer = await connect()
@@ -167,13 +166,13 @@ class Soak:
         writer.write(data[cut:])
 
     def _check(self, kind: str, reply: bytes, message: bytes, sent: int) -> None:
-        """The reply is the message behind the moment at which it came."""
+        """Check that the reply is the message, behind a stamp between its sending and now."""
         stamp, bracket, rest = reply.partition(b"] ")
         if not bracket or rest != message:
-            raise Wrong(f"{reply[:100]!r} for {message[:100]!r}")
+            raise WrongReply(f"{reply[:100]!r} for {message[:100]!r}")
         moment = parse(stamp[1:].decode()).nanoseconds
         if not sent - SECOND // 20 <= moment <= time.time_ns() + SECOND // 20:
-            raise Wrong(f"{stamp!r} for a message of {sent}")
+            raise WrongReply(f"{stamp!r} for a message of {sent}")
         self.checked[kind] += 1
 
     async def _ask_datagrams(self) -> None:
@@ -191,22 +190,22 @@ class Soak:
                     self._check("UDP", reply, message, sent)
                 except asyncio.TimeoutError:
                     self.lost_datagrams += 1  # the port's buffer was full
-                except Wrong as error:
-                    self.wrong.append(f"UDP: {error!r}")
+                except WrongReply as error:
+                    self.errors.append(f"UDP: {error!r}")
                 await asyncio.sleep(0.005)
 
-    # The others.
+    # Attackers.
 
     async def _attack(self) -> None:
         while True:
             attack = self.random.choice(self._attacks)
             with contextlib.suppress(OSError, asyncio.TimeoutError):
                 await asyncio.wait_for(attack(self), PATIENCE)
-            self.faults[attack.__name__.strip("_")] += 1
+            self.attacks[attack.__name__.strip("_")] += 1
             await asyncio.sleep(self.random.random() / 20)
 
     async def _connected(self, address: Any = None) -> socket.socket:
-        """A connection of an attacker to one of the ports."""
+        """Connect as an attacker, by default to any of the ports."""
         address = address or self.random.choice((self.tcp, self.unix, self.tls, self.proxied))
         sock = socket.socket(socket.AF_INET if isinstance(address, tuple) else socket.AF_UNIX)
         sock.setblocking(False)
@@ -220,7 +219,7 @@ class Soak:
         return sock
 
     async def _give(self, sock: socket.socket, data: bytes) -> None:
-        """Send as much of this as the service takes within a while."""
+        """Send as much of this as the service takes within a second."""
         loop = asyncio.get_running_loop()
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(loop.sock_sendall(sock, data), 1)
@@ -273,14 +272,14 @@ class Soak:
             sock.sendmsg([b"x\n"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
 
     async def _datagrams(self) -> None:
-        """Empty, too long for a reply, like a reply, and a lot more than the rate allows."""
+        """Empty, too long to be answered, like a reply, and more than the rate limit allows."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.bind((ATTACKERS, 0))
             for data in (b"", b"x" * 65507, b"[Sun] x", *[b"x"] * 200):
                 sock.sendto(data, self.udp)
 
     async def _forged_datagrams(self) -> None:
-        """From anybody: other services, the service itself, no port at all."""
+        """From other services, from the service itself, and from port 0."""
         if os.getuid() == 0:
             for _ in range(50):
                 host = f"127.0.{self.random.randrange(8, 256)}.{self.random.randrange(1, 255)}"
@@ -292,14 +291,14 @@ class Soak:
         *(_line_without_end, _no_header, _passed_files, _datagrams, _forged_datagrams),
     )
 
-    # What it cost.
+    # Resources.
 
     def open_files(self) -> int:
-        """How many files the service has open."""
+        """The number of files that the service has open."""
         return len(os.listdir(f"/proc/{self.service.process.pid}/fd"))
 
     def settled(self, files: int) -> int:
-        """How many it has open when all who left are noticed, or never will be."""
+        """Wait until the service has at most so many files open, but not for ever; its number."""
         until = time.monotonic() + PATIENCE
         while self.open_files() > files and time.monotonic() < until:
             time.sleep(0.1)
@@ -307,13 +306,13 @@ class Soak:
 
 
 def main() -> int:
-    """Run it as the command line says; the exit status."""
+    """Run the soak test that the command line selects, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.system.soak", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     arguments = parser.parse_args()
-    with Place() as place:
-        soak = Soak(place, arguments.seed)
+    with Workspace() as workspace:
+        soak = Soak(workspace, arguments.seed)
         files, memory = soak.open_files(), soak.service.resident()
         asyncio.run(soak.run(arguments.seconds))
         files_then, memory_then = soak.settled(files), soak.service.resident()
@@ -322,13 +321,13 @@ def main() -> int:
     print(f"{arguments.seconds:g} s, seed {arguments.seed}")
     print("replies checked:", *(f"{n} {kind}," for kind, n in sorted(soak.checked.items())))
     print("datagrams without a reply:", soak.lost_datagrams)
-    print("faults:", *(f"{n} {kind}," for kind, n in sorted(soak.faults.items())))
+    print("attacks:", *(f"{n} {kind}," for kind, n in sorted(soak.attacks.items())))
     print(f"open files: {files} at the start, {files_then} at the end")
     print(f"memory: {memory // 1024} KiB at the start, {memory_then // 1024} KiB at the end")
-    print(f"exit status {status}, tracebacks {tracebacks}, errors {len(soak.wrong)}")
-    for line in soak.wrong[:20]:
+    print(f"exit status {status}, tracebacks {tracebacks}, errors {len(soak.errors)}")
+    for line in soak.errors[:20]:
         print(" ", line)
-    well = not (soak.wrong or status or tracebacks or files_then > files)
+    well = not (soak.errors or status or tracebacks or files_then > files)
     return 0 if well else 1
 
 

@@ -1,4 +1,4 @@
-"""Datagrams between machines: two network namespaces with a wire between them, as root."""
+"""Datagrams between two hosts: network namespaces connected by a veth pair, as root."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ with socket.socket(family, kind) as sock:
 
 
 class NamespaceTests(SynchronousTestCase):
-    """Two machines on a wire of their own."""
+    """Two hosts, near and far."""
 
     def setUp(self) -> None:
-        """The two machines."""
+        """Make the two hosts."""
         try:
             self.machines = machines = Machines(self)
         except OSError as error:
@@ -50,11 +50,11 @@ class NamespaceTests(SynchronousTestCase):
         self.near, self.far, self.inside = machines.near, machines.far, machines.inside
 
     def service(self, name: str, port: int) -> Service:
-        """A service for datagrams in this namespace."""
+        """Start a service for datagrams in a namespace."""
         return Service(self, "-l", f"udp:{port}", prefix=self.inside(name))
 
     def plain_echo(self, name: str, port: int) -> None:
-        """An echo without a guard, as RFC 862 has it."""
+        """Start an echo that answers every datagram, as in RFC 862."""
         process = subprocess.Popen(
             [*self.inside(name), sys.executable, "-c", PLAIN_ECHO, str(port)],
             stdout=subprocess.PIPE,
@@ -65,8 +65,8 @@ class NamespaceTests(SynchronousTestCase):
         self.addCleanup(process.kill)
         self.assertEqual(process.stdout.readline(), b"ready\n")
 
-    def passed(self, source_port: int, port: int, *sizes: int) -> list[Frame]:
-        """The frames that pass after datagrams of these sizes from the near to the far end."""
+    def frames(self, source_port: int, port: int, *sizes: int) -> list[Frame]:
+        """Send datagrams of these sizes from near to far; return all frames on the wire."""
         done = run(
             [
                 *(*self.inside(self.near), sys.executable, "-m", "tests.system.wire"),
@@ -78,7 +78,7 @@ class NamespaceTests(SynchronousTestCase):
         return [Frame(*frame) for frame in json.loads(done.stdout)]
 
     def test_link_local(self) -> None:
-        """A client that has no other address than its wire's is answered."""
+        """A client with nothing but a link-local address is answered."""
         for name, address in ((self.near, "fe80::1"), (self.far, "fe80::2")):
             command = f"-n {name} address add {address}/64 dev eth0 nodad"
             self.machines.do(*command.split())
@@ -88,48 +88,49 @@ class NamespaceTests(SynchronousTestCase):
         there.stop()
 
     def test_two_services(self) -> None:
-        """One forged datagram does not set two services on each other (CVE-2024-2169)."""
+        """A forged datagram does not start a loop between two services (CVE-2024-2169)."""
         self.service(self.near, 3000)
         self.service(self.far, 3000)
         self.service(self.far, 4000)
-        # The far one answers, for it can't know who asks; the near one does not answer that.
-        frames = self.passed(3000, 4000, 10)
+        # The far service cannot know that the source is forged, and answers. The near service does
+        # not answer what looks like a reply.
+        frames = self.frames(3000, 4000, 10)
         self.assertEqual([frame.source for frame in frames], [f"{NEAR}:3000", f"{FAR}:4000"])
-        # From a port of its own it does not even answer.
-        frames = self.passed(3000, 3000, 10)
+        # The far service does not answer a port on which it listens itself.
+        frames = self.frames(3000, 3000, 10)
         self.assertEqual([frame.source for frame in frames], [f"{NEAR}:3000"])
 
     def test_plain_echoes(self) -> None:
-        """Two that have no guard do go on, so that the test above can fail."""
+        """Two plain echoes do loop: so the test of two services can fail."""
         self.plain_echo(self.near, 3000)
         self.plain_echo(self.far, 4000)
-        self.assertGreaterEqual(len(self.passed(3000, 4000, 10)), 1000)
+        self.assertGreaterEqual(len(self.frames(3000, 4000, 10)), 1000)
 
     def test_plain_echo_and_service(self) -> None:
-        """An echo without a guard sends each reply back once, and no more."""
+        """A service and a plain echo do not loop: the reply comes back once."""
         self.plain_echo(self.near, 3000)
         self.service(self.far, 4000)
-        sources = [frame.source for frame in self.passed(3000, 4000, 10)]
+        sources = [frame.source for frame in self.frames(3000, 4000, 10)]
         self.assertEqual(sources, [f"{NEAR}:3000", f"{FAR}:4000", f"{NEAR}:3000"])
 
     def test_amplification(self) -> None:
-        """What a reply takes on the wire is as the README says, size by size."""
+        """The sizes of requests and replies on the wire are those in the README."""
         rows = re.findall(r"^(\d+) +(\d+) +(\d+) +(\d\.\d\d)$", README.read_text(), re.MULTILINE)
         self.assertGreater(len(rows), 5)
         self.service(self.far, 4000)
-        frames = self.passed(5000, 4000, *(int(size) for size, *_ in rows))
+        frames = self.frames(5000, 4000, *(int(size) for size, *_ in rows))
         for size, request, reply, ratio in rows:
-            asked = frames.pop(0)
-            answered = 0
+            sent = frames.pop(0)
+            received = 0
             while frames and frames[0].source.startswith(FAR):
-                answered += frames.pop(0).size
-            self.assertEqual(asked.source, f"{NEAR}:5000")
-            self.assertEqual((size, asked.size, answered), (size, int(request), int(reply)))
-            self.assertEqual(ratio, f"{answered / asked.size:.2f}")
+                received += frames.pop(0).size
+            self.assertEqual(sent.source, f"{NEAR}:5000")
+            self.assertEqual((size, sent.size, received), (size, int(request), int(reply)))
+            self.assertEqual(ratio, f"{received / sent.size:.2f}")
         self.assertEqual(frames, [])
 
     def test_ping(self) -> None:
-        """`tsecho ping` measures the way from one machine to the other."""
+        """`tsecho ping` measures the path between the hosts."""
         self.service(self.far, 4000)
         ping = f"{BIN}/tsecho ping -c 5 -i 0.02 --json udp:{FAR}:4000"
         done = run([*self.inside(self.near), *ping.split()])
