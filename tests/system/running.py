@@ -258,10 +258,13 @@ def tsecho(*arguments: str, stdin: bytes = b"") -> Status:
 
 
 def run(command: Sequence[str | Path], **options: Any) -> Status:
-    """Run a command to its end, with the options of `subprocess.run`; `PATIENCE` is the timeout."""
+    """Run a command to its end, with the options of `subprocess.run`.
+
+    The default timeout is long, because a command may import much, such as matplotlib.
+    """
     if "input" not in options:
         options.setdefault("stdin", subprocess.DEVNULL)
-    options.setdefault("timeout", PATIENCE)
+    options.setdefault("timeout", 3 * PATIENCE)
     return subprocess.run(command, capture_output=True, check=False, **options)
 
 
