@@ -29,7 +29,7 @@ SERVERS = ("tsecho", "C", "bare", "uvloop", "asyncio", "Twisted")
 
 CONNECTIONS = 100
 
-SLOWDOWN = 10.0
+SLOWDOWN = 5.0
 """Factor by which everything may take longer under valgrind."""
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PEERS = HERE / "peers"
-PATIENCE = 20.0
+PATIENCE = 60.0
+"""Seconds to wait for what takes at most a second on an idle machine."""
 
 _TSECHO = [
     *(str(Path(sys.executable).parent / "twistd"), "-n", "--pidfile=", "tsecho"),

@@ -31,7 +31,7 @@ class BenchmarkTests(SynchronousTestCase):
         done = run(
             [sys.executable, "-m", *arguments],
             cwd=Path(__file__).parent.parent.parent,
-            timeout=10 * PATIENCE,
+            timeout=20 * PATIENCE,
         )
         self.assertEqual(done.returncode, 0, done.stderr.decode())
         return (done.stdout + done.stderr).decode()
