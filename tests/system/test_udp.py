@@ -1,4 +1,4 @@
-"""Tests for `timestamp_echo.transports.udp`: real sockets, and a reactor in memory."""
+"""Tests for `timestamp_echo.transports.udp`, with real sockets and a reactor in memory."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from timestamp_echo.transports.udp import (
 PREFIX = b"[now] "
 
 
-class Answering(DatagramProtocol):
-    """Answers all datagrams but those that say no; keeps what it was told of each."""
+class Recorder(DatagramProtocol):
+    """Records all datagrams, and answers those that do not begin with "no"."""
 
     def __init__(self) -> None:
-        self.came: list[tuple[bytes, Any, int]] = []
+        self.received: list[tuple[bytes, Any, int]] = []
         self.failed = 0
 
     def datagramsReceived(self, datagrams: DatagramBatch) -> None:
@@ -35,7 +35,7 @@ class Answering(DatagramProtocol):
         for slot in range(datagrams.count):
             message = datagrams.message(slot)
             arrival = datagrams.arrival(slot) if datagrams.timed else 0
-            self.came.append((message, datagrams.source(slot), arrival))
+            self.received.append((message, datagrams.source(slot), arrival))
             assert not message or message[0] == datagrams.first_bytes[slot]
             if message.startswith(b"no"):
                 datagrams.drop(slot)
@@ -45,7 +45,7 @@ class Answering(DatagramProtocol):
 
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
         """See `DatagramProtocol`."""
-        self.came.append((datagram, addr, 0))
+        self.received.append((datagram, addr, 0))
 
 
 class DatagramPortTests(SynchronousTestCase):
@@ -54,16 +54,16 @@ class DatagramPortTests(SynchronousTestCase):
     if not HAS_RECVMMSG:
         skip = "there is no recvmmsg here"
 
-    def opened(self, interface: str, timed: bool = False) -> tuple[DatagramPort, Answering]:
-        """A port, and its protocol."""
-        protocol = Answering()
+    def opened(self, interface: str, timed: bool = False) -> tuple[DatagramPort, Recorder]:
+        """Open a port on this address, with a protocol."""
+        protocol = Recorder()
         port = DatagramPort(0, protocol, interface, 65536, MemoryReactorClock())
         port.listen(timed)
         self.addCleanup(port.connectionLost)
         return port, protocol
 
     def client(self, port: DatagramPort, host: str = "127.0.0.1") -> socket.socket:
-        """A client's socket: what it receives has come from there and from nowhere else."""
+        """A connected socket: it receives only what comes from this address of the port."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         client = socket.socket(family, socket.SOCK_DGRAM)
         self.addCleanup(client.close)
@@ -72,7 +72,7 @@ class DatagramPortTests(SynchronousTestCase):
         return client
 
     def test_batch(self) -> None:
-        """All that are there are answered at once, each to where it came from."""
+        """All datagrams that have arrived are answered at once, each to its source."""
         port, protocol = self.opened("127.0.0.1")
         clients = [self.client(port) for _ in range(BATCH)]
         for number, client in enumerate(clients):
@@ -81,16 +81,16 @@ class DatagramPortTests(SynchronousTestCase):
         for number, client in enumerate(clients):
             self.assertEqual(client.recv(100), PREFIX + b"%d" % number)
         expected = [(b"%d" % n, client.getsockname(), 0) for n, client in enumerate(clients)]
-        self.assertEqual((protocol.came, protocol.failed), (expected, 0))
+        self.assertEqual((protocol.received, protocol.failed), (expected, 0))
 
-    def test_nothing_there(self) -> None:
-        """A turn without datagrams."""
+    def test_no_datagrams(self) -> None:
+        """A read that finds no datagrams does nothing."""
         port, protocol = self.opened("127.0.0.1")
         port.doRead()
-        self.assertEqual(protocol.came, [])
+        self.assertEqual(protocol.received, [])
 
-    def test_places_again(self) -> None:
-        """What was in a slot before leaves no trace, however long it was."""
+    def test_reused_slots(self) -> None:
+        """A reply has nothing of the datagram that was in its slot before, long or short."""
         port, _ = self.opened("127.0.0.1")
         client = self.client(port)
         for message in (b"x" * 60_000, b"", b"y", b"z" * 2000):
@@ -99,7 +99,7 @@ class DatagramPortTests(SynchronousTestCase):
             self.assertEqual(client.recv(2**16), PREFIX + message)
 
     def test_dropped(self) -> None:
-        """Those that are not answered are left out, wherever in the batch they are."""
+        """Dropped datagrams are not answered, wherever in the batch they are."""
         port, protocol = self.opened("127.0.0.1")
         client = self.client(port)
         for messages in (
@@ -121,8 +121,8 @@ class DatagramPortTests(SynchronousTestCase):
         self.assertRaises(BlockingIOError, client.recv, 100)
         self.assertEqual(protocol.failed, 0)
 
-    def test_impossible(self) -> None:
-        """A reply that is too long for a datagram is counted, and keeps no other from leaving."""
+    def test_too_long(self) -> None:
+        """A reply that is too long for a datagram is counted, and the others are sent."""
         port, protocol = self.opened("127.0.0.1")
         client = self.client(port)
         messages = [b"a", b"x" * 65507, b"no", b"y" * 65507, b"b", b"z" * 65507]
@@ -130,27 +130,27 @@ class DatagramPortTests(SynchronousTestCase):
             client.send(message)
         port.doRead()
         self.assertEqual([client.recv(2**16) for _ in range(2)], [PREFIX + b"a", PREFIX + b"b"])
-        self.assertEqual([message for message, _, _ in protocol.came], messages)
+        self.assertEqual([message for message, _, _ in protocol.received], messages)
         self.assertEqual(protocol.failed, 3)
 
     def test_prefixes(self) -> None:
-        """Each may have a prefix of its own, up to the longest that there is room for."""
+        """Each reply may have its own prefix, of up to `PREFIX_ROOM` bytes."""
         port, _ = self.opened("127.0.0.1")
         client = self.client(port)
         datagrams: Any = port._batch
         prefixes = [b"a" * PREFIX_ROOM, b"b", b"", b"c" * 50]
-        for turn in range(2):
+        for start in range(2):
             for _ in prefixes:
                 client.send(b"|")
             self.assertEqual(datagrams.receive(), len(prefixes))
             for slot, prefix in enumerate(prefixes):
-                datagrams.reply(slot, prefix[turn:])
+                datagrams.reply(slot, prefix[start:])
             self.assertEqual(datagrams.send(), 0)
             for prefix in prefixes:
-                self.assertEqual(client.recv(2000), prefix[turn:] + b"|")
+                self.assertEqual(client.recv(2000), prefix[start:] + b"|")
 
     def test_source(self) -> None:
-        """A reply leaves from the address that was asked, not from the route's."""
+        """A reply is sent from the address that the datagram was sent to (IP_PKTINFO)."""
         for timed in (False, True):
             port, _ = self.opened("", timed)
             for number in range(3):
@@ -160,7 +160,7 @@ class DatagramPortTests(SynchronousTestCase):
                 self.assertEqual(client.recv(100), PREFIX + b"x")
 
     def test_source_ipv6(self) -> None:
-        """So it is over IPv6, to IPv4 peers as well."""
+        """The same holds over IPv6, and for IPv4 peers of an IPv6 socket."""
         for timed in (False, True):
             port, protocol = self.opened("::", timed)
             for host, seen in (("::1", "::1"), ("127.0.0.3", "::ffff:127.0.0.1")):
@@ -168,11 +168,11 @@ class DatagramPortTests(SynchronousTestCase):
                 client.send(b"x")
                 port.doRead()
                 self.assertEqual(client.recv(100), PREFIX + b"x")
-                (_, source, _) = protocol.came.pop()
+                (_, source, _) = protocol.received.pop()
                 self.assertEqual(source, (seen, client.getsockname()[1]))
 
     def test_arrival(self) -> None:
-        """Each datagram has the time at which it came."""
+        """Each datagram has its arrival time."""
         port, protocol = self.opened("127.0.0.1", timed=True)
         client = self.client(port)
         moments = []
@@ -181,13 +181,13 @@ class DatagramPortTests(SynchronousTestCase):
             client.send(b"x")
             moments.append((before, time.time_ns()))
         port.doRead()
-        self.assertEqual(len(protocol.came), 5)
-        for (before, after), (_, _, arrival) in zip(moments, protocol.came, strict=True):
+        self.assertEqual(len(protocol.received), 5)
+        for (before, after), (_, _, arrival) in zip(moments, protocol.received, strict=True):
             # Some 1 ms of slack on either side: the kernel's clock for it may be coarser.
             self.assertTrue(before - 1_000_000 <= arrival <= after + 1_000_000, arrival - before)
 
     def test_no_arrival(self) -> None:
-        """A kernel that does not say when: the datagrams are answered all the same."""
+        """Where the kernel gives no arrival times, datagrams are answered all the same."""
         self.patch(arrivals, "enable", lambda sock: None)
         for interface in ("127.0.0.1", ""):
             port, protocol = self.opened(interface, timed=True)
@@ -196,35 +196,49 @@ class DatagramPortTests(SynchronousTestCase):
                 client.send(b"x")
                 port.doRead()
                 self.assertEqual(client.recv(100), PREFIX + b"x")
-            self.assertEqual([arrival for _, _, arrival in protocol.came], [0, 0])
+            self.assertEqual([arrival for _, _, arrival in protocol.received], [0, 0])
 
-    def test_said_again(self) -> None:
-        """What the kernel is told, and has told, of one batch is not taken for the next one's."""
+    def test_source_after_no_arrival(self) -> None:
+        """A datagram without an arrival time has no effect on later ones in its slot."""
+        enabled = self.patch(arrivals, "enable", lambda sock: None)
+        port, protocol = self.opened("", timed=True)
+        self.client(port).send(b"x")
+        port.doRead()
+        enabled.restore()
+        arrivals.enable(port.socket)
+        client = self.client(port, "127.0.0.2")
+        client.send(b"y")
+        port.doRead()
+        self.assertEqual(client.recv(100), PREFIX + b"y")
+        self.assertGreater(protocol.received[1][2], 0)
+
+    def test_sizes_reset(self) -> None:
+        """The sizes that the kernel wrote for one batch are reset for the next."""
         port, _ = self.opened("", timed=True)
         client = self.client(port)
         datagrams: Any = port._batch
-        whole = datagrams._control_sizes.tolist()
+        full = datagrams._control_sizes.tolist()
         for _ in range(2):
             client.send(b"x")
             datagrams._control_sizes[0] = 0
             self.assertEqual(datagrams.receive(), 1)
-            self.assertEqual(datagrams._control_sizes.tolist(), whole)
+            self.assertEqual(datagrams._control_sizes.tolist(), full)
             self.assertEqual(set(datagrams._interfaces), {0})
             self.assertGreater(datagrams.arrival(0), 0)
 
-    def test_its_turn(self) -> None:
-        """After so many the others get their turn, and then the rest."""
+    def test_bounded(self) -> None:
+        """One read handles a bounded number, so that the reactor's timers do not wait for long."""
         port, protocol = self.opened("127.0.0.1")
         client = self.client(port)
         for _ in range(MAX_PER_ITERATION + 5):
             client.send(b"no")
         port.doRead()
-        self.assertEqual(len(protocol.came), MAX_PER_ITERATION)
+        self.assertEqual(len(protocol.received), MAX_PER_ITERATION)
         port.doRead()
-        self.assertEqual(len(protocol.came), MAX_PER_ITERATION + 5)
+        self.assertEqual(len(protocol.received), MAX_PER_ITERATION + 5)
 
     def test_exception(self) -> None:
-        """A protocol that raises is logged, and its port goes on."""
+        """An exception of the protocol is logged, and does not close the port."""
         port, protocol = self.opened("127.0.0.1")
         client = self.client(port)
         raising = self.patch(protocol, "datagramsReceived", {}.__getitem__)
@@ -236,8 +250,8 @@ class DatagramPortTests(SynchronousTestCase):
         port.doRead()
         self.assertEqual(client.recv(100), PREFIX + b"y")
 
-    def test_elsewhere(self) -> None:
-        """Without these calls datagrams are received one by one, as many in a turn."""
+    def test_without_recvmmsg(self) -> None:
+        """Without recvmmsg(2) datagrams are received one by one, as many per read."""
         self.patch(udp, "HAS_RECVMMSG", False)
         port, protocol = self.opened("127.0.0.1", timed=True)
         client = self.client(port)
@@ -245,35 +259,35 @@ class DatagramPortTests(SynchronousTestCase):
         for _ in range(MAX_PER_ITERATION):
             client.send(b"")
         port.doRead()
-        self.assertEqual(protocol.came[0], (b"x" * 60_000, client.getsockname(), 0))
-        self.assertEqual(len(protocol.came), MAX_PER_ITERATION)
+        self.assertEqual(protocol.received[0], (b"x" * 60_000, client.getsockname(), 0))
+        self.assertEqual(len(protocol.received), MAX_PER_ITERATION)
         port.doRead()
-        self.assertEqual(len(protocol.came), MAX_PER_ITERATION + 1)
+        self.assertEqual(len(protocol.received), MAX_PER_ITERATION + 1)
         port.write(b"reply", client.getsockname())
         self.assertEqual(client.recv(100), b"reply")
 
-    def test_error_elsewhere(self) -> None:
-        """An error that came for an earlier reply does not close the port."""
+    def test_error_without_recvmmsg(self) -> None:
+        """An ICMP error about an earlier reply does not close the port."""
         self.patch(udp, "HAS_RECVMMSG", False)
         port, protocol = self.opened("127.0.0.1")
         unreachable: Any = Unreachable()
         patched = self.patch(port, "socket", unreachable)
         port.doRead()
         patched.restore()
-        self.assertEqual(protocol.came, [])
+        self.assertEqual(protocol.received, [])
 
     def test_not_allowed(self) -> None:
-        """So it is where they are there and a filter does not let them pass."""
+        """The same holds where a filter, such as a container's, forbids sendmmsg(2)."""
         forbidding = Forbidding(udp._LIBC)
         self.patch(udp, "_LIBC", forbidding)
         port, protocol = self.opened("127.0.0.1")
         self.client(port).send(b"x")
         port.doRead()
-        self.assertEqual([message for message, _, _ in protocol.came], [b"x"])
+        self.assertEqual([message for message, _, _ in protocol.received], [b"x"])
 
 
 class Unreachable:
-    """A socket with an error."""
+    """A socket with a pending error."""
 
     def recvfrom(self, size: int) -> bytes:
         """See `socket.socket`."""
@@ -281,11 +295,11 @@ class Unreachable:
 
 
 class Forbidding:
-    """The C library, without leave to send several datagrams at once."""
+    """The C library, with a filter that forbids sendmmsg(2)."""
 
     def __init__(self, library: Any) -> None:
         self.recvmmsg = library.recvmmsg
 
     def sendmmsg(self, *_: object) -> int:
-        """What a filter in front of it says."""
+        """Fail, as the filter makes it."""
         return -1

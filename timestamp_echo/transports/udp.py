@@ -174,6 +174,7 @@ class DatagramBatch:
         self._pktinfo = pktinfo
         self._dropped: list[int] = []  # slots without a reply, in order
         self._prefixes = [b""] * BATCH  # what each slot has in its room for a prefix
+        self._without_pktinfo: list[int] = []  # slots of this batch whose replies have none
         self._lay_out(family, size)
         # Made once: to make them anew takes ctypes as long as the rest of a call.
         self._fd = c_int(sock.fileno())
@@ -192,8 +193,8 @@ class DatagramBatch:
         self._name_size = family.sockaddr.size
         # The kernel writes the arrival time in front of pktinfo.
         self._pktinfo_offset = arrivals.ANCILLARY_SIZE if self.timed else 0
-        pktinfo_size = family.pktinfo_size if self._pktinfo else 0
-        self._control_size = self._pktinfo_offset + pktinfo_size
+        self._pktinfo_size = family.pktinfo_size if self._pktinfo else 0
+        self._control_size = self._pktinfo_offset + self._pktinfo_size
         self._slot_size = PREFIX_ROOM + size
         # Anonymous memory: a page takes no room until it is first used.
         self._memory = mmap.mmap(-1, BATCH * self._slot_size, mmap.MAP_PRIVATE)
@@ -208,7 +209,6 @@ class DatagramBatch:
         # the first `mmsghdr`. The buffers must stay alive, and in place, as long as this object:
         # ctypes does not know that the structures point at them. The attributes hold them.
         memory = addressof(c_char.from_buffer(self._memory))
-        pktinfo_size = self._control_size - self._pktinfo_offset
         for i in range(BATCH):
             slot = memory + i * self._slot_size
             body = slot + PREFIX_ROOM
@@ -224,7 +224,7 @@ class DatagramBatch:
                 addressof(self._replies[2 * i]),
                 2,
                 control + self._pktinfo_offset,
-                pktinfo_size,
+                self._pktinfo_size,
             )
 
     def _make_columns(self, family: _Family) -> None:
@@ -261,6 +261,8 @@ class DatagramBatch:
         received = _LIBC.recvmmsg(self._fd, self._receive_into, BATCH, 0, None)
         self.count = max(received, 0)  # -1: nothing was there, or an ICMP error (udp(7))
         self._dropped.clear()
+        while self._without_pktinfo:
+            self._sent[self._without_pktinfo.pop()].header.control_size = self._pktinfo_size
         if self._pktinfo:
             # The replies must leave from that address, but through whichever interface the route
             # says: with the index left in, they would not pass another one.
@@ -286,6 +288,7 @@ class DatagramBatch:
         if self._control_sizes[slot] != self._control_size:
             # Then pktinfo is not at its place either: the reply leaves as the route says.
             self._sent[slot].header.control_size = 0
+            self._without_pktinfo.append(slot)
             return 0
         return arrivals.from_memory(self._controls, slot * self._control_size + _CMSG_DATA)
 
