@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 from unittest.mock import patch
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -10,11 +11,18 @@ from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from timestamp_echo.server.connections import Connection, Connections, address_key, file_limit
+from timestamp_echo.server.connections import (
+    IDLE_TIMEOUT,
+    RESERVED_FILES,
+    Connection,
+    Connections,
+    address_key,
+    file_limit,
+)
 
 
 class FakeConnection:
-    """A `Connection` that remembers the calls of its methods."""
+    """A `Connection` that records the calls of its methods."""
 
     peer_key = b""
     messages_seen = 0
@@ -37,75 +45,87 @@ class FakeConnection:
         self.calls.append("abort")
 
 
-typed: Connection = FakeConnection()  # mypy checks that the fake is one
+typed: Connection = FakeConnection()  # mypy checks that it conforms
 
 
 def ipv4(host: str) -> IAddress:
-    """A peer over IPv4."""
+    """The address of a peer over IPv4."""
     return IPv4Address("TCP", host, 5000)
 
 
 def ipv6(host: str) -> IAddress:
-    """A peer over IPv6."""
+    """The address of a peer over IPv6."""
     return IPv6Address("TCP", host, 5000)
 
 
 class FileLimitTests(SynchronousTestCase):
-    """`file_limit`."""
+    """`file_limit`: how many files the process may open."""
 
-    def test_raised(self) -> None:
-        """The soft limit is raised to the hard one."""
+    def limit(self, soft: int, hard: int, error: type[Exception] | None = None) -> int:
+        """What `file_limit` returns where getrlimit(2) and setrlimit(2) have these results."""
+        with (
+            patch("resource.getrlimit", return_value=(soft, hard)),
+            patch("resource.setrlimit", side_effect=error),
+        ):
+            return file_limit()
+
+    def test_raise(self) -> None:
+        """The soft limit is raised to the hard limit."""
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
         self.assertEqual(file_limit(), hard)
         self.assertEqual(resource.getrlimit(resource.RLIMIT_NOFILE), (hard, hard))
 
-    def test_none(self) -> None:
-        """Where there is no limit, it is no small number, whatever stands for it."""
-        infinity = resource.RLIM_INFINITY
-        with (
-            patch("resource.setrlimit"),
-            patch("resource.getrlimit", return_value=(1024, infinity)),
-        ):
-            self.assertGreater(file_limit(), 10**9)
+    def test_infinite(self) -> None:
+        """No limit is a huge number, although RLIM_INFINITY is -1 in Python."""
+        self.assertEqual(self.limit(1024, resource.RLIM_INFINITY), sys.maxsize)
 
-    def test_not_to_be_raised(self) -> None:
-        """Where it can't be, it is what it is."""
-        with patch("resource.setrlimit", side_effect=ValueError):
-            soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-            self.assertEqual(file_limit(), soft)
+    def test_cannot_raise(self) -> None:
+        """Where the system does not allow to raise the soft limit, that limit holds."""
+        for error in (ValueError, OSError):
+            for hard in (4096, resource.RLIM_INFINITY):
+                self.assertEqual(self.limit(1024, hard, error), 1024)
+
+    def test_cannot_raise_infinite(self) -> None:
+        """A soft limit of infinity is a huge number, too."""
+        infinity = resource.RLIM_INFINITY
+        self.assertEqual(self.limit(infinity, infinity, OSError), sys.maxsize)
 
 
 class AddressKeyTests(SynchronousTestCase):
-    """`address_key`: what counts as one peer; `test_addresses` has more."""
+    """`address_key`: which addresses count as one peer; `test_addresses` has more cases."""
 
     def test_ip(self) -> None:
-        """An IPv4 address is one peer, however it is written."""
+        """An IPv4 address and the same address mapped to IPv6 are one peer."""
         self.assertEqual(address_key(ipv4("192.0.2.1")), address_key(ipv6("::ffff:192.0.2.1")))
         self.assertNotEqual(address_key(ipv4("192.0.2.1")), address_key(ipv4("192.0.2.2")))
 
-    def test_others(self) -> None:
-        """Peers at UNIX sockets cannot be calls apart."""
+    def test_no_ip(self) -> None:
+        """UNIX sockets and unknown peers have no key: they are never counted per peer."""
         self.assertEqual(address_key(UNIXAddress("/run/x")), b"")
         self.assertEqual(address_key(None), b"")
 
 
-class LimitsTests(SynchronousTestCase):
-    """`Connections`."""
+class ConnectionsTests(SynchronousTestCase):
+    """`Connections`: the limits, the idle timeout, and the wait for the last to close."""
 
     def setUp(self) -> None:
-        """A clock."""
+        """Make a clock."""
         self.clock = Clock()
 
     def added(self, connections: Connections, address: IAddress | None = None) -> FakeConnection:
-        """A connection is made."""
+        """Add a connection from this address."""
         connection = FakeConnection()
         connections.add(connection, lambda: address)
         return connection
 
-    def test_no_connections(self) -> None:
-        """Without connections anybody may come, and stay."""
+    def test_defaults(self) -> None:
+        """64 files are reserved, and the idle timeout is an hour, as the documentation says."""
+        self.assertEqual((RESERVED_FILES, IDLE_TIMEOUT), (64, 3600))
+
+    def test_no_limits(self) -> None:
+        """Without limits any number of connections is accepted, and none is closed."""
         connections = Connections(self.clock, idle_timeout=0)
         for _ in range(100):
             self.added(connections, ipv4("192.0.2.1"))
@@ -113,17 +133,25 @@ class LimitsTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_total(self) -> None:
-        """So many in all; when one leaves, there is room again."""
+        """At the limit of all connections another is refused, until one closes."""
         connections = Connections(self.clock, 2)
         first = self.added(connections)
         self.assertEqual(connections.refusal(None), "")
         self.added(connections)
+        self.assertEqual(len(connections), 2)
         self.assertEqual(connections.refusal(None), "too many connections: the limit is 2")
         connections.remove(first)
         self.assertEqual(connections.refusal(None), "")
 
+    def test_over_total(self) -> None:
+        """Over the limit (a refusal is checked before, not at, an addition) it still holds."""
+        connections = Connections(self.clock, 1)
+        for _ in range(2):
+            self.added(connections)
+        self.assertEqual(connections.refusal(None), "too many connections: the limit is 1")
+
     def test_per_peer(self) -> None:
-        """So many of one peer; others, and UNIX sockets, are not concerned."""
+        """At the limit per peer only that peer is refused; UNIX sockets have no such limit."""
         connections = Connections(self.clock, max_per_peer=2)
         first = self.added(connections, ipv4("192.0.2.1"))
         self.added(connections, ipv6("::ffff:192.0.2.1"))
@@ -138,8 +166,41 @@ class LimitsTests(SynchronousTestCase):
         connections.remove(first)
         self.assertEqual(connections.refusal(ipv4("192.0.2.1")), "")
 
-    def test_peers_forgotten(self) -> None:
-        """Who has left leaves nothing behind."""
+    def test_over_per_peer(self) -> None:
+        """A peer that is over its limit is refused as well."""
+        connections = Connections(self.clock, max_per_peer=1)
+        for _ in range(2):
+            self.added(connections, ipv4("192.0.2.1"))
+        self.assertIn("the limit is 1", connections.refusal(ipv4("192.0.2.1")))
+
+    def test_peer_only_if_counted(self) -> None:
+        """Without a limit per peer no connection is asked for its peer: getpeername(2) costs."""
+        connections = Connections(self.clock)
+        connection = FakeConnection()
+        connections.add(connection, {}.popitem)  # type: ignore[arg-type]  # raises if called
+        self.assertEqual(connections.set_peer(connection, ipv4("192.0.2.1")), "")
+        self.assertEqual(connection.peer_key, b"")
+        connections.remove(connection)
+        self.assertEqual(len(connections._peers), 0)
+
+    def test_set_peer(self) -> None:
+        """A client behind a proxy counts as one of its own address once that is known."""
+        connections = Connections(self.clock, max_per_peer=1)
+        first, second = self.added(connections), self.added(connections)
+        self.assertEqual(connections.set_peer(first, ipv4("192.0.2.1")), "")
+        self.assertEqual(connections._peers, {b"": 1, first.peer_key: 1})
+        why = "too many connections from your address: the limit is 1"
+        self.assertEqual(connections.refusal(ipv4("192.0.2.1")), why)
+        self.assertEqual(connections.set_peer(second, ipv4("192.0.2.1")), why)
+        self.assertEqual(second.peer_key, b"")
+        connections.remove(second)
+        self.assertEqual(connections._peers, {first.peer_key: 1})
+        connections.remove(first)
+        self.assertEqual(connections.refusal(ipv4("192.0.2.1")), "")
+        self.assertEqual(len(connections._peers), 0)
+
+    def test_closed_peers_take_no_memory(self) -> None:
+        """Nothing is kept of a peer whose last connection has closed."""
         connections = Connections(self.clock, max_per_peer=2)
         for number in range(100):
             connections.remove(self.added(connections, ipv4(f"192.0.2.{number}")))
@@ -147,7 +208,7 @@ class LimitsTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_idle(self) -> None:
-        """A connection without an exchange is ended; if that does not help, aborted."""
+        """A connection without an exchange is ended; if it is still open after that, aborted."""
         connections = Connections(self.clock, idle_timeout=100)
         connection = self.added(connections)
         self.clock.pump([10] * 10)
@@ -157,8 +218,17 @@ class LimitsTests(SynchronousTestCase):
         self.clock.advance(10)
         self.assertEqual(connection.calls, ["idle for 100 s", "abort"])
 
+    def test_short_idle_timeout(self) -> None:
+        """A timeout is kept to within a tenth, also if it is only a few seconds."""
+        connections = Connections(self.clock, idle_timeout=5)
+        connection = self.added(connections)
+        self.clock.pump([0.5] * 10)
+        self.assertEqual(connection.calls, [])
+        self.clock.advance(0.5)
+        self.assertEqual(connection.calls, ["idle for 5 s"])
+
     def test_idle_with_pending_message(self) -> None:
-        """An answer to what was pending, made by the end itself, does not start a new timeout."""
+        """The reply to an incomplete message, sent by the end itself, starts no new timeout."""
         connections = Connections(self.clock, idle_timeout=100)
         connection = self.added(connections)
         self.clock.pump([10] * 11)
@@ -167,7 +237,7 @@ class LimitsTests(SynchronousTestCase):
         self.assertEqual(connection.calls, ["idle for 100 s", "abort"])
 
     def test_not_idle(self) -> None:
-        """One with an exchange now and then may stay for ever."""
+        """A connection with an exchange in every timeout stays open."""
         connections = Connections(self.clock, idle_timeout=100)
         connection = self.added(connections)
         for _ in range(50):
@@ -175,20 +245,31 @@ class LimitsTests(SynchronousTestCase):
             connection.messages += 1
         self.assertEqual(connection.calls, [])
 
+    def test_idle_after_messages(self) -> None:
+        """The timeout starts anew with each exchange."""
+        connections = Connections(self.clock, idle_timeout=100)
+        connection = self.added(connections)
+        self.clock.pump([10] * 9)
+        connection.messages += 300  # more than CPython's small integers
+        self.clock.pump([10] * 11)
+        self.assertEqual(connection.calls, [])
+        self.clock.advance(10)
+        self.assertEqual(connection.calls, ["idle for 100 s"])
+
     def test_all_closed(self) -> None:
-        """Who asks is calls when the last has left, or at once if there is none."""
+        """The Deferred fires when the last connection has closed, or at once if there is none."""
         connections = Connections(self.clock)
         self.successResultOf(connections.all_closed())
         opened = [self.added(connections) for _ in range(2)]
         self.assertEqual(set(connections), set(opened))
-        left = connections.all_closed()
+        closed = connections.all_closed()
         for connection in connections:
-            self.assertNoResult(left)
+            self.assertNoResult(closed)
             connections.remove(connection)
-        self.successResultOf(left)
+        self.successResultOf(closed)
 
     def test_one_timer(self) -> None:
-        """However many there are, one timer looks at all of them; with none, there is none."""
+        """One timer checks all connections; without connections there is no timer."""
         connections = Connections(self.clock, idle_timeout=100)
         opened = [self.added(connections) for _ in range(100)]
         self.assertEqual(len(self.clock.getDelayedCalls()), 1)
@@ -197,3 +278,11 @@ class LimitsTests(SynchronousTestCase):
         for connection in opened:
             connections.remove(connection)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_timer_again(self) -> None:
+        """After the last connection has closed, the next one is checked like the first."""
+        connections = Connections(self.clock, idle_timeout=100)
+        connections.remove(self.added(connections))
+        connection = self.added(connections)
+        self.clock.pump([10] * 11)
+        self.assertEqual(connection.calls, ["idle for 100 s"])

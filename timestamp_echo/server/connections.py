@@ -65,12 +65,12 @@ def file_limit() -> int:
 
     @return: the limit that then holds.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     except (ValueError, OSError):  # an infinite hard limit, beyond the kernel's own
-        return soft
-    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
+        limit = soft
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
 def address_key(address: IAddress | None) -> bytes:
