@@ -15,9 +15,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyClass, verifyObject
 
 from tests.fakes import TCPTransport, logged
-from timestamp_echo.server.closing import LINGER_TIMEOUT
 from timestamp_echo.server.connections import Connections
-from timestamp_echo.server.protocol import HANDSHAKE_TIMEOUT, TimestampEcho, TimestampEchoFactory
+from timestamp_echo.server.protocol import TimestampEcho, TimestampEchoFactory
 from timestamp_echo.stamps import SECOND, Stamp
 from timestamp_echo.transports.proxy import (
     InvalidHeader,
@@ -51,10 +50,10 @@ INVALID = (
 
 
 class ParseHeaderTests(SynchronousTestCase):
-    """`parse_header`: headers of both versions, whole, cut, and wrong."""
+    """`parse_header`: complete, incomplete and invalid headers of both versions."""
 
     def test_version_1(self) -> None:
-        """The client's address and port, or none."""
+        """A header of version 1 has the client's address and port, or UNKNOWN."""
         tcp4 = b"PROXY TCP4 192.0.2.1 192.0.2.2 65535 0\r\n"
         tcp6 = b"PROXY TCP6 2001:DB8:0::1 ::1 1 2\r\n"
         for header, peer in (
@@ -68,7 +67,7 @@ class ParseHeaderTests(SynchronousTestCase):
             self.assertEqual(parse_header(header + b"rest\r\n"), (len(header), peer))
 
     def test_version_2(self) -> None:
-        """The client's address and port; none for LOCAL and for families that it has not."""
+        """A header of version 2 has the address; LOCAL, and an unsupported family, have none."""
         ipv4 = bytes([192, 0, 2, 1, 192, 0, 2, 2]) + b"\0\1\0\2"
         ipv6 = bytes(15) + b"\1" + bytes(15) + b"\2" + b"\1\0\0\2"
         unix = b"/run/x".ljust(108, b"\0") + b"/run/y".ljust(108, b"\0")
@@ -89,7 +88,7 @@ class ParseHeaderTests(SynchronousTestCase):
                 self.assertIsNone(parse_header(header[:cut]))
 
     def test_invalid(self) -> None:
-        """What cannot become a header is refused; every part of a header can."""
+        """An invalid header is refused; the beginning of a valid one is not."""
         for header in INVALID:
             self.assertRaises(InvalidHeader, parse_header, header)
         header = b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"
@@ -98,7 +97,7 @@ class ParseHeaderTests(SynchronousTestCase):
 
 
 class Raising(Protocol):
-    """A protocol with a fault."""
+    """A protocol that raises on any data."""
 
     def dataReceived(self, data: bytes) -> None:
         """See `IProtocol`."""
@@ -106,10 +105,10 @@ class Raising(Protocol):
 
 
 class ProxiedProtocolTests(SynchronousTestCase):
-    """`ProxiedProtocol` around a timestamp echo."""
+    """`ProxiedProtocol` around `TimestampEcho`."""
 
     def setUp(self) -> None:
-        """A connection whose header has not come."""
+        """Make a connection whose header has not arrived."""
         self.clock = Clock()
         self.factory = TimestampEchoFactory(
             Stamp(utc=True),
@@ -120,37 +119,37 @@ class ProxiedProtocolTests(SynchronousTestCase):
         self.connect(self.factory)
 
     def connect(self, inner: Any) -> None:
-        """A connection with this inside."""
+        """Make a connection with a protocol of this factory inside."""
         factory = ProxiedFactory(inner)
         self.proxied: Any = factory.buildProtocol(None)
         self.transport = TCPTransport()
         self.proxied.makeConnection(self.transport)
 
     def test_interfaces(self) -> None:
-        """It is what it says that it is."""
+        """The classes implement the interfaces that they declare."""
         verifyClass(IProxyListener, TimestampEcho)
         verifyObject(IProxied, self.proxied)
         verifyClass(IHalfCloseableProtocol, ProxiedProtocol)
         self.assertIsInstance(self.proxied, ProxiedProtocol)
 
     def test_half_close(self) -> None:
-        """The protocol inside is told, and what is pending is answered."""
+        """When the peer closes its side, an unfinished message is answered before the close."""
         self.proxied.dataReceived(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\none\ntwo")
         self.proxied.dataReceived(b"!")
         self.proxied.readConnectionLost()
         self.assertEqual(self.transport.value(), STAMP + b"one\n" + STAMP + b"two!")
         self.assertTrue(self.transport.disconnecting)
 
-    def test_pieces(self) -> None:
-        """A header may come a byte at a time."""
+    def test_byte_by_byte(self) -> None:
+        """A header may arrive a byte at a time."""
         for byte in b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\none\n":
             self.proxied.dataReceived(bytes([byte]))
         self.proxied.readConnectionLost()
         self.assertEqual(self.transport.value().replace(STAMP, b""), b"one\n")
         self.assertEqual(self.proxied.getPeer().host, "192.0.2.1")
 
-    def test_version_2_in_pieces(self) -> None:
-        """So may one of version 2."""
+    def test_version_2_byte_by_byte(self) -> None:
+        """So may a header of version 2."""
         header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\2\1\xc0\0\2\2\0\1\0\2"
         for byte in header + b"one\n":
             self.proxied.dataReceived(bytes([byte]))
@@ -158,8 +157,8 @@ class ProxiedProtocolTests(SynchronousTestCase):
         self.proxied.readConnectionLost()
         self.assertEqual(self.transport.value().replace(STAMP, b""), b"one\n")
 
-    def test_cut_anywhere(self) -> None:
-        """Cut in two anywhere, a header of either version is taken."""
+    def test_two_reads(self) -> None:
+        """A header of either version may arrive in two reads, split at any byte."""
         for header in (
             b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\2\1\xc0\0\2\2\0\1\0\2",
             b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n",
@@ -173,12 +172,12 @@ class ProxiedProtocolTests(SynchronousTestCase):
                 self.assertEqual(self.transport.value(), STAMP + b"one\n")
 
     def test_unknown(self) -> None:
-        """The specification's own header for a connection of nobody."""
+        """`PROXY UNKNOWN`, which names no client, is accepted."""
         self.proxied.dataReceived(b"PROXY UNKNOWN\r\none\n")
         self.assertEqual(self.transport.value(), STAMP + b"one\n")
 
-    def test_nonsense(self) -> None:
-        """What is no header closes the connection, for a reason that the log has."""
+    def test_invalid(self) -> None:
+        """An invalid header closes the connection, and the log says why."""
         for header in (
             b"GET / HTTP/1.1\r\n",
             b"no\n",
@@ -196,7 +195,7 @@ class ProxiedProtocolTests(SynchronousTestCase):
             self.assertEqual(self.proxied.wrappedProtocol.why, "no valid PROXY header")
 
     def test_closed_before_header(self) -> None:
-        """A peer that leaves before its header came just leaves."""
+        """A peer may close its side before its header is complete."""
         self.proxied.dataReceived(b"PROXY")
         self.proxied.readConnectionLost()
         self.assertTrue(self.transport.disconnecting)
@@ -212,8 +211,8 @@ class ProxiedProtocolTests(SynchronousTestCase):
         self.proxied.connectionLost(Failure(ConnectionDone()))
         self.connect(self.factory)
         self.proxied.dataReceived(b"PROXY TCP4 192.0.2.1 192.0.2.2 7 2\r\none\n")
-        words = "too many connections from your address: the limit is 1"
-        self.assertEqual(self.transport.value(), f"tsecho: {words}\n".encode())
+        why = "too many connections from your address: the limit is 1"
+        self.assertEqual(self.transport.value(), f"tsecho: {why}\n".encode())
         self.assertTrue(self.transport.half_closed)
         self.proxied.connectionLost(Failure(ConnectionDone()))
         first.connectionLost(Failure(ConnectionDone()))
@@ -222,47 +221,67 @@ class ProxiedProtocolTests(SynchronousTestCase):
         self.assertEqual(self.transport.value(), STAMP + b"one\n")
         lines = [formatEvent(event) for event in events]
         self.assertIn("connection from 192.0.2.1:1 opened", lines)
-        self.assertIn(f"connection from 192.0.2.1:7 refused: {words}", lines)
+        self.assertIn(f"connection from 192.0.2.1:7 refused: {why}", lines)
 
-    def test_too_many(self) -> None:
-        """One too many of all is told so at once."""
+    def test_total(self) -> None:
+        """Over the limit of all connections the refusal does not wait for the header."""
         for _ in range(3):
             self.connect(self.factory)
         self.assertIn(b"tsecho: too many connections: the limit is 3", self.transport.value())
 
-    def test_part(self) -> None:
-        """Ended by this side, it closes when the peer has, or after a second."""
+    def test_linger(self) -> None:
+        """`end` closes this side; a peer that does not close is left after a second."""
         self.proxied.dataReceived(b"PROXY UNKNOWN\r\none")
         self.proxied.wrappedProtocol.end("over")
         self.assertTrue(self.transport.half_closed)
         self.proxied.writeConnectionLost()
         self.assertFalse(self.transport.disconnecting)
-        self.clock.advance(LINGER_TIMEOUT)
+        self.clock.advance(1)
         self.assertTrue(self.transport.disconnecting)
 
     def test_no_header(self) -> None:
-        """A header that does not come in ten seconds is not waited for."""
+        """A connection without a complete header is aborted after ten seconds; the log says why."""
         events = logged(self)
-        self.clock.advance(HANDSHAKE_TIMEOUT)
+        self.clock.advance(9.9)
+        self.assertFalse(self.transport.aborted)
+        self.clock.advance(0.1)
         self.assertTrue(self.transport.aborted)
         self.proxied.connectionLost(Failure(ConnectionAborted()))
         self.assertIn("; no PROXY header within 10 s", formatEvent(events[-1]))
 
-    def test_faults_inside(self) -> None:
-        """A fault of the protocol inside is not taken for the header's."""
+    def test_no_timeout_after_header(self) -> None:
+        """After the header there is no such timeout."""
+        self.proxied.dataReceived(b"PROXY UNKNOWN\r\n")
+        self.clock.advance(100)
+        self.assertFalse(self.transport.aborted)
+
+    def test_peer_is_proxy_until_header(self) -> None:
+        """The peer is the proxy, until the header names the client."""
+        self.assertEqual(self.proxied.getPeer(), self.transport.getPeer())
+        self.proxied.dataReceived(b"PROXY UNKNOWN\r\n")
+        self.assertEqual(self.proxied.getPeer(), self.transport.getPeer())
+
+    def test_exception_inside(self) -> None:
+        """An exception of the protocol inside, here a ValueError, is not taken for the header's."""
         self.connect(Factory.forProtocol(Raising))
         header = b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"
         self.assertRaises(ValueError, self.proxied.dataReceived, header + b"one\n")
         self.assertRaises(ValueError, self.proxied.dataReceived, b"two\n")
 
-    def test_inner_without_interest(self) -> None:
-        """A protocol that does not want to know who its peer is is closed all the same."""
+    def test_header_alone(self) -> None:
+        """A header without anything after it is no data for the protocol inside."""
+        self.connect(Factory.forProtocol(Raising))
+        self.proxied.dataReceived(b"PROXY UNKNOWN\r\n")
+        self.assertFalse(self.transport.disconnecting)
+
+    def test_inner_without_proxy_listener(self) -> None:
+        """An invalid header closes the connection of any protocol."""
         self.connect(Factory.forProtocol(Raising))
         self.proxied.dataReceived(b"no\n")
         self.assertTrue(self.transport.disconnecting)
 
     def test_inner_without_half_close(self) -> None:
-        """A protocol that knows no half-close is closed."""
+        """A protocol without half-close is closed when the peer closes its side."""
         self.connect(Factory.forProtocol(Raising))
         self.proxied.readConnectionLost()
         self.assertTrue(self.transport.disconnecting)

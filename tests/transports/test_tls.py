@@ -1,4 +1,4 @@
-"""Tests for `timestamp_echo.transports.tls`: each against a TLS client that OpenSSL itself is."""
+"""Tests for `timestamp_echo.transports.tls`, against a TLS client made of OpenSSL."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ STAMP = b"[Thu Jan  1 00:00:01 1970] "
 
 
 class Client:
-    """A TLS client in memory, joined to a server's protocol by strings."""
+    """A TLS client in memory, connected to a server's protocol."""
 
     def __init__(self, server: Any, transport: TCPTransport) -> None:
         self._tls = Connection(Context(TLS_CLIENT_METHOD), None)
@@ -60,7 +60,7 @@ class Client:
         self.exchange()
 
     def exchange(self) -> None:
-        """Carry bytes both ways until there are none."""
+        """Pass bytes in both directions until there are none left."""
         while True:
             with contextlib.suppress(WantReadError):
                 self._server.dataReceived(self._tls.bio_read(2**16))
@@ -77,43 +77,43 @@ class Client:
                 self.received += self._tls.recv(2**16)
 
     def send(self, data: bytes) -> None:
-        """Encrypt, for the next exchange."""
+        """Encrypt data for the next exchange."""
         self._tls.send(data)
 
     def close_notify(self) -> None:
-        """Say that no more comes, for the next exchange."""
+        """Close this side, in the next exchange."""
         self._tls.shutdown()
 
     @property
     def server_closed(self) -> bool:
-        """Whether the server's own close_notify came."""
+        """Whether the server has sent its close_notify."""
         return bool(self._tls.get_shutdown() & 2)
 
 
-class RecordsTests(SynchronousTestCase):
-    """`RecordTracker`: which reads are one record."""
+class RecordTrackerTests(SynchronousTestCase):
+    """`RecordTracker`: which reads are exactly one record."""
 
     @given(
         st.lists(st.integers(1, 300) | st.just(MAX_RECORD), min_size=1, max_size=6),
         st.lists(st.integers(0, 6 * 305), max_size=12),
         st.data(),
     )
-    def test_every_cut(self, sizes: list[int], cuts: list[int], data: st.DataObject) -> None:
-        """However the network cuts them, a read is one if it begins and ends as one does."""
+    def test_any_split(self, sizes: list[int], splits: list[int], data: st.DataObject) -> None:
+        """However TCP splits the stream, only a read of one whole record is one."""
         stream = b"".join(b"\x17\3\3" + size.to_bytes(2, "big") + bytes(size) for size in sizes)
         ends = [0, *accumulate(5 + size for size in sizes)]
-        places = sorted({0, len(stream), *cuts, *data.draw(st.sets(st.sampled_from(ends)))})
-        records = RecordTracker()
-        for start, end in pairwise(place for place in places if place <= len(stream)):
+        positions = sorted({0, len(stream), *splits, *data.draw(st.sets(st.sampled_from(ends)))})
+        tracker = RecordTracker()
+        for start, end in pairwise(p for p in positions if p <= len(stream)):
             expected = (start, end) in set(pairwise(ends))
-            self.assertEqual(records.is_one_record(stream[start:end]), expected)
+            self.assertEqual(tracker.is_one_record(stream[start:end]), expected)
 
 
 class HalfCloseTLSTests(SynchronousTestCase):
-    """`HalfCloseTLS` around a timestamp echo."""
+    """`HalfCloseTLS` around `TimestampEcho`."""
 
     def setUp(self) -> None:
-        """A server and a client that have shaken hands."""
+        """Connect a client, and complete the handshake."""
         self.clock = Clock()
         self.transport = TCPTransport()
         echoes = TimestampEchoFactory(Stamp(utc=True), clock=self.clock, now=lambda: SECOND)
@@ -121,45 +121,45 @@ class HalfCloseTLSTests(SynchronousTestCase):
         self.client = Client(self.server, self.transport)
 
     def tls(self, inner: Any) -> HalfCloseTLSFactory:
-        """The factory with TLS around it."""
+        """Make a factory of TLS around this one."""
         files = self_signed(self.mktemp())
         creator: Any = DefaultOpenSSLContextFactory(files.key, files.certificate)
         return HalfCloseTLSFactory(creator, inner, self.clock)
 
     def test_interfaces(self) -> None:
-        """It is what it says that it is."""
+        """The class implements the interface that it declares."""
         verifyClass(IHalfCloseableProtocol, HalfCloseTLS)
 
     def test_reply(self) -> None:
-        """A reply is written at once."""
+        """A reply is sent at once, not in the next iteration of the reactor."""
         self.client.send(b"hello\n")
         self.client.exchange()
         self.assertEqual(self.client.received, STAMP + b"hello\n")
 
     def test_one_record(self) -> None:
-        """A read that is one record is not asked for another, one that is more or less is."""
+        """After a read of exactly one record OpenSSL is not asked for another one."""
         flush = self.server._flushReceiveBIO
-        asked = 0
+        calls = 0
 
-        def ask() -> None:
-            nonlocal asked
-            asked += 1
+        def count_calls() -> None:
+            nonlocal calls
+            calls += 1
             flush()
 
-        self.patch(self.server, "_flushReceiveBIO", ask)
+        self.patch(self.server, "_flushReceiveBIO", count_calls)
         for lines, times in ((1, 0), (2, 1), (1, 1)):
             for _ in range(lines):
                 self.client.send(b"x\n")  # each a record
             self.client.exchange()
-            self.assertEqual(asked, times)
+            self.assertEqual(calls, times)
         self.assertEqual(self.client.received, (STAMP + b"x\n") * 4)
 
     def test_handshake_by_records(self) -> None:
-        """A handshake of which each record comes alone is one, and is told."""
-        told: list[object] = []
+        """A handshake may arrive record by record; `handshakeCompleted` is called once."""
+        completed: list[object] = []
         echo = TimestampEchoFactory(Stamp(utc=True), clock=self.clock, now=lambda: SECOND)
         server: Any = self.tls(echo).buildProtocol(None)
-        self.patch(server.wrappedProtocol, "handshakeCompleted", lambda: told.append(server))
+        self.patch(server.wrappedProtocol, "handshakeCompleted", lambda: completed.append(server))
         whole = server.dataReceived
 
         def one_by_one(data: bytes) -> None:
@@ -172,10 +172,10 @@ class HalfCloseTLSTests(SynchronousTestCase):
         client = Client(server, TCPTransport())
         client.send(b"x\n")
         client.exchange()
-        self.assertEqual((len(told), client.received), (1, STAMP + b"x\n"))
+        self.assertEqual((len(completed), client.received), (1, STAMP + b"x\n"))
 
     def test_after_abort(self) -> None:
-        """Nothing is told of what comes after this side has aborted."""
+        """After an abort nothing is read any more."""
         self.client.send(b"x\n")
         record = self.client._tls.bio_read(2**16)
         self.server.abortConnection()
@@ -184,14 +184,14 @@ class HalfCloseTLSTests(SynchronousTestCase):
         self.assertEqual(self.server.wrappedProtocol.messages, 0)
 
     def test_unsent(self) -> None:
-        """What waited for TLS to go on is written first, in order."""
+        """Data that TLS had to hold back is sent first, in order."""
         self.server._appSendBuffer = [b"first\n"]
         self.client.send(b"x\n")
         self.client.exchange()
         self.assertEqual(self.client.received, b"first\n" + STAMP + b"x\n")
 
-    def test_not_for_us(self) -> None:
-        """A record that is TLS' own is no message; nor is what follows lost."""
+    def test_no_application_data(self) -> None:
+        """A record of TLS's own, such as a KeyUpdate, is no data; the next record is read."""
         real = self.server._tlsConnection
 
         class Renewing:
@@ -208,7 +208,7 @@ class HalfCloseTLSTests(SynchronousTestCase):
         self.assertEqual(self.client.received, STAMP + b"x\n")
 
     def test_tampered(self) -> None:
-        """A record that was altered on the way ends the connection; the log says why."""
+        """An altered record ends the connection, with an alert and OpenSSL's reason."""
         self.client.send(b"x\n")
         record = self.client._tls.bio_read(2**16)
         self.server.dataReceived(record[:-1] + bytes([record[-1] ^ 1]))
@@ -220,7 +220,7 @@ class HalfCloseTLSTests(SynchronousTestCase):
         self.assertIn("bad record mac", str(reasons[0].value))
 
     def test_close_notify_behind_data(self) -> None:
-        """A close_notify in the same segment as the data loses no reply."""
+        """After data and a close_notify in one segment every reply is sent, then the close."""
         self.client.send(b"one\ntwo\nthree")
         self.client.close_notify()
         self.client.exchange()
@@ -231,7 +231,7 @@ class HalfCloseTLSTests(SynchronousTestCase):
         self.assertTrue(self.transport.disconnecting)
 
     def test_close_notify_behind_many_replies(self) -> None:
-        """If the peer has no room for all replies, the close waits for it, FIN or not."""
+        """The close waits until the peer has read all replies, also if its FIN comes meanwhile."""
         for fin in (False, True):
             self.setUp()
             written = self.transport.write
@@ -245,29 +245,29 @@ class HalfCloseTLSTests(SynchronousTestCase):
             self.client.send(b"\n" * 16_000)
             self.client.close_notify()
             self.client.exchange()
-            turns = 0
+            rounds = 0
             while self.transport.producer is not None:
                 self.assertFalse(self.client.server_closed or self.transport.disconnecting)
-                if fin and not turns:
+                if fin and not rounds:
                     self.server.readConnectionLost()
-                turns += 1
+                rounds += 1
                 self.transport.producer.resumeProducing()
                 self.client.exchange()
-            self.assertGreater(turns, 3)
+            self.assertGreater(rounds, 3)
             self.assertEqual(self.client.received, (STAMP + b"\n") * 16_000)
             self.assertTrue(self.client.server_closed)
             self.assertTrue(self.transport.disconnecting)
 
-    def test_handshake_told(self) -> None:
-        """The protocol inside knows that hands were shaken, and so waits for it no more."""
-        self.clock.advance(3600 / 20)
+    def test_handshake_completed(self) -> None:
+        """After the handshake its timeout is over."""
+        self.clock.advance(180)
         self.assertFalse(self.transport.aborted)
         self.client.send(b"hello\n")
         self.client.exchange()
         self.assertEqual(self.client.received, STAMP + b"hello\n")
 
     def test_fin_without_close_notify(self) -> None:
-        """So does a FIN without it, after which there is no more to wait for."""
+        """A FIN without a close_notify has the same effect, and closes the connection below."""
         self.client.send(b"one\ntwo")
         self.client.exchange()
         self.server.readConnectionLost()
@@ -277,7 +277,7 @@ class HalfCloseTLSTests(SynchronousTestCase):
         self.assertTrue(self.transport.disconnecting)
 
     def test_lost(self) -> None:
-        """A connection that is lost in mid-message just ends."""
+        """A connection that is lost within a message sends nothing more."""
         self.client.send(b"one\ntwo")
         self.client.exchange()
         self.server.connectionLost(Failure(ConnectionLost()))
@@ -285,15 +285,16 @@ class HalfCloseTLSTests(SynchronousTestCase):
         self.assertEqual(self.client.received, STAMP + b"one\n")
 
     def test_inner_without_half_close(self) -> None:
-        """A protocol that knows no half-close is not asked to."""
+        """For a protocol without half-close a close_notify closes both sides, as in Twisted."""
         server = self.tls(Factory.forProtocol(Protocol)).buildProtocol(None)
         client = Client(server, TCPTransport())
         client.close_notify()
         client.exchange()
         self.assertTrue(client.server_closed)
+        self.assertTrue(server.disconnecting)
 
     def test_lose_write_connection(self) -> None:
-        """Only this side closes: its close_notify is sent, and the peer's data is still read."""
+        """`loseWriteConnection` sends a close_notify, and the peer's data is still read."""
         read: list[bytes] = []
         closed: list[bool] = []
 
@@ -311,10 +312,10 @@ class HalfCloseTLSTests(SynchronousTestCase):
         transport = TCPTransport()
         server = self.tls(Factory.forProtocol(HalfCloseable)).buildProtocol(None)
         client = Client(server, transport)
-        server.write(b"last words")
+        server.write(b"last reply")
         server.loseWriteConnection()
         client.exchange()
-        self.assertEqual((client.received, client.server_closed), (b"last words", True))
+        self.assertEqual((client.received, client.server_closed), (b"last reply", True))
         self.assertEqual(closed, [True])
         self.assertFalse(transport.disconnecting or transport.half_closed)
         client.send(b"more")
@@ -324,7 +325,7 @@ class HalfCloseTLSTests(SynchronousTestCase):
         self.assertTrue(transport.disconnecting)
 
     def test_lose_write_connection_without_half_close(self) -> None:
-        """A protocol inside that knows no half-close is not told."""
+        """It works for a protocol without half-close, too."""
         server = self.tls(Factory.forProtocol(Protocol)).buildProtocol(None)
         client = Client(server, TCPTransport())
         server.loseWriteConnection()
@@ -332,19 +333,19 @@ class HalfCloseTLSTests(SynchronousTestCase):
         self.assertTrue(client.server_closed)
 
 
-class AskClientsTests(SynchronousTestCase):
-    """`require_client_certificate`: whose certificates are asked for."""
+class RequireClientCertificateTests(SynchronousTestCase):
+    """`require_client_certificate`: TLS for clients with certificates only."""
 
-    def test_asked(self) -> None:
-        """Without a certificate there is no connection."""
+    def test_required(self) -> None:
+        """The handshake fails without a certificate."""
         files = self_signed(self.mktemp())
         options = CertificateOptions()
         require_client_certificate(options, files.certificate)
         mode = options.getContext().get_verify_mode()
         self.assertTrue(mode & VERIFY_PEER and mode & VERIFY_FAIL_IF_NO_PEER_CERT)
 
-    def test_none(self) -> None:
-        """A file without certificates, or none at all, is an error that names it."""
+    def test_no_certificates(self) -> None:
+        """A file without certificates is an error that names it; so is a missing file."""
         files = self_signed(self.mktemp())
         error = self.assertRaises(
             ValueError, require_client_certificate, CertificateOptions(), files.key
