@@ -1,9 +1,10 @@
-"""Tests for `timestamp_echo.transports.epoll`: real sockets, served by the test."""
+"""Tests for `timestamp_echo.transports.epoll`, with real sockets and a reactor in memory."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import sys
 import time
@@ -13,13 +14,13 @@ from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IHalfCloseableProtocol, IReadDescriptor
+from twisted.internet.interfaces import IHalfCloseableProtocol, IProtocol, IReadDescriptor
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface import implementer
+from zope.interface import implementer, implementer_only
 from zope.interface.verify import verifyClass
 
 from tests.fakes import Producer
@@ -40,8 +41,8 @@ RESET = b"\1\0\0\0\0\0\0\0"
 
 
 @implementer(IHalfCloseableProtocol)
-class Kept(Protocol):
-    """Keeps what it receives and how it ends, and may do something at each read."""
+class Recorder(Protocol):
+    """Records what it receives and how it ends, and calls `act` at each read."""
 
     transport: Any
 
@@ -67,54 +68,61 @@ class Kept(Protocol):
         self.ends.append(reason.type)
 
 
-class BatchTests(SynchronousTestCase):
+@implementer_only(IProtocol)
+class WithoutHalfClose(Recorder):
+    """A `Recorder` that is not half-closeable."""
+
+
+class EpollGroupTests(SynchronousTestCase):
     """`EpollGroup`, with connections over pairs of UNIX sockets."""
 
     if not HAS_EPOLL:
         skip = "there is no epoll here"
 
     def setUp(self) -> None:
-        """A group without connections."""
+        """Make a group without connections."""
         self.reactor = MemoryReactorClock()
         self.group = EpollGroup(self.reactor)
 
-    def connect(self) -> tuple[socket.socket, Kept]:
-        """A peer's socket, and the protocol at the other end."""
+    def connect(
+        self, max_unsent: int = READ_SIZE, protocol: Recorder | None = None
+    ) -> tuple[socket.socket, Recorder]:
+        """Make a connection: the peer's socket, and the protocol at the other end."""
         ours, peer = socket.socketpair()
         peer.settimeout(10)
         self.addCleanup(peer.close)
         self.addCleanup(ours.close)
-        protocol = Kept()
+        protocol = Recorder() if protocol is None else protocol
         none: Any = None
         connection = UNIXStreamTransport(
-            *(ours, protocol, None, none, 0, self.reactor), group=self.group, max_unsent=READ_SIZE
+            *(ours, protocol, None, none, 0, self.reactor), group=self.group, max_unsent=max_unsent
         )
         protocol.makeConnection(connection)
         return peer, protocol
 
-    def pairs(self, count: int) -> list[tuple[socket.socket, Kept]]:
-        """So many connections, each with a byte to be read."""
+    def pairs(self, count: int) -> list[tuple[socket.socket, Recorder]]:
+        """Make this many connections, each with a byte to read."""
         pairs = [self.connect() for _ in range(count)]
         for peer, _ in pairs:
             peer.send(b"x")
         return pairs
 
     def test_interfaces(self) -> None:
-        """It is what it says that it is."""
+        """The class implements the interface that it declares."""
         verifyClass(IReadDescriptor, EpollGroup)
         self.assertEqual(self.group.logPrefix(), "connections")
         self.group.connectionLost(Failure(ConnectionDone()))
 
     def test_all_ready(self) -> None:
-        """One turn serves all that are ready, and no others."""
+        """One `doRead` serves all connections that are ready, and no others."""
         pairs = self.pairs(20)
         _, silent = self.connect()
         self.group.doRead()
-        self.assertEqual([kept.reads for _, kept in pairs], [[b"x"]] * 20)
+        self.assertEqual([recorder.reads for _, recorder in pairs], [[b"x"]] * 20)
         self.assertEqual(silent.reads, [])
 
     def test_epoll_while_connections(self) -> None:
-        """The epoll, and the reactor's interest in it, last as long as there are connections."""
+        """The epoll exists, and the reactor watches it, only while there are connections."""
         self.assertEqual(self.group.fileno(), -1)
         self.group.doRead()
         for _ in range(2):
@@ -126,65 +134,65 @@ class BatchTests(SynchronousTestCase):
             self.assertEqual(self.reactor.getReaders(), [])
             self.assertRaises(OSError, os.fstat, number)
 
-    def test_its_turn(self) -> None:
-        """However many are ready again and again, the rest of the reactor gets its turn."""
+    def test_bounded(self) -> None:
+        """One `doRead` serves a bounded number, so that timers and ports do not wait for long."""
         pairs = self.pairs(2 * MAX_EVENTS)
-        for peer, kept in pairs:
-            kept.act = partial(peer.send, b"x")
+        for peer, recorder in pairs:
+            recorder.act = partial(peer.send, b"x")
         self.group.doRead()
-        served = [len(kept.reads) for _, kept in pairs]
+        served = [len(recorder.reads) for _, recorder in pairs]
         self.assertEqual(sum(served), MAX_ROUNDS * MAX_EVENTS)
-        self.assertEqual(set(served), {MAX_ROUNDS // 2})  # and none of them more than another
+        self.assertEqual(set(served), {MAX_ROUNDS // 2})  # none is served more often than another
 
     def test_closed_by_another(self) -> None:
-        """A connection that one before it in the group closes is not read any more."""
+        """A connection that another closes in the same round is not read any more."""
         pairs = self.pairs(2)
         gone = Failure(ConnectionDone())
-        for _, kept in pairs:
-            kept.act = lambda: [other.transport.connectionLost(gone) for _, other in pairs]
+        for _, recorder in pairs:
+            recorder.act = lambda: [other.transport.connectionLost(gone) for _, other in pairs]
         self.group.doRead()
-        self.assertEqual(sorted(len(kept.reads) for _, kept in pairs), [0, 1])
+        self.assertEqual(sorted(len(recorder.reads) for _, recorder in pairs), [0, 1])
         self.assertEqual(self.reactor.getReaders(), [])
 
     def test_aborted_by_another(self) -> None:
-        """One that is aborted is over in the reactor's next turn."""
+        """An aborted connection is lost in the reactor's next iteration."""
         pairs = self.pairs(2)
-        for _, kept in pairs:
-            kept.act = lambda: [other.transport.abortConnection() for _, other in pairs]
+        for _, recorder in pairs:
+            recorder.act = lambda: [other.transport.abortConnection() for _, other in pairs]
         self.group.doRead()
-        self.assertEqual(sorted(len(kept.reads) for _, kept in pairs), [0, 1])
+        self.assertEqual(sorted(len(recorder.reads) for _, recorder in pairs), [0, 1])
         self.reactor.advance(0)
-        self.assertEqual([kept.ends for _, kept in pairs], [[ConnectionAborted]] * 2)
+        self.assertEqual([recorder.ends for _, recorder in pairs], [[ConnectionAborted]] * 2)
 
     def test_paused_by_another(self) -> None:
-        """One that is paused is not read, though it was ready when the group began."""
+        """A connection that another pauses is not read, although it was ready."""
         pairs = self.pairs(2)
-        for _, kept in pairs:
-            kept.act = lambda: [other.transport.pauseProducing() for _, other in pairs]
+        for _, recorder in pairs:
+            recorder.act = lambda: [other.transport.pauseProducing() for _, other in pairs]
         self.group.doRead()
-        self.assertEqual(sorted(len(kept.reads) for _, kept in pairs), [0, 1])
-        for _, kept in pairs:
-            kept.transport.resumeProducing()
+        self.assertEqual(sorted(len(recorder.reads) for _, recorder in pairs), [0, 1])
+        for _, recorder in pairs:
+            recorder.transport.resumeProducing()
         self.group.doRead()
-        self.assertEqual([kept.reads for _, kept in pairs], [[b"x"]] * 2)
+        self.assertEqual([recorder.reads for _, recorder in pairs], [[b"x"]] * 2)
 
-    def test_paused_with_unsent(self) -> None:
-        """So it is where it is also watched for room to write."""
+    def test_paused_while_writing(self) -> None:
+        """The same holds if it is also watched for room to write."""
         pairs = self.pairs(2)
-        for _, kept in pairs:
-            kept.transport.startWriting()
-            kept.act = lambda: [other.transport.pauseProducing() for _, other in pairs]
+        for _, recorder in pairs:
+            recorder.transport.startWriting()
+            recorder.act = lambda: [other.transport.pauseProducing() for _, other in pairs]
         self.group.doRead()
-        self.assertEqual(sorted(len(kept.reads) for _, kept in pairs), [0, 1])
+        self.assertEqual(sorted(len(recorder.reads) for _, recorder in pairs), [0, 1])
 
-    def test_replaced(self) -> None:
-        """What is left in the group for a number is not taken for its new owner's."""
+    def test_reused_descriptor(self) -> None:
+        """A stale event is not taken for one of the connection that has its descriptor now."""
         ((_, first),) = self.pairs(1)
         peer, old = self.connect()
         old.transport.pauseProducing()
         old.transport.startWriting()
-        peer.close()  # EPOLLHUP, and behind the other's byte
-        new: list[tuple[socket.socket, Kept]] = []
+        peer.close()  # EPOLLHUP, reported after the other's byte
+        new: list[tuple[socket.socket, Recorder]] = []
 
         def replace() -> None:
             number = old.transport.fileno()
@@ -203,23 +211,23 @@ class BatchTests(SynchronousTestCase):
         self.assertEqual((new[0][1].reads, new[0][1].ends), ([b"y"], []))
 
     def test_exception(self) -> None:
-        """A protocol that raises loses its connection, is logged once, and nobody else."""
+        """A protocol that raises is logged and loses its connection; the others are served."""
         pairs = self.pairs(3)
         pairs[1][1].act = {}.popitem
         self.group.doRead()
         self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
-        self.assertEqual([kept.ends for _, kept in pairs], [[], [KeyError], []])
-        self.assertEqual([kept.reads for _, kept in pairs], [[b"x"]] * 3)
+        self.assertEqual([recorder.ends for _, recorder in pairs], [[], [KeyError], []])
+        self.assertEqual([recorder.reads for _, recorder in pairs], [[b"x"]] * 3)
 
-    def test_exception_at_the_end(self) -> None:
-        """Nor is anybody else's what a protocol raises when it is told of its end."""
+    def test_exception_in_connection_lost(self) -> None:
+        """The same holds for an exception in `connectionLost`."""
         pairs = self.pairs(3)
-        for _, kept in pairs[:2]:
-            kept.connectionLost = {}.popitem  # type: ignore[assignment, method-assign]
+        for _, recorder in pairs[:2]:
+            recorder.connectionLost = {}.popitem  # type: ignore[assignment, method-assign]
         pairs[0][1].act = {}.popitem
-        peer, kept = pairs[1]
-        kept.transport.pauseProducing()
-        kept.transport.startWriting()
+        peer, recorder = pairs[1]
+        recorder.transport.pauseProducing()
+        recorder.transport.startWriting()
         peer.close()
         self.group.doRead()
         self.assertEqual(len(self.flushLoggedErrors(TypeError, KeyError)), 3)
@@ -228,14 +236,14 @@ class BatchTests(SynchronousTestCase):
         self.group.doRead()
         self.assertEqual(pairs[2][1].reads, [b"x", b"y"])
 
-    def test_exception_with_room(self) -> None:
-        """A producer that raises when there is room again costs its connection alone."""
-        peer, kept = self.connect()
+    def test_exception_in_producer(self) -> None:
+        """The same holds for a producer that raises when there is room to write again."""
+        peer, recorder = self.connect()
         producer = Producer()
-        kept.transport.registerProducer(producer, True)
+        recorder.transport.registerProducer(producer, True)
         producer.resumeProducing = {}.popitem  # type: ignore[assignment, method-assign]
         while not producer.paused:
-            kept.transport.write(b"x" * READ_SIZE)
+            recorder.transport.write(b"x" * READ_SIZE)
         ((_, other),) = self.pairs(1)
         peer.setblocking(False)
         for _ in range(100):
@@ -243,20 +251,20 @@ class BatchTests(SynchronousTestCase):
                 peer.recv(2**20)
             self.group.doRead()
         self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
-        self.assertEqual((kept.ends, other.reads), ([KeyError], [b"x"]))
+        self.assertEqual((recorder.ends, other.reads), ([KeyError], [b"x"]))
 
     def test_ended_by_its_read(self) -> None:
-        """One that ends at a read is not written to, though there was room as well."""
-        ((_, kept),) = self.pairs(1)
-        kept.transport.startWriting()
-        kept.act = lambda: kept.transport.connectionLost(Failure(ConnectionDone()))
+        """A connection that ends at a read is not written to in the same round."""
+        ((_, recorder),) = self.pairs(1)
+        recorder.transport.startWriting()
+        recorder.act = lambda: recorder.transport.connectionLost(Failure(ConnectionDone()))
         self.group.doRead()
-        self.assertEqual((kept.reads, kept.ends), ([b"x"], [ConnectionDone]))
+        self.assertEqual((recorder.reads, recorder.ends), ([b"x"], [ConnectionDone]))
 
     def test_watched_twice(self) -> None:
-        """To be watched again changes nothing, nor does to be let go again."""
-        _, kept = self.connect()
-        transport = kept.transport
+        """Starting or stopping to watch twice is the same as once."""
+        _, recorder = self.connect()
+        transport = recorder.transport
         for start, stop in (
             (transport.startWriting, transport.stopWriting),
             (transport.startReading, transport.stopReading),
@@ -266,66 +274,66 @@ class BatchTests(SynchronousTestCase):
         self.assertEqual(self.reactor.getReaders(), [])
 
     def test_last_bytes_and_reset(self) -> None:
-        """What came before a reset is read first, and then its connection ends."""
-        peer, kept = self.connect()
-        kept.transport.write(b"not read by its peer")
+        """Bytes that arrived before a reset are read before the connection ends."""
+        peer, recorder = self.connect()
+        recorder.transport.write(b"not read by its peer")
         peer.send(b"x")
         peer.close()  # with bytes unread: a reset
         for _ in range(3):
             self.group.doRead()
-        self.assertEqual(kept.reads, [b"x"])
-        self.assertIn(kept.ends[-1], (ConnectionLost, "half"))
+        self.assertEqual(recorder.reads, [b"x"])
+        self.assertIn(recorder.ends[-1], (ConnectionLost, "half"))
 
     def test_half_closed(self) -> None:
-        """The peer's close is told to a protocol that goes on writing."""
-        peer, kept = self.connect()
+        """When the peer closes its side, the protocol can still write."""
+        peer, recorder = self.connect()
         peer.send(b"x")
         peer.shutdown(socket.SHUT_WR)
         self.group.doRead()
         self.group.doRead()
-        self.assertEqual((kept.reads, kept.ends), ([b"x"], ["half"]))
-        kept.transport.write(b"last words")
-        kept.transport.loseConnection()
+        self.assertEqual((recorder.reads, recorder.ends), ([b"x"], ["half"]))
+        recorder.transport.write(b"last reply")
+        recorder.transport.loseConnection()
         self.group.doRead()
-        self.assertEqual(peer.recv(100), b"last words")
-        self.assertEqual(kept.ends, ["half", ConnectionDone])
+        self.assertEqual(peer.recv(100), b"last reply")
+        self.assertEqual(recorder.ends, ["half", ConnectionDone])
 
-    def test_last_words(self) -> None:
-        """What a protocol writes when it hears of the peer's close is delivered, however long."""
-        peer, kept = self.connect()
+    def test_last_reply(self) -> None:
+        """A reply written in `readConnectionLost` is delivered, however long it is."""
+        peer, recorder = self.connect()
 
-        def last_words() -> None:
-            kept.transport.write(b"x" * 10**6)
-            kept.transport.loseConnection()
+        def last_reply() -> None:
+            recorder.transport.write(b"x" * 10**6)
+            recorder.transport.loseConnection()
 
-        kept.readConnectionLost = last_words  # type: ignore[method-assign]
+        recorder.readConnectionLost = last_reply  # type: ignore[method-assign]
         peer.shutdown(socket.SHUT_WR)
         size = 0
         for _ in range(100):
             self.group.doRead()
             size += len(peer.recv(2**20))
-        self.assertEqual((size, kept.ends), (10**6, [ConnectionDone]))
+        self.assertEqual((size, recorder.ends), (10**6, [ConnectionDone]))
 
     def test_gone_while_paused(self) -> None:
-        """A peer that is gone is noticed even if it is not read (EPOLLHUP without EPOLLIN)."""
-        peer, kept = self.connect()
-        kept.transport.pauseProducing()
+        """The loss of a peer is noticed while reading is paused (EPOLLHUP without EPOLLIN)."""
+        peer, recorder = self.connect()
+        recorder.transport.pauseProducing()
         with contextlib.suppress(BlockingIOError):
             while True:
-                kept.transport.socket.send(b"x" * READ_SIZE)
-        kept.transport.write(b"x")
+                recorder.transport.socket.send(b"x" * READ_SIZE)
+        recorder.transport.write(b"x")
         peer.close()
         self.group.doRead()
-        self.assertEqual(kept.ends, [ConnectionLost])
+        self.assertEqual(recorder.ends, [ConnectionLost])
 
-    def test_writing(self) -> None:
-        """What the kernel does not take goes out in order when there is room again."""
-        peer, kept = self.connect()
+    def test_buffered(self) -> None:
+        """Bytes that the kernel does not take are sent, in order, when there is room again."""
+        peer, recorder = self.connect()
         producer = Producer()
-        kept.transport.registerProducer(producer, True)
+        recorder.transport.registerProducer(producer, True)
         texts = [bytes([65 + number]) * 50_000 for number in range(20)]
         for text in texts:
-            kept.transport.write(text)
+            recorder.transport.write(text)
         self.assertTrue(producer.paused)
         peer.setblocking(False)
         got = b""
@@ -336,35 +344,108 @@ class BatchTests(SynchronousTestCase):
         self.assertFalse(producer.paused)
 
     def test_write_after_the_end(self) -> None:
-        """What is written to a connection that is over, or closed on this side, is dropped."""
-        peer, kept = self.connect()
-        transport = kept.transport
+        """Bytes written after the connection, or this side of it, has closed are dropped."""
+        peer, recorder = self.connect()
+        transport = recorder.transport
         transport.loseWriteConnection()
         self.group.doRead()
         transport.write(b"x")
         self.assertEqual(peer.recv(100), b"")
         transport.connectionLost(Failure(ConnectionDone()))
         transport.write(b"x")
-        self.assertEqual(kept.ends, [ConnectionDone])
+        self.assertEqual(recorder.ends, [ConnectionDone])
 
     def test_error_in_send(self) -> None:
-        """An error is not reported from inside `write`, but when it is met again."""
-        peer, kept = self.connect()
+        """An error in `write` is not raised there: the connection ends in the next round."""
+        peer, recorder = self.connect()
         peer.close()
-        kept.transport.write(b"x")
-        self.assertEqual(kept.ends, [])
-        kept.transport.pauseProducing()
+        recorder.transport.write(b"x")
+        self.assertEqual(recorder.ends, [])
+        recorder.transport.pauseProducing()
         self.group.doRead()
-        self.assertEqual(kept.ends, [ConnectionLost])
+        self.assertEqual(recorder.ends, [ConnectionLost])
+
+    def test_half_closed_while_writing(self) -> None:
+        """A close of the peer is a half-close also while bytes are unsent (EPOLLIN, EPOLLOUT)."""
+        peer, recorder = self.connect()
+        recorder.transport.startWriting()
+        peer.shutdown(socket.SHUT_WR)
+        self.group.doRead()
+        self.assertEqual(recorder.ends, ["half"])
+        recorder.transport.write(b"last reply")
+        self.assertEqual(peer.recv(100), b"last reply")
+
+    def test_broken_reader(self) -> None:
+        """EPOLLHUP without EPOLLIN means, as in Twisted, that a reader has read everything."""
+        _, recorder = self.connect()
+        self.group._other_event(recorder.transport.fileno(), select.EPOLLHUP)
+        self.assertEqual(recorder.ends, ["half"])
+
+    def test_broken_writer(self) -> None:
+        """For a connection that is only written to, it means that unsent bytes are lost."""
+        _, recorder = self.connect()
+        recorder.transport.startWriting()
+        recorder.transport.pauseProducing()
+        self.group._other_event(recorder.transport.fileno(), select.EPOLLHUP)
+        self.assertEqual(recorder.ends, [ConnectionLost])
+
+    def test_closed_without_half_close(self) -> None:
+        """A protocol without half-close loses its connection when the peer closes its side."""
+        peer, recorder = self.connect(protocol=WithoutHalfClose())
+        peer.shutdown(socket.SHUT_WR)
+        self.group.doRead()
+        self.assertEqual(recorder.ends, [ConnectionDone])
+
+    def test_no_idle_events(self) -> None:
+        """After everything is sent, a connection is watched only for bytes to read."""
+        _, recorder = self.connect()
+        fd = recorder.transport.fileno()
+        recorder.transport.startWriting()
+        epoll: Any = self.group._epoll
+        self.assertEqual(epoll.poll(0), [(fd, select.EPOLLOUT)])
+        self.group.doRead()
+        self.assertEqual(epoll.poll(0), [])
+
+    def test_paused_has_no_events(self) -> None:
+        """A connection that is paused while bytes are unsent is watched only for room."""
+        peer, recorder = self.connect()
+        peer.send(b"x")
+        recorder.transport.startWriting()
+        recorder.transport.pauseProducing()
+        epoll: Any = self.group._epoll
+        self.assertEqual(epoll.poll(0), [(recorder.transport.fileno(), select.EPOLLOUT)])
+
+    def test_close_after_half_close(self) -> None:
+        """A close in `readConnectionLost` with nothing unsent closes at once, without an event."""
+        peer, recorder = self.connect()
+        recorder.readConnectionLost = recorder.transport.loseConnection  # type: ignore[method-assign]
+        peer.shutdown(socket.SHUT_WR)
+        self.group.doRead()
+        self.assertEqual(recorder.ends, [ConnectionDone])
+        self.assertEqual(self.reactor.getReaders(), [])
+
+    def test_max_unsent(self) -> None:
+        """A producer is paused when more than `max_unsent` bytes are unsent, not before."""
+        for max_unsent in (1000, 10**6):
+            _, recorder = self.connect(max_unsent)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    recorder.transport.socket.send(b"x" * 100)
+            producer = Producer()
+            recorder.transport.registerProducer(producer, True)
+            recorder.transport.write(b"x" * max_unsent)
+            self.assertFalse(producer.paused)
+            recorder.transport.write(b"x")
+            self.assertTrue(producer.paused)
 
 
-class ConnectionTests(SynchronousTestCase):
-    """`TimedStreamTransport` and `StreamTransport`, over TCP."""
+class StreamTransportTests(SynchronousTestCase):
+    """`StreamTransport`, over TCP, watched by the reactor itself."""
 
     kind: type[StreamTransport] = StreamTransport
 
     def setUp(self) -> None:
-        """A client's socket, and the server's side of its connection."""
+        """Connect a client's socket, and make the server's side of the connection."""
         listener = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(listener.close)
         if self.kind is TimedStreamTransport:
@@ -373,16 +454,16 @@ class ConnectionTests(SynchronousTestCase):
         self.addCleanup(self.client.close)
         accepted, peer = listener.accept()
         self.addCleanup(accepted.close)
-        self.kept = Kept()
+        self.recorder = Recorder()
         none: Any = None
         reactor: Any = MemoryReactorClock()
         self.server: Any = self.kind(
-            *(accepted, self.kept, peer, none, 0, reactor), group=reactor, max_unsent=10
+            *(accepted, self.recorder, peer, none, 0, reactor), group=reactor, max_unsent=10
         )
-        self.kept.makeConnection(self.server)
+        self.recorder.makeConnection(self.server)
 
     def test_watched_by_reactor(self) -> None:
-        """Where there is no epoll, the reactor itself watches each connection."""
+        """Without epoll, the reactor itself watches each connection."""
         self.assertEqual(self.server.reactor.getReaders(), [self.server])
         self.server.stopReading()
         self.server.startWriting()
@@ -392,66 +473,66 @@ class ConnectionTests(SynchronousTestCase):
         self.assertEqual(self.server.reactor.getWriters(), [])
 
     def test_names(self) -> None:
-        """It is called by its protocol and its peer where Twisted asks."""
+        """Its names in the log and in a traceback have the protocol and the peer."""
         number = self.server.fileno()
-        self.assertEqual(self.server.logPrefix(), f"Kept,{number},127.0.0.1")
+        self.assertEqual(self.server.logPrefix(), f"Recorder,{number},127.0.0.1")
         self.assertEqual(repr(self.server), f"<{self.kind.__name__} {number} from 127.0.0.1>")
 
-    def test_number(self) -> None:
-        """It has its socket's number, and none when it is over."""
+    def test_fileno(self) -> None:
+        """It has the file descriptor of its socket, and none after it is lost, also twice."""
         self.assertEqual(self.server.fileno(), self.server.socket.fileno())
         for _ in range(2):
             self.server.connectionLost(Failure(ConnectionDone()))
             self.assertEqual(self.server.fileno(), -1)
-        self.assertEqual(self.kept.ends, [ConnectionDone])
+        self.assertEqual(self.recorder.ends, [ConnectionDone])
 
     def test_peer(self) -> None:
-        """It knows its peer, whose host's text it shares with others."""
+        """It knows its peer; connections from one host share the text of its address."""
         host, port = self.client.getsockname()
         self.assertEqual(self.server.getPeer(), IPv4Address("TCP", host, port))
-        self.assertIs(self.server.client[0], sys.intern(host))
+        self.assertIs(self.server.client[0], sys.intern("".join(host)))
 
     def test_peer_ipv6(self) -> None:
-        """The same over IPv6, where a peer has four parts."""
+        """A peer over IPv6, whose socket address has four parts."""
         none: Any = None
         ours, theirs = socket.socketpair()
         self.addCleanup(theirs.close)
         self.addCleanup(ours.close)
         reactor: Any = MemoryReactorClock()
         server = self.kind(
-            *(ours, Kept(), ("::1", 5000, 0, 0), none, 0, reactor), group=reactor, max_unsent=10
+            *(ours, Recorder(), ("::1", 5000, 0, 0), none, 0, reactor), group=reactor, max_unsent=10
         )
         self.assertEqual(server.getPeer(), IPv6Address("TCP", "::1", 5000))
 
     def test_sequence(self) -> None:
-        """Several pieces are written at once, in order."""
+        """`writeSequence` sends all pieces, in order."""
         self.server.writeSequence([b"a", b"bc"])
         self.assertEqual(self.client.recv(10), b"abc")
 
     def test_nothing_there(self) -> None:
-        """A read that finds nothing is no end."""
+        """A read that finds nothing does not end the connection."""
         self.assertIsNone(self.server.doRead())
-        self.assertEqual(self.kept.reads, [])
+        self.assertEqual(self.recorder.reads, [])
 
     def test_closed(self) -> None:
-        """The peer's FIN."""
+        """The peer's FIN is a clean end."""
         self.client.close()
         self.assertIs(self.server.doRead(), CONNECTION_DONE)
 
     def test_reset(self) -> None:
-        """The peer's RST."""
+        """The peer's RST is a lost connection."""
         self.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self.client.close()
         self.assertIs(self.server.doRead(), CONNECTION_LOST)
 
-    def test_reads(self) -> None:
-        """A read is as large with a small limit of what may be unsent."""
+    def test_read_size(self) -> None:
+        """The size of a read does not depend on `max_unsent`, here 10 bytes."""
         self.client.send(b"x" * 1000)
         self.server.doRead()
-        self.assertEqual([len(data) for data in self.kept.reads], [1000])
+        self.assertEqual([len(data) for data in self.recorder.reads], [1000])
 
 
-class TimedConnectionTests(ConnectionTests):
+class TimedStreamTransportTests(StreamTransportTests):
     """`TimedStreamTransport`, on a kernel that has arrival times."""
 
     kind = TimedStreamTransport
@@ -460,40 +541,40 @@ class TimedConnectionTests(ConnectionTests):
         skip = "this kernel gives no arrival times"
 
     def test_arrival(self) -> None:
-        """Bytes that waited before they were read have the time at which they came."""
-        while not self.server.arrival:  # the kernel begins with it a little after it is asked
+        """Bytes that waited before they were read have the time at which they arrived."""
+        while not self.server.arrival:  # the first ones may have none
             self.client.sendall(b"x")
             self.server.doRead()
-        self.kept.reads.clear()
+        self.recorder.reads.clear()
         before = time.time_ns()
         self.client.sendall(b"hello")
         sent = time.time_ns()
         while time.time_ns() < sent + 5_000_000:  # a server that is busy for 5 ms
             pass
         self.assertIsNone(self.server.doRead())
-        self.assertEqual(self.kept.reads, [b"hello"])
+        self.assertEqual(self.recorder.reads, [b"hello"])
         # Some 1 ms of slack on either side: the kernel's clock for it may be coarser.
         arrival = self.server.arrival
         self.assertTrue(before - 1_000_000 <= arrival <= sent + 1_000_000, arrival - before)
 
 
-class UNIXConnectionTests(SynchronousTestCase):
-    """`UNIXStreamTransport`: what is other than over TCP."""
+class UNIXStreamTransportTests(SynchronousTestCase):
+    """`UNIXStreamTransport`: the differences from TCP."""
 
     def test_files(self) -> None:
-        """A file that the peer passes is closed by the kernel."""
+        """A file descriptor that the peer passes is closed by the kernel."""
         peer, ours = socket.socketpair()
         self.addCleanup(peer.close)
         self.addCleanup(ours.close)
-        kept = Kept()
+        recorder = Recorder()
         none: Any = None
         reactor: Any = MemoryReactorClock()
         connection = UNIXStreamTransport(
-            *(ours, kept, None, none, 0, reactor), group=reactor, max_unsent=10
+            *(ours, recorder, None, none, 0, reactor), group=reactor, max_unsent=10
         )
         reader, writer = os.pipe()
         socket.send_fds(peer, [b"x"], [writer])
         os.close(writer)
         connection.doRead()
-        self.assertEqual((kept.reads, os.read(reader, 1)), ([b"x"], b""))
+        self.assertEqual((recorder.reads, os.read(reader, 1)), ([b"x"], b""))
         os.close(reader)
