@@ -1,4 +1,4 @@
-"""What stands in for the real thing in several tests."""
+"""Fakes that several tests use."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface import directlyProvides, implementer
+from zope.interface import implementer
 
 
 @implementer(ITCPTransport)
 class TCPTransport(StringTransport):
-    """A TCP connection that is a string; it remembers what it was set to."""
+    """A TCP connection in memory that records the calls that set or close something."""
 
     aborted = False
     half_closed = False
@@ -47,17 +47,18 @@ class TCPTransport(StringTransport):
         self.keep_alive = enabled
 
 
-class SecuredTransport(TCPTransport):
-    """A TLS connection, over a TCP one."""
+@implementer(INegotiated)
+class TLSTransport(TCPTransport):
+    """A TLS connection in memory, without any encryption."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        directlyProvides(self, INegotiated)
-        self.transport = TCPTransport()
+    negotiatedProtocol = None
+
+    def getPeerCertificate(self) -> None:
+        """See `ISSLTransport`."""
 
 
 class Listener:
-    """A `User` that remembers what it was told."""
+    """A `User` that records its calls."""
 
     def __init__(self) -> None:
         self.replies = b""
@@ -81,7 +82,7 @@ class Listener:
 
 @implementer(IPushProducer)
 class Producer:
-    """A producer that remembers whether it is paused."""
+    """A producer that records whether it is paused."""
 
     paused = False
 
@@ -97,11 +98,11 @@ class Producer:
         """See `IPushProducer`."""
 
 
-class Turns(Clock):
-    """A clock that goes in turns: as in a reactor, a call made for now waits for the next."""
+class IterationClock(Clock):
+    """A clock with a reactor's iterations: a call scheduled for now waits for the next one."""
 
     def advance(self, amount: float) -> None:
-        """Call what is due when the turn begins."""
+        """Make the calls that are due at the beginning of the iteration."""
         self.rightNow += amount
         for call in [call for call in self.calls if call.getTime() <= self.seconds()]:
             if call.active():
@@ -110,8 +111,14 @@ class Turns(Clock):
                 call.func(*call.args, **call.kw)
 
 
+Turns = IterationClock  # its former name
+
+
 def logged(case: SynchronousTestCase) -> list[LogEvent]:
-    """What is logged from now on, until the test is over."""
+    """Record what is logged until the end of the test.
+
+    @return: the events so far, a list that grows.
+    """
     events: list[LogEvent] = []
     observer = cast(ILogObserver, events.append)
     globalLogPublisher.addObserver(observer)

@@ -1,4 +1,4 @@
-"""Tests for `timestamp_echo.server.closing`; `test_protocol` has more."""
+"""Tests for `timestamp_echo.server.closing`; `test_protocol` has more cases."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyClass
 
 from tests.fakes import TCPTransport, logged
-from timestamp_echo.server.closing import LINGER_TIMEOUT, Refusal
+from timestamp_echo.server.closing import Refusal
 from timestamp_echo.server.connections import Connections
 from timestamp_echo.server.protocol import TimestampEcho, TimestampEchoFactory
 
 
 class RefusalTests(SynchronousTestCase):
-    """`Refusal`: what one connection too many gets."""
+    """`Refusal`: the connection of a client over a limit."""
 
     def setUp(self) -> None:
-        """A factory that has as many connections as it may have."""
+        """Make a factory that has as many connections as its limit allows."""
         self.clock = Clock()
         self.events = logged(self)
         connections = Connections(self.clock, 1)
@@ -31,19 +31,19 @@ class RefusalTests(SynchronousTestCase):
         self.first.makeConnection(StringTransport())
 
     def refuse(self, transport: TCPTransport) -> Refusal:
-        """One connection too many."""
+        """Make a connection over the limit."""
         refusal = self.factory.buildProtocol(None)
         assert isinstance(refusal, Refusal)
         refusal.makeConnection(transport)
         return refusal
 
-    def test_told(self) -> None:
-        """It is told so in one line; then this side closes, and waits for the peer's."""
+    def test_one_line(self) -> None:
+        """The client gets the reason on one line; its own bytes are discarded until it closes."""
         verifyClass(IHalfCloseableProtocol, Refusal)
         transport = TCPTransport()
         refusal = self.refuse(transport)
-        words = "too many connections: the limit is 1"
-        self.assertEqual(transport.value(), f"tsecho: {words}\n".encode())
+        why = "too many connections: the limit is 1"
+        self.assertEqual(transport.value(), f"tsecho: {why}\n".encode())
         self.assertTrue(transport.half_closed)
         self.assertFalse(transport.disconnecting)
         refusal.dataReceived(b"hello\n")
@@ -51,23 +51,35 @@ class RefusalTests(SynchronousTestCase):
         self.assertTrue(transport.disconnecting)
         refusal.connectionLost()
         line = formatEvent(self.events[-1])
-        self.assertEqual(line, f"connection from 192.168.1.1:54321 refused: {words}")
-        self.clock.advance(LINGER_TIMEOUT)
-        self.assertEqual(transport.value(), f"tsecho: {words}\n".encode())
+        self.assertEqual(line, f"connection from 192.168.1.1:54321 refused: {why}")
+        self.clock.advance(1)
+        self.assertEqual(transport.value(), f"tsecho: {why}\n".encode())
 
-    def test_does_not_close(self) -> None:
-        """A peer that does not close is left after a second."""
+    def test_peer_does_not_close(self) -> None:
+        """A client that does not close its side has one second, from the delivery of the line."""
         transport = TCPTransport()
         refusal = self.refuse(transport)
-        self.clock.advance(LINGER_TIMEOUT)
+        self.clock.advance(10)
         self.assertFalse(transport.disconnecting)
-        refusal.writeConnectionLost()  # the line is delivered: now the second begins
-        self.clock.advance(LINGER_TIMEOUT)
+        refusal.writeConnectionLost()  # everything is sent
+        self.clock.advance(0.9)
+        self.assertFalse(transport.disconnecting)
+        self.clock.advance(0.1)
         self.assertTrue(transport.disconnecting)
         refusal.connectionLost()
 
+    def test_lost_while_lingering(self) -> None:
+        """A connection that is lost within that second leaves no timer."""
+        transport = TCPTransport()
+        refusal = self.refuse(transport)
+        self.clock.advance(1)  # past the end of the log's second
+        refusal.writeConnectionLost()
+        refusal.connectionLost()
+        self.clock.advance(1)
+        self.assertFalse(transport.disconnecting)
+
     def test_without_half_close(self) -> None:
-        """A transport that has no half-close, such as Twisted's own TLS, closes both ways."""
+        """A transport without half-close, such as Twisted's own TLS, closes both directions."""
         refusal = Refusal("full")
         refusal.factory = self.factory
         transport = StringTransport()
@@ -76,7 +88,7 @@ class RefusalTests(SynchronousTestCase):
         self.assertTrue(transport.disconnecting)
 
     def test_room_again(self) -> None:
-        """When one has left there is room for another."""
+        """When a connection has closed, the next one is accepted."""
         assert isinstance(self.first, TimestampEcho)
         self.first.connectionLost(Failure(ConnectionDone()))
         self.assertIsInstance(self.factory.buildProtocol(None), TimestampEcho)

@@ -10,30 +10,30 @@ from timestamp_echo.server.log import LINES_PER_SECOND, ConnectionLog, GetPeer, 
 
 
 def peer_at(host: str) -> GetPeer:
-    """A connection's peer, at this host's port 5."""
+    """A function that returns port 5 of this host."""
     return lambda: IPv4Address("TCP", host, 5)
 
 
-class WrittenTests(SynchronousTestCase):
+class FormatAddressTests(SynchronousTestCase):
     """`format_address`: an address in the log."""
 
     def test_ipv4(self) -> None:
-        """Host and port."""
+        """An IPv4 address is host:port."""
         self.assertEqual(format_address(IPv4Address("TCP", "192.0.2.1", 3000)), "192.0.2.1:3000")
 
     def test_ipv6(self) -> None:
-        """An IPv6 host is in brackets."""
+        """An IPv6 address is [host]:port."""
         self.assertEqual(
             format_address(IPv6Address("TCP", "2001:db8::1", 3000)), "[2001:db8::1]:3000"
         )
 
     def test_unix(self) -> None:
-        """The path of a UNIX socket, if it has one."""
+        """A UNIX socket is shown by its path, which may be empty."""
         self.assertEqual(format_address(UNIXAddress("/run/tsecho")), "unix:/run/tsecho")
         self.assertEqual(format_address(UNIXAddress(None)), "unix:")
 
-    def test_chosen_by_peer(self) -> None:
-        """What a peer can choose reaches the log as printable ASCII alone (CWE-117)."""
+    def test_escaped(self) -> None:
+        """Text that a peer can choose is escaped to printable ASCII (CWE-117)."""
         for address in (
             IPv4Address("TCP", "1\n2\x1b[31m\u2028", 3000),
             UNIXAddress(b"/tmp/\n\x1b[31m\xff\xe2\x80\xa8"),
@@ -43,7 +43,7 @@ class WrittenTests(SynchronousTestCase):
             self.assertTrue(text.isascii() and text.isprintable(), text)
 
     def test_no_address(self) -> None:
-        """A transport without a peer does no harm."""
+        """An unknown address does not raise."""
         self.assertEqual(format_address(None), "None")
 
 
@@ -51,28 +51,28 @@ class ConnectionLogTests(SynchronousTestCase):
     """`ConnectionLog`."""
 
     def setUp(self) -> None:
-        """A log, a clock, and what is logged."""
+        """Make a log, and record its events."""
         self.clock = Clock()
         self.log = ConnectionLog(self.clock)
         self.events = logged(self)
 
     def lines(self) -> list[str]:
-        """What was logged since the last call."""
+        """The lines logged since the last call."""
         lines = [formatEvent(event) for event in self.events]
         self.events.clear()
         return lines
 
     def end(self, peer: str) -> None:
-        """A connection ends."""
+        """Log the end of a connection from this host."""
         self.log.ended(peer_at(peer), "lost", seconds=1.5, messages=2, received=30, sent=84)
 
     def test_opened(self) -> None:
-        """An opening has its peer."""
+        """The line of a new connection names the peer."""
         self.log.opened(peer_at("192.0.2.1"))
         self.assertEqual(self.lines(), ["connection from 192.0.2.1:5 opened"])
 
     def test_ended(self) -> None:
-        """An end has the peer, how long, how much, and why."""
+        """The line at the end has the peer, the duration, the counts and the reason."""
         self.end("192.0.2.1")
         self.assertEqual(
             self.lines(),
@@ -83,7 +83,7 @@ class ConnectionLogTests(SynchronousTestCase):
         )
 
     def test_refused(self) -> None:
-        """A refusal has the peer and the reason."""
+        """The line of a refusal has the peer and the reason; there are at most ten a second."""
         self.log.refused(peer_at("192.0.2.1"), "too many")
         for _ in range(LINES_PER_SECOND):
             self.log.refused(peer_at("192.0.2.1"), "too many")
@@ -92,7 +92,7 @@ class ConnectionLogTests(SynchronousTestCase):
         self.assertEqual(len(lines), LINES_PER_SECOND)
 
     def test_structured(self) -> None:
-        """The numbers can be read from the event without parsing its text."""
+        """An observer of the log gets the numbers without parsing the line."""
         self.end("192.0.2.1")
         (event,) = self.events
         self.assertEqual(
@@ -101,7 +101,7 @@ class ConnectionLogTests(SynchronousTestCase):
         )
 
     def test_flood(self) -> None:
-        """Of a flood ten lines are format_address, then one that counts the rest."""
+        """Of many connections in a second ten have a line; one more line counts the rest."""
         for number in range(1000):
             self.log.opened(peer_at(str(number)))
         self.assertEqual(len(self.lines()), LINES_PER_SECOND)
@@ -111,35 +111,35 @@ class ConnectionLogTests(SynchronousTestCase):
             [f"{1000 - LINES_PER_SECOND} more connections opened within the same second"],
         )
 
-    def test_flood_of_ends(self) -> None:
-        """So are ends."""
+    def test_one_more(self) -> None:
+        """The same holds for ends, and one connection is in the singular."""
         for number in range(LINES_PER_SECOND + 1):
             self.end(str(number))
         self.assertEqual(len(self.lines()), LINES_PER_SECOND)
         self.clock.advance(1)
         self.assertEqual(self.lines(), ["1 more connection ended within the same second"])
 
-    def test_each_kind_by_itself(self) -> None:
-        """A flood of openings does not hide an end."""
+    def test_kinds_are_counted_apart(self) -> None:
+        """Many new connections do not suppress the line of an end."""
         for number in range(1000):
             self.log.opened(peer_at(str(number)))
         self.lines()
         self.end("1")
         self.assertEqual(len(self.lines()), 1)
 
-    def test_peer_not_asked(self) -> None:
-        """For a line that is not format_address nobody is asked for an address."""
-        asked: list[int] = []
+    def test_peer_only_if_logged(self) -> None:
+        """The peer's address is not looked up for a line that is not written."""
+        calls: list[int] = []
 
-        def peer() -> None:
-            asked.append(1)
+        def get_peer() -> None:
+            calls.append(1)
 
         for _ in range(1000):
-            self.log.opened(peer)
-        self.assertEqual(len(asked), LINES_PER_SECOND)
+            self.log.opened(get_peer)
+        self.assertEqual(len(calls), LINES_PER_SECOND)
 
     def test_next_second(self) -> None:
-        """A new second has lines again, and without a flood nothing is counted."""
+        """Each second has ten lines; if there are no more events, no line counts them."""
         for _ in range(2):
             for number in range(LINES_PER_SECOND):
                 self.log.opened(peer_at(str(number)))

@@ -9,7 +9,6 @@ from twisted.internet.error import ConnectionAborted, ConnectionDone, Connection
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     IHandshakeListener,
-    INegotiated,
     IProtocolFactory,
     IPushProducer,
     ITCPTransport,
@@ -19,10 +18,9 @@ from twisted.internet.testing import StringTransport
 from twisted.logger import formatEvent
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface import directlyProvides
 from zope.interface.verify import verifyClass, verifyObject
 
-from tests.fakes import SecuredTransport, TCPTransport, Turns, logged
+from tests.fakes import IterationClock, TCPTransport, TLSTransport, logged
 from timestamp_echo.framing import (
     HOLD,
     SURE,
@@ -31,10 +29,8 @@ from timestamp_echo.framing import (
     Framing,
     LineFraming,
 )
-from timestamp_echo.server.closing import LINGER_TIMEOUT
 from timestamp_echo.server.connections import Connections
 from timestamp_echo.server.protocol import (
-    HANDSHAKE_TIMEOUT,
     MESSAGE_GAP,
     TimestampEcho,
     TimestampEchoFactory,
@@ -46,13 +42,13 @@ STAMP = b"[Sun Nov 22 12:00:00 2026] "
 
 
 class Transport(StringTransport):
-    """A string transport that may know arrival times."""
+    """A transport in memory that may know arrival times."""
 
     arrival = 0
 
 
 class TimestampEchoTests(SynchronousTestCase):
-    """`TimestampEcho`, on a transport of strings and a clock."""
+    """`TimestampEcho`, over a transport in memory."""
 
     def connect(
         self,
@@ -61,8 +57,8 @@ class TimestampEchoTests(SynchronousTestCase):
         transport: StringTransport | None = None,
         limits: Connections | None = None,
     ) -> TimestampEcho:
-        """A connection at noon."""
-        self.clock = Turns()
+        """Make a connection at noon."""
+        self.clock = IterationClock()
         self.clock.advance(NOON)
         self.transport = transport or Transport()
         self.factory = TimestampEchoFactory(
@@ -78,36 +74,36 @@ class TimestampEchoTests(SynchronousTestCase):
         return echo
 
     def lose(self, echo: TimestampEcho, error: Exception | None = None) -> str:
-        """The connection is lost; the line that the log gets."""
+        """Lose the connection, and return its line in the log."""
         events = logged(self)
         echo.connectionLost(Failure(error or ConnectionDone()))
         return formatEvent(events[-1])
 
     def test_interfaces(self) -> None:
-        """It is what it says that it is."""
+        """The classes implement the interfaces that they declare."""
         verifyClass(IHalfCloseableProtocol, TimestampEcho)
         verifyClass(IPushProducer, TimestampEcho)
         verifyClass(ITCPTransport, TCPTransport)
         verifyObject(IProtocolFactory, TimestampEchoFactory(clock=Clock()))
 
     def test_line(self) -> None:
-        """A line comes back at once with the moment in front of it."""
+        """A line is answered at once, with the current time in front of it."""
         self.connect().dataReceived(b"hello\n")
         self.assertEqual(self.transport.value(), STAMP + b"hello\n")
 
-    def test_lab_client(self) -> None:
-        """So does a message without a newline, as the lab's client sends it."""
+    def test_without_newline(self) -> None:
+        """A message without a newline, as the lab's client sends it, is answered at once, too."""
         self.connect().dataReceived("你好".encode())
         self.assertEqual(self.transport.value(), STAMP + "你好".encode())
 
     def test_any_bytes(self) -> None:
-        """Bytes that are no UTF-8, NULs and carriage returns come back as they are."""
+        """Bytes that are not UTF-8, NULs and carriage returns are echoed unchanged."""
         message = bytes(range(256)).replace(b"\n", b"") + b"\r\n"
         self.connect().dataReceived(message)
         self.assertEqual(self.transport.value(), STAMP + message)
 
     def test_order(self) -> None:
-        """Replies come in the order of the messages, each with its own arrival."""
+        """Replies come in the order of the messages, each with the time of its own arrival."""
         echo = self.connect()
         echo.dataReceived(b"1\n2\n")
         self.clock.advance(1)
@@ -116,25 +112,26 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertEqual(self.transport.value(), STAMP + b"1\n" + STAMP + b"2\n" + later + b"3\n")
 
     def test_chunk(self) -> None:
-        """In `chunk` a read is a message."""
+        """In `chunk` framing each read is one message."""
         self.connect(ChunkFraming).dataReceived(b"one\ntwo\nthr")
         self.assertEqual(self.transport.value(), STAMP + b"one\ntwo\nthr")
 
     def test_pause_ends_message(self) -> None:
-        """In `auto` a pause of 0.1 s ends a message; its stamp is of its last read."""
+        """In `auto` framing 0.1 s of silence end a message."""
         echo = self.connect()
         echo.dataReceived(b"one\ntw")
-        self.clock.advance(MESSAGE_GAP / 2)
+        self.clock.advance(0.05)
         echo.dataReceived(b"o")
         self.transport.clear()
-        self.clock.advance(MESSAGE_GAP * 0.9)
+        self.clock.advance(0.09)
+        self.clock.advance(0)
         self.assertEqual(self.transport.value(), b"")
-        self.clock.advance(MESSAGE_GAP * 0.2)
+        self.clock.advance(0.02)
         self.clock.advance(0)
         self.assertEqual(self.transport.value(), STAMP + b"two")
 
     def test_pause_stamp(self) -> None:
-        """The stamp of what a pause ended is the arrival's, not the pause's end."""
+        """The stamp of a message that silence ended is the time of its last read."""
         echo = self.connect(style="unix")
         echo.dataReceived(b"one\ntwo")
         self.transport.clear()
@@ -142,7 +139,7 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertEqual(self.transport.value(), b"[%d.000000000] two" % NOON)
 
     def test_pause_over_nothing(self) -> None:
-        """A message that ends before the pause is over leaves nothing to answer."""
+        """When the rest of a line arrives in time, the silence after it has no effect."""
         echo = self.connect()
         echo.dataReceived(b"one\ntw")
         echo.dataReceived(b"o\n")
@@ -152,7 +149,7 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls()[1:], [])
 
     def test_one_timer(self) -> None:
-        """However many reads leave something pending, there is one timer for it."""
+        """A connection has one timer for its message gap, for any number of reads."""
         echo = self.connect(transport=Transport())
         before = len(self.clock.getDelayedCalls())
         for _ in range(5):
@@ -160,7 +157,7 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertEqual(len(self.clock.getDelayedCalls()), before + 1)
 
     def test_no_pause_in_line(self) -> None:
-        """In `line` a sender may take as long as it likes."""
+        """In `line` framing silence never ends a message."""
         echo = self.connect(LineFraming)
         echo.dataReceived(b"one\ntwo")
         self.clock.advance(3600)
@@ -170,7 +167,7 @@ class TimestampEchoTests(SynchronousTestCase):
         )
 
     def test_half_close(self) -> None:
-        """Where the peer closes its side, what is pending is answered before the close."""
+        """When the peer closes its side, an unfinished message is answered before the close."""
         for framing in (AutoFraming, LineFraming):
             echo = self.connect(framing)
             echo.dataReceived(b"one\ntwo\nthree")
@@ -181,21 +178,21 @@ class TimestampEchoTests(SynchronousTestCase):
             self.assertTrue(self.transport.disconnecting)
 
     def test_half_close_after_nothing(self) -> None:
-        """An empty stream gets an empty answer."""
+        """A peer that closes without having sent anything gets no bytes."""
         self.connect().readConnectionLost()
         self.assertEqual(self.transport.value(), b"")
         self.assertTrue(self.transport.disconnecting)
 
     def test_back_pressure(self) -> None:
-        """The connection is its own streaming producer until it closes."""
+        """The protocol is its transport's streaming producer until it closes."""
         echo = self.connect()
         self.assertIs(self.transport.producer, echo)
         self.assertTrue(self.transport.streaming)
         echo.readConnectionLost()
         self.assertIsNone(self.transport.producer)
 
-    def test_pressure_is_no_pause(self) -> None:
-        """While the server itself does not read, the sender's line is not at its end."""
+    def test_paused_reading_is_no_gap(self) -> None:
+        """While the server itself does not read, silence does not end the sender's message."""
         echo = self.connect()
         echo.dataReceived(b"one\ntw")
         self.transport.clear()
@@ -209,8 +206,8 @@ class TimestampEchoTests(SynchronousTestCase):
         echo.dataReceived(b"o\n")
         self.assertEqual(self.transport.value(), STAMP.replace(b"00:00 ", b"00:10 ") + b"two\n")
 
-    def test_pressure_within_a_read(self) -> None:
-        """So it is where the very replies of the read that brought a piece are too many."""
+    def test_paused_by_own_reply(self) -> None:
+        """Nor when the reply to the same read is what pauses reading."""
         echo = self.connect()
         written = self.transport.write
 
@@ -222,8 +219,8 @@ class TimestampEchoTests(SynchronousTestCase):
         echo.dataReceived(b"one\ntw")
         self.assertEqual(self.clock.getDelayedCalls()[1:], [])
 
-    def test_pause_after_pressure(self) -> None:
-        """A sender that does pause after that has ended its message."""
+    def test_gap_after_resuming(self) -> None:
+        """After reading is resumed, silence ends the message again."""
         echo = self.connect()
         echo.dataReceived(b"one\ntwo")
         self.transport.clear()
@@ -232,8 +229,8 @@ class TimestampEchoTests(SynchronousTestCase):
         self.paused()
         self.assertEqual(self.transport.value(), STAMP + b"two")
 
-    def test_pressure_without_a_message(self) -> None:
-        """Where nothing is pending, or no pause counts, there is nothing to wait for."""
+    def test_no_timer_after_resuming(self) -> None:
+        """Without an unfinished message, or in `line` framing, resuming starts no timer."""
         for framing, data in ((AutoFraming, b"one\n"), (LineFraming, b"one\ntwo")):
             echo = self.connect(framing)
             before = len(self.clock.getDelayedCalls())
@@ -243,23 +240,23 @@ class TimestampEchoTests(SynchronousTestCase):
             self.assertEqual(len(self.clock.getDelayedCalls()), before)
 
     def test_stop_producing(self) -> None:
-        """A transport that is lost says so to its producer; that closes nothing more."""
+        """`stopProducing`, which a lost transport calls, does nothing."""
         self.connect().stopProducing()
         self.assertFalse(self.transport.disconnecting)
 
     def test_late_server(self) -> None:
-        """Where the server is late itself, what has come by now is read before it decides."""
+        """A server that is late itself reads what has arrived before it ends a message."""
         echo = self.connect()
         echo.dataReceived(b"one\nha")
         self.transport.clear()
-        self.clock.advance(10 * MESSAGE_GAP)  # the timer, which the reactor looks at first
-        echo.dataReceived(b"lf\n")  # then the sockets, in the same turn
+        self.clock.advance(10 * MESSAGE_GAP)  # timers run first in an iteration
+        echo.dataReceived(b"lf\n")  # then sockets are read
         self.paused()
         self.assertEqual(self.transport.value().count(b"] "), 1)
         self.assertTrue(self.transport.value().endswith(b"] half\n"))
 
-    def test_late_server_more_to_come(self) -> None:
-        """So it is where what has come is not yet all of the message."""
+    def test_late_server_reads_part(self) -> None:
+        """If that is not yet the end of the message, the gap starts anew."""
         echo = self.connect()
         echo.dataReceived(b"one\nh")
         self.transport.clear()
@@ -271,18 +268,18 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertTrue(self.transport.value().endswith(b"] half\n"))
 
     def paused(self) -> None:
-        """A pause passes, and then the turn of the reactor in which nothing has come."""
+        """Let the message gap pass, and the iteration in which nothing is read."""
         self.clock.advance(MESSAGE_GAP)
         self.clock.advance(0)
 
     def test_no_delay(self) -> None:
-        """On TCP replies leave at once (TCP_NODELAY)."""
+        """Over TCP replies are sent at once (TCP_NODELAY)."""
         transport = TCPTransport()
         self.connect(transport=transport)
         self.assertTrue(transport.getTcpNoDelay())
 
     def test_kernel_time(self) -> None:
-        """A sub-second stamp is the transport's arrival time, where it knows one."""
+        """A sub-second stamp is the transport's arrival time, or the current time without one."""
         transport = Transport()
         echo = self.connect(style="unix", transport=transport)
         transport.arrival = 123_456_789_012
@@ -292,12 +289,12 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertEqual(transport.value(), b"[123.456789012] a\n" + b"[%d.000000000] b\n" % NOON)
 
     def test_no_kernel_time(self) -> None:
-        """On a transport that knows no arrival times it is the clock's."""
+        """Over a transport without arrival times it is the current time."""
         echo = self.connect(style="iso", transport=StringTransport())
         echo.dataReceived(b"a\n")
         self.assertEqual(self.transport.value(), b"[2026-11-22T12:00:00.000000+00:00] a\n")
 
-    def test_lost_while_pending(self) -> None:
+    def test_lost_within_message(self) -> None:
         """A connection that is lost within a message leaves no timer, and writes nothing."""
         echo = self.connect()
         echo.dataReceived(b"one\ntwo")
@@ -309,7 +306,7 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_log_peer_closed(self) -> None:
-        """The line at the end has how long, how much, and that the peer closed."""
+        """The log has the duration, the counts, and that the peer closed."""
         echo = self.connect()
         echo.dataReceived(b"one\ntwo")
         self.clock.advance(2)
@@ -321,35 +318,51 @@ class TimestampEchoTests(SynchronousTestCase):
         )
 
     def test_log_server_closed(self) -> None:
-        """A clean end that the peer did not begin is the server's."""
+        """A clean close that the peer did not begin is the server's."""
         self.assertIn("; closed by the server", self.lose(self.connect()))
 
     def test_log_lost(self) -> None:
-        """Any other end has its reason."""
+        """The log tells a lost connection from one that the server aborted."""
         self.assertIn("connection lost", self.lose(self.connect(), ConnectionLost()))
         self.assertIn("aborted", self.lose(self.connect(), ConnectionAborted()))
 
     def test_no_handshake(self) -> None:
-        """A TLS peer that does not shake hands is cut off, with the reason in the log."""
-        transport = TCPTransport()
-        directlyProvides(transport, INegotiated)
+        """A connection without a TLS handshake is aborted after ten seconds; the log says why."""
+        transport = TLSTransport()
         echo = self.connect(transport=transport)
-        self.clock.advance(HANDSHAKE_TIMEOUT)
+        self.clock.advance(9.9)
+        self.assertFalse(transport.aborted)
+        self.clock.advance(0.1)
         self.assertTrue(transport.aborted)
         self.assertIn("; no TLS handshake within 10 s", self.lose(echo, ConnectionAborted()))
 
-    def test_handshake(self) -> None:
-        """One that does may take its time."""
-        verifyClass(IHandshakeListener, TimestampEcho)
-        transport = TCPTransport()
-        directlyProvides(transport, INegotiated)
+    def test_no_handshake_at_the_end(self) -> None:
+        """A connection that is ended first keeps that reason."""
+        transport = TLSTransport()
         echo = self.connect(transport=transport)
-        echo.handshakeCompleted()
-        self.clock.advance(10 * HANDSHAKE_TIMEOUT)
+        echo.end("over")
+        self.clock.advance(10)
+        self.assertTrue(transport.aborted)
+        self.assertIn("; over", self.lose(echo, ConnectionAborted()))
+
+    def test_lost_within_handshake(self) -> None:
+        """A connection that is lost during its handshake leaves no timer."""
+        transport = TLSTransport()
+        self.lose(self.connect(transport=transport), ConnectionLost())
+        self.clock.advance(10)
         self.assertFalse(transport.aborted)
 
-    def test_log_ended_by_limits(self) -> None:
-        """An end that the limits ordered has their reason, even if it took force."""
+    def test_handshake(self) -> None:
+        """After the handshake there is no such timeout."""
+        verifyClass(IHandshakeListener, TimestampEcho)
+        transport = TLSTransport()
+        echo = self.connect(transport=transport)
+        echo.handshakeCompleted()
+        self.clock.advance(100)
+        self.assertFalse(transport.aborted)
+
+    def test_log_end_and_abort(self) -> None:
+        """The log has the reason of `end`, also where an abort had to follow."""
         transport = TCPTransport()
         echo = self.connect(LineFraming, transport=transport)
         echo.dataReceived(b"one\ntwo")
@@ -361,13 +374,13 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertIn("; idle for 5 s", self.lose(echo, ConnectionAborted()))
 
     def test_log_reset_while_closing(self) -> None:
-        """A peer that resets while its last replies are delivered did not just close."""
+        """If the peer closes its side and then resets, the log has the reset."""
         echo = self.connect()
         echo.readConnectionLost()
         self.assertIn("connection lost", self.lose(echo, ConnectionLost()))
 
-    def test_part(self) -> None:
-        """After the end what comes is thrown away; the peer's close, or a second, closes."""
+    def test_linger(self) -> None:
+        """After `end` input is discarded; a peer that does not close is left after a second."""
         transport = TCPTransport()
         echo = self.connect(transport=transport)
         echo.end("over")
@@ -376,23 +389,23 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertEqual(transport.value(), b"")
         echo.writeConnectionLost()
         self.assertFalse(transport.disconnecting)
-        self.clock.advance(LINGER_TIMEOUT)
+        self.clock.advance(1)
         self.assertTrue(transport.disconnecting)
         self.assertIn("; over", self.lose(echo))
 
-    def test_part_tls(self) -> None:
-        """Through TLS, too, a peer that does not close is left after a second."""
-        transport = SecuredTransport()
+    def test_linger_tls(self) -> None:
+        """The same holds over TLS."""
+        transport = TLSTransport()
         echo = self.connect(transport=transport)
         echo.end("over")
         self.assertTrue(transport.half_closed)
         echo.writeConnectionLost()
-        self.clock.advance(LINGER_TIMEOUT)
+        self.clock.advance(1)
         self.assertTrue(transport.disconnecting)
         self.assertIn("; over", self.lose(echo))
 
-    def test_part_both(self) -> None:
-        """Where the peer closes as well, that is the end."""
+    def test_linger_until_peer_closes(self) -> None:
+        """When the peer closes its side after `end`, the connection closes at once."""
         transport = TCPTransport()
         echo = self.connect(transport=transport)
         echo.end("over")
@@ -402,8 +415,8 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertIn("; over", self.lose(echo))
         self.assertFalse(echo._linger and echo._linger.active())
 
-    def test_end_under_pressure(self) -> None:
-        """A peer that does not take its replies is cut off."""
+    def test_end_while_paused(self) -> None:
+        """`end` aborts a connection whose peer does not read its replies."""
         transport = TCPTransport()
         echo = self.connect(transport=transport)
         echo.pauseProducing()
@@ -412,7 +425,7 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertIn("; over", self.lose(echo, ConnectionAborted()))
 
     def full_after(self, size: int, transport: StringTransport) -> None:
-        """From now on, this is full whenever it has so many bytes more."""
+        """Pause the producer of this transport after each `size` bytes written."""
         written = transport.write
         left = size
 
@@ -427,11 +440,11 @@ class TimestampEchoTests(SynchronousTestCase):
         self.patch(transport, "write", write)
 
     def test_dense_read(self) -> None:
-        """Of a read whose replies are too long, no more is answered than there is room for."""
+        """Many short lines in one read are answered only as far as their replies have room."""
         echo = self.connect()
         self.full_after(1, self.transport)
         echo.dataReceived(b"\n" * HOLD)
-        turns = 1
+        portions = 1
         while echo.messages < HOLD:
             reply = self.transport.value()
             self.assertLessEqual(len(reply), HOLD + len(STAMP))
@@ -439,25 +452,25 @@ class TimestampEchoTests(SynchronousTestCase):
             self.assertEqual(reply, (STAMP + b"\n") * (len(reply) // (len(STAMP) + 1)))
             self.assertEqual(self.transport.producerState, "paused")
             echo.resumeProducing()
-            turns += 1
-        self.assertGreater(turns, 20)
+            portions += 1
+        self.assertGreater(portions, 20)
         echo.resumeProducing()
         self.assertEqual(self.transport.producerState, "producing")
 
-    def test_dense_read_has_its_own_arrival(self) -> None:
-        """What is answered late has the moment at which it came, and keeps its place."""
+    def test_backlog(self) -> None:
+        """Lines that are answered late keep their order and their arrival times."""
         echo = self.connect()
         self.full_after(HOLD, self.transport)
         echo.dataReceived(b"\n" * SURE * 2)
         self.clock.advance(60)
-        echo.dataReceived(b"later\n")  # as TLS hands on what it had read
+        echo.dataReceived(b"later\n")  # TLS passes on what it had read before
         while self.transport.producerState == "paused":
             echo.resumeProducing()
         late = STAMP.replace(b":00:", b":01:") + b"later\n"
         self.assertEqual(self.transport.value(), (STAMP + b"\n") * SURE * 2 + late)
 
-    def test_close_behind_a_dense_read(self) -> None:
-        """A close_notify behind it, in the same read, waits until all of it is answered."""
+    def test_close_after_dense_read(self) -> None:
+        """A close_notify in the same read takes effect when all lines are answered."""
         echo = self.connect()
         self.full_after(1, self.transport)
         echo.dataReceived(b"\n" * HOLD + b"end")
@@ -470,21 +483,21 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertTrue(self.transport.disconnecting)
 
     def test_drain(self) -> None:
-        """Drained, it answers what has arrived, and what was pending, and parts."""
+        """`drain` answers what has arrived, also an unfinished message, then closes this side."""
         transport = TCPTransport()
         echo = self.connect(LineFraming, transport=transport)
         echo.dataReceived(b"one\ntwo")
         echo.drain()
         self.clock.advance(0)
         self.assertFalse(transport.half_closed)
-        echo.dataReceived(b"\nthree")  # when the reactor looks at its sockets
+        echo.dataReceived(b"\nthree")  # the reactor reads its sockets
         self.clock.advance(0)
         self.assertTrue(transport.half_closed)
         self.assertEqual(transport.value().replace(STAMP, b""), b"one\ntwo\nthree")
         self.assertIn("; the service is stopping", self.lose(echo))
 
     def test_drain_full_reads(self) -> None:
-        """While its reads fill the buffer, more has arrived."""
+        """After a full read more may have arrived: draining goes on."""
         transport = TCPTransport()
         echo = self.connect(transport=transport)
         echo.drain()
@@ -496,8 +509,8 @@ class TimestampEchoTests(SynchronousTestCase):
         self.clock.advance(0)
         self.assertTrue(transport.half_closed)
 
-    def test_drain_under_pressure(self) -> None:
-        """Where replies have to be taken first, it waits until they are."""
+    def test_drain_while_paused(self) -> None:
+        """While too many replies are unsent, draining waits."""
         transport = TCPTransport()
         echo = self.connect(transport=transport)
         echo.pauseProducing()
@@ -517,7 +530,7 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertEqual(transport.value().count(b"] one\n"), 1)
 
     def test_drain_lost(self) -> None:
-        """One that is lost meanwhile is left alone."""
+        """A connection that is lost while it is drained leaves no timer."""
         echo = self.connect(transport=TCPTransport())
         echo.drain()
         self.lose(echo, ConnectionLost())
@@ -526,24 +539,24 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_messages(self) -> None:
-        """The limits see how many messages were answered."""
+        """`messages` counts the answered messages, for the idle timeout."""
         echo = self.connect()
         echo.dataReceived(b"one\ntwo\n")
         self.assertEqual(echo.messages, 2)
 
     def test_log_reason_escaped(self) -> None:
-        """The reason is printable ASCII, whatever it is."""
+        """The reason is escaped to printable ASCII."""
         line = self.lose(self.connect(), ValueError("a\n\x1b[31m\u2028"))
         self.assertIn("; a \\x1b[31m", line)
 
     def test_payload_not_logged(self) -> None:
-        """What a peer sends is nowhere in its line."""
+        """The log never has what a peer sends."""
         echo = self.connect()
         echo.dataReceived(b"secret\n")
         self.assertNotIn("secret", self.lose(echo))
 
     def test_default_clock(self) -> None:
-        """A factory without parameters is a whole one: for one's own service."""
+        """A factory needs no arguments: it can be used in any Twisted service."""
         factory: Any = TimestampEchoFactory()
         echo = factory.buildProtocol(None)
         assert isinstance(echo, TimestampEcho)

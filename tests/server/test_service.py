@@ -30,7 +30,10 @@ from timestamp_echo.transports.epoll import MAX_EVENTS
 
 @implementer(IListeningPort)
 class Port:
-    """A port that listens nowhere, and is closed when it is told to be."""
+    """A listening port without a socket.
+
+    @param closing: what `stopListening` returns.
+    """
 
     def __init__(self, address: IAddress, closing: Deferred[None] | None = None) -> None:
         self._address = address
@@ -51,54 +54,54 @@ class Port:
 
 
 class Reactor(MemoryReactorClock):
-    """A reactor that counts its turns."""
+    """A reactor in memory that counts its iterations."""
 
-    turns = 0
+    iterations = 0
 
-    def callFromThread(self, act: Callable[[], None]) -> None:
+    def callFromThread(self, call: Callable[[], None]) -> None:
         """See `IReactorFromThreads`."""
-        act()
+        call()
 
     def iterate(self, delay: float = 0) -> None:
         """See `IReactorCore`."""
-        self.turns += 1
+        self.iterations += 1
 
 
-def resulting(result: object) -> object:
-    """The result, or if it is an error, the error."""
+def return_or_raise(result: object) -> object:
+    """Return the result, or raise it if it is an exception."""
     if isinstance(result, Exception):
         raise result
     return result
 
 
 class EchoServiceTests(SynchronousTestCase):
-    """`EchoService`."""
+    """`EchoService`: listening, reloading and stopping."""
 
     def setUp(self) -> None:
-        """A reactor, and what is logged."""
+        """Make a reactor, and record the log."""
         self.reactor = Reactor()
         self.connections = Connections(self.reactor, idle_timeout=0)
         self.events = logged(self)
 
     def lines(self) -> list[str]:
-        """What was logged."""
+        """The lines logged so far."""
         return [formatEvent(event) for event in self.events]
 
     def service(self, *results: tuple[str, Any]) -> EchoService:
-        """A service whose listeners have these descriptions and results."""
+        """Make a service of listeners with these descriptions, and ports or errors."""
         listeners = [
-            Listener(text, partial(execute, resulting, result)) for text, result in results
+            Listener(text, partial(execute, return_or_raise, result)) for text, result in results
         ]
         service = EchoService(listeners, self.connections, self.reactor, 20)
         verifyObject(IService, service)
         return service
 
     def test_interfaces(self) -> None:
-        """The fake port is like a real one."""
+        """The fake port has the interface of a real one."""
         verifyClass(IListeningPort, Port)
 
     def test_listening(self) -> None:
-        """The log says, in the words of --listen, where it listens."""
+        """The log has each address in the syntax of --listen, with the actual port."""
         self.service(
             ("tcp:0", Port(IPv4Address("TCP", "0.0.0.0", 40000))),
             ("tcp:3000:interface=127.0.0.1", Port(IPv4Address("TCP", "127.0.0.1", 3000))),
@@ -124,7 +127,7 @@ class EchoServiceTests(SynchronousTestCase):
         )
 
     def test_once(self) -> None:
-        """What was opened with privileges is not opened again without."""
+        """Ports that were opened with privileges are not opened again without."""
         service = self.service(("tcp:1", Port(IPv4Address("TCP", "0.0.0.0", 1))))
         service.privilegedStartService()
         service.startService()
@@ -132,7 +135,7 @@ class EchoServiceTests(SynchronousTestCase):
         self.assertTrue(service.running)
 
     def test_stop(self) -> None:
-        """The service has stopped when all ports are closed."""
+        """The service has stopped once all ports are closed."""
         closing: Deferred[None] = Deferred()
         port = Port(IPv4Address("TCP", "0.0.0.0", 1), closing)
         other = Port(IPv4Address("TCP", "0.0.0.0", 2))
@@ -145,7 +148,7 @@ class EchoServiceTests(SynchronousTestCase):
         self.successResultOf(stopped)
 
     def test_drain(self) -> None:
-        """A stop drains all connections, and waits until they have left."""
+        """A stop drains all connections, and waits until they are closed."""
         connection = FakeConnection()
         self.connections.add(connection, lambda: None)
         stopped = self.service().stopService()
@@ -156,7 +159,7 @@ class EchoServiceTests(SynchronousTestCase):
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_drain_timeout(self) -> None:
-        """What is left at the timeout is ended by force."""
+        """Connections that are open at the drain timeout are aborted."""
         connection = FakeConnection()
         self.connections.add(connection, lambda: None)
         stopped = self.service().stopService()
@@ -168,7 +171,7 @@ class EchoServiceTests(SynchronousTestCase):
         self.successResultOf(stopped)
 
     def test_drain_many(self) -> None:
-        """Of many connections each has its turn before any is drained."""
+        """Every connection is read once before any is drained, however many there are."""
         connections = Connections(self.reactor)
         service = EchoService([], connections, self.reactor)
         opened = [FakeConnection() for _ in range(2 * MAX_EVENTS)]
@@ -179,16 +182,16 @@ class EchoServiceTests(SynchronousTestCase):
         self.reactor.advance(0)
         self.assertEqual({tuple(connection.calls) for connection in opened}, {("drain",)})
 
-    def test_renewal(self) -> None:
-        """At SIGHUP each listener that has certificates reads them again, or says why not."""
+    def test_reload(self) -> None:
+        """At SIGHUP the certificates of each TLS listener are reloaded; the log has every error."""
         handlers: dict[int, Any] = {}
         self.patch(signal, "signal", handlers.__setitem__)
         events = logged(self)
         ports = [Port(IPv4Address("TCP", "127.0.0.1", number)) for number in range(3)]
-        renewed: list[IListeningPort] = []
+        reloaded: list[IListeningPort] = []
 
-        def renew(port: IListeningPort) -> Deferred[Any]:
-            renewed.append(port)
+        def reload(port: IListeningPort) -> Deferred[Any]:
+            reloaded.append(port)
             return execute(lambda: None)
 
         def fail(port: IListeningPort) -> Deferred[Any]:
@@ -197,7 +200,7 @@ class EchoServiceTests(SynchronousTestCase):
         service = EchoService(
             [
                 Listener("tcp:0", lambda: execute(lambda: ports[0])),
-                Listener("ssl:1", lambda: execute(lambda: ports[1]), renew),
+                Listener("ssl:1", lambda: execute(lambda: ports[1]), reload),
                 Listener("ssl:2", lambda: execute(lambda: ports[2]), fail),
             ],
             Connections(self.reactor),
@@ -206,7 +209,7 @@ class EchoServiceTests(SynchronousTestCase):
         service.startService()
         self.reactor.run()
         handlers[signal.SIGHUP](signal.SIGHUP, None)
-        self.assertEqual(renewed, [ports[1]])
+        self.assertEqual(reloaded, [ports[1]])
         self.assertEqual(
             [formatEvent(event) for event in events[-2:]],
             [
@@ -217,17 +220,17 @@ class EchoServiceTests(SynchronousTestCase):
         )
         service.stopService()
         handlers[signal.SIGHUP](signal.SIGHUP, None)
-        self.assertEqual(len(renewed), 1)
+        self.assertEqual(len(reloaded), 1)
 
     def test_signals(self) -> None:
-        """A signal of either kind stops the reactor; a second ends what is left by force."""
+        """SIGINT and SIGTERM stop the reactor; a second signal aborts all connections."""
         handlers: dict[int, Any] = {}
         self.patch(signal, "signal", handlers.__setitem__)
         connection = FakeConnection()
         self.connections.add(connection, lambda: None)
         service = self.service()
         service.startService()
-        self.reactor.run()  # which in memory stops at once
+        self.reactor.run()  # in memory it stops at once
         self.reactor.hasStopped = False
         self.assertEqual(set(handlers), {signal.SIGINT, signal.SIGTERM})
         handlers[signal.SIGTERM](signal.SIGTERM, None)
@@ -239,11 +242,11 @@ class EchoServiceTests(SynchronousTestCase):
         self.assertEqual(self.lines(), ["SIGTERM received", "SIGINT received"])
 
     def test_stop_without_port(self) -> None:
-        """`stdio:` opens something that is no port; the others are closed all the same."""
+        """`stdio:` opens something that is not a port; the real ports are closed all the same."""
         port = Port(IPv4Address("TCP", "0.0.0.0", 1))
 
         class StandardIO:
-            """Has an address, and no way to stop listening."""
+            """Has an address, and no `stopListening`."""
 
             getHost = port.getHost
 
@@ -253,17 +256,17 @@ class EchoServiceTests(SynchronousTestCase):
         self.assertFalse(port.listening)
 
     def test_cannot_listen(self) -> None:
-        """A port that can't be opened ends the start; those before it are closed again."""
+        """If a port cannot be opened, the start fails, and the ports before it are closed again."""
         port = Port(IPv4Address("TCP", "0.0.0.0", 1))
         error = CannotListenError("", 2, OSError(98, "Address already in use"))
         service = self.service(("tcp:1", port), ("tcp:2", error))
         raised = self.assertRaises(CannotListen, service.privilegedStartService)
         self.assertEqual(raised.code, "tsecho: cannot listen on tcp:2: Address already in use")
         self.assertFalse(port.listening)
-        self.assertEqual(self.reactor.turns, 1)
+        self.assertEqual(self.reactor.iterations, 1)
 
     def test_reported(self) -> None:
-        """The end of the start is reported: with an empty text, or with the error."""
+        """`report` is called with an empty text after a start, or with the error."""
         reports: list[str] = []
         port = Port(IPv4Address("TCP", "0.0.0.0", 1))
         for result in (port, CannotListenError(None, b"/x", "in use")):
@@ -274,18 +277,18 @@ class EchoServiceTests(SynchronousTestCase):
         self.assertEqual(reports, ["", "tsecho: cannot listen on tcp:1: in use"])
 
     def test_errors(self) -> None:
-        """Whatever an endpoint fails with is one line."""
-        for error, words in (
+        """Any error of an endpoint becomes one line."""
+        for error, why in (
             (CannotListenError(None, b"/x", "Cannot acquire lock"), "Cannot acquire lock"),
             (PermissionError(13, "Permission denied"), "Permission denied"),
             (OverflowError("port must be 0-65535."), "port must be 0-65535."),
         ):
             service = self.service(("tcp:\n", error))
             raised = self.assertRaises(CannotListen, service.startService)
-            self.assertEqual(raised.code, f"tsecho: cannot listen on tcp:\\n: {words}")
+            self.assertEqual(raised.code, f"tsecho: cannot listen on tcp:\\n: {why}")
 
-    def test_both_kinds(self) -> None:
-        """Twistd tidies up after an Exception; Python ends in one line by a SystemExit."""
+    def test_exception_types(self) -> None:
+        """It is an Exception for twistd, which cleans up, and a SystemExit for Python: one line."""
         self.assertTrue(issubclass(CannotListen, Exception))
         self.assertTrue(issubclass(CannotListen, SystemExit))
         with redirect_stderr(io.StringIO()):
