@@ -23,18 +23,20 @@ from timestamp_echo.server.connections import RESERVED_FILES
 from timestamp_echo.server.service import EchoService
 from timestamp_echo.transports.udp import DatagramPort
 
+UDP = "udp:0:interface=127.0.0.1"
+
 
 class OptionsTests(SynchronousTestCase):
-    """`Options`: each option, and what each bad value gets."""
+    """`Options`: each option, and the error for each bad value."""
 
     def parsed(self, *arguments: str) -> tap.Options:
-        """The options that these arguments are."""
+        """Parse these arguments."""
         options = tap.Options()
         options.parseOptions(list(arguments))
         return options
 
     def refused(self, *arguments: str) -> str:
-        """The one line that says why these arguments are refused."""
+        """Parse these invalid arguments, and return the error, which is one line."""
         error = self.assertRaises(SystemExit, self.parsed, *arguments)
         line = str(error)
         self.assertNotIn("\n", line)
@@ -42,11 +44,11 @@ class OptionsTests(SynchronousTestCase):
         return line.removeprefix("tsecho: ")
 
     def listeners(self, *arguments: str) -> list[str]:
-        """The descriptions of what is listened on."""
+        """The descriptions of the listeners for these arguments."""
         return [listener.description for listener in self.parsed(*arguments).listeners]
 
     def test_defaults(self) -> None:
-        """Port 3000, ctime in the local zone, auto."""
+        """The defaults are port 3000, ctime in the local zone, and auto framing."""
         options = self.parsed()
         self.assertEqual([li.description for li in options.listeners], ["tcp:3000"])
         self.assertFalse(options.factory.stamp.subsecond)
@@ -54,7 +56,7 @@ class OptionsTests(SynchronousTestCase):
         self.assertEqual((options["stamp"], options["utc"]), ("ctime", 0))
 
     def test_listen(self) -> None:
-        """--listen, and -l, may be given several times, with every kind of endpoint."""
+        """--listen and -l take every kind of endpoint, and can be repeated."""
         tls = f"ssl:3001:{self_signed(self.mktemp()).endpoint}"
         given = [
             "tcp:0",
@@ -72,7 +74,7 @@ class OptionsTests(SynchronousTestCase):
         self.assertEqual(self.listeners(*arguments, "-l", "tcp:1"), [*given, "tcp:1"])
 
     def test_stamp(self) -> None:
-        """--stamp, -s and --utc."""
+        """--stamp, -s and --utc set the style and the zone of stamps."""
         for arguments in (["--stamp", "unix"], ["-s", "unix"], ["-s", "unix", "--utc"]):
             stamp = self.parsed(*arguments).factory.stamp
             self.assertEqual(stamp.prefix(1), b"[0.000000001] ")
@@ -80,7 +82,7 @@ class OptionsTests(SynchronousTestCase):
         self.assertEqual(stamp.prefix(0), b"[00] ")
 
     def test_connections(self) -> None:
-        """--max-connections, --max-per-peer and --idle-timeout, and what they take."""
+        """The options for connections take whole numbers in their range."""
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         options = self.parsed()
         connections = options.connections
@@ -93,7 +95,7 @@ class OptionsTests(SynchronousTestCase):
             (connections._max_total, connections._max_per_peer, connections._idle_timeout),
             (5, 3, 0),
         )
-        for option, text, least in (
+        for option, text, minimum in (
             ("--max-connections", "0", 1),
             ("--max-per-peer", "x", 0),
             ("--idle-timeout", "-1", 0),
@@ -102,42 +104,42 @@ class OptionsTests(SynchronousTestCase):
         ):
             self.assertEqual(
                 self.refused(option, text),
-                f"{option}: expected a whole number from {least} to 999999999, not {text!r}",
+                f"{option}: expected a whole number from {minimum} to 999999999, not {text!r}",
             )
 
     def test_many_files(self) -> None:
-        """However many files there may be, as in some containers, the default is a number."""
+        """By default 64 files are left for other things; one connection is always allowed."""
         for files, total in ((1073741816, 1073741752), (sys.maxsize, sys.maxsize - 64), (10, 1)):
             self.patch(tap, "file_limit", lambda files=files: files)
             self.assertEqual(self.parsed().connections._max_total, total)
 
     def test_client_ca(self) -> None:
-        """--client-ca is for ssl: endpoints; never is there a TLS one that does not ask."""
+        """--client-ca needs ssl:, and excludes tls:, which cannot ask for certificates."""
         files = self_signed(self.mktemp())
         ssl = ["--listen", f"ssl:0:{files.endpoint}"]
-        ask = ["--client-ca", files.certificate]
-        self.parsed(*ask, *ssl)
-        self.parsed(*ask, "-l", f"haproxy:ssl:0:{files.endpoint}", "-l", "tcp:0")
+        option = ["--client-ca", files.certificate]
+        self.parsed(*option, *ssl)
+        self.parsed(*option, "-l", f"haproxy:ssl:0:{files.endpoint}", "-l", "tcp:0")
         folder = os.path.dirname(files.key)
         for listen, given in (
             ([], "none"),
             (["-l", "tcp:0"], "none"),
             ([*ssl, "-l", f"tls:{folder}:port=0"], "one of tls:"),
         ):
-            line = self.refused(*ask, *listen)
+            line = self.refused(*option, *listen)
             self.assertEqual(line, f"--client-ca: expected ssl: as the only TLS, not {given}")
 
     def test_udp_rate(self) -> None:
-        """--udp-rate, and what it takes."""
+        """--udp-rate takes whole numbers from 1."""
         self.parsed("--udp-rate", "1")
         for text in ("0", "-1", "x", "1.5", "", "1e3"):
-            words = self.refused("--udp-rate", text)
+            line = self.refused("--udp-rate", text)
             self.assertEqual(
-                words, f"--udp-rate: expected a whole number from 1 to 999999999, not {text!r}"
+                line, f"--udp-rate: expected a whole number from 1 to 999999999, not {text!r}"
             )
 
     def test_framing(self) -> None:
-        """--framing."""
+        """--framing selects the framing of each connection."""
         for name, framing in (
             ("auto", AutoFraming),
             ("line", LineFraming),
@@ -146,7 +148,7 @@ class OptionsTests(SynchronousTestCase):
             self.assertIs(self.parsed("--framing", name).factory.framing, framing)
 
     def test_port_out_of_range(self) -> None:
-        """A port that there is not."""
+        """A port out of range is an error, in every kind of endpoint."""
         for text in (
             "tcp:70000",
             "tcp:-1",
@@ -157,12 +159,12 @@ class OptionsTests(SynchronousTestCase):
             "haproxy:tcp:70000",
             "ssl:70000",
         ):
-            words = self.refused("--listen", text)
-            self.assertIn("--listen: expected a port from 0 to 65535, not ", words)
-            self.assertIn(text, words)
+            line = self.refused("--listen", text)
+            self.assertIn("--listen: expected a port from 0 to 65535, not ", line)
+            self.assertIn(text, line)
 
-    def test_no_endpoint(self) -> None:
-        """Something that is no endpoint, or not a whole one."""
+    def test_invalid_endpoint(self) -> None:
+        """An unknown or incomplete endpoint is an error that shows it."""
         for text in (
             "bogus:1",
             "",
@@ -173,12 +175,12 @@ class OptionsTests(SynchronousTestCase):
             "systemd:domain=INET:index=9",
             "systemd:domain=INET:name=x",
         ):
-            words = self.refused("--listen", text)
-            self.assertIn("--listen: expected an endpoint such as tcp:3000", words)
-            self.assertIn(f"not '{text}': ", words)
+            line = self.refused("--listen", text)
+            self.assertIn("--listen: expected an endpoint such as tcp:3000", line)
+            self.assertIn(f"not '{text}': ", line)
 
-    def test_no_datagram_listener(self) -> None:
-        """Something that begins like a datagram listener."""
+    def test_invalid_udp(self) -> None:
+        """The port and the address of udp: are checked."""
         for text in ("udp:", "udp:x", "udp:1:x"):
             self.assertIn("expected udp:PORT[:interface=ADDRESS]", self.refused("-l", text))
         self.assertIn(
@@ -187,7 +189,7 @@ class OptionsTests(SynchronousTestCase):
         )
 
     def test_unreadable_certificate(self) -> None:
-        """A certificate that is not there, or is none."""
+        """A missing or invalid certificate is an error."""
         self.assertIn(
             ": /nonexistent: No such file or directory",
             self.refused("-l", "ssl:1:privateKey=/nonexistent"),
@@ -197,30 +199,30 @@ class OptionsTests(SynchronousTestCase):
         self.assertIn("--listen: expected", self.refused("-l", f"ssl:1:privateKey={path}"))
 
     def test_unknown_stamp(self) -> None:
-        """A stamp that is none."""
+        """An unknown stamp is an error."""
         self.assertIn("--stamp: expected ctime, iso, unix", self.refused("--stamp", "rfc822"))
         self.assertIn("--stamp: expected a strftime directive", self.refused("-s", "%Q"))
         self.assertIn("--stamp: expected a strftime pattern", self.refused("-s", "%H\n"))
 
     def test_unknown_framing(self) -> None:
-        """A framing that is none."""
+        """An unknown framing is an error that lists the framings."""
         self.assertEqual(
             self.refused("--framing", "word"), "--framing: expected auto, line, chunk, not 'word'"
         )
 
     def test_version(self) -> None:
-        """--version is tsecho's, not Twisted's."""
+        """--version prints tsecho's version, not Twisted's."""
         with contextlib.redirect_stdout(io.StringIO()) as output:
             self.assertRaises(SystemExit, self.parsed, "--version")
         self.assertEqual(output.getvalue(), f"tsecho {__version__}\n")
 
     def test_unknown_option(self) -> None:
-        """An option that does not exist, and an argument, of which there is none."""
+        """An unknown option, and any argument that is not an option, is an error."""
         self.assertEqual(self.refused("--nonsense"), "option --nonsense not recognized")
         self.assertEqual(self.refused("nonsense"), "expected options only, not 'nonsense'")
 
-    def test_meant(self) -> None:
-        """Where it is obvious which endpoint was meant, the error names it."""
+    def test_suggestion(self) -> None:
+        """Where it is obvious which endpoint was meant, the error suggests it."""
         for text, meant in (
             ("127.0.0.1:3001", "tcp:3001:interface=127.0.0.1"),
             ("[::1]:3001", "tcp6:3001:interface=\\:\\:1"),
@@ -236,12 +238,12 @@ class OptionsTests(SynchronousTestCase):
                 self.parsed("-l", meant)
 
     def test_readable(self) -> None:
-        """A value is shown as it was given; with escapes only where it would not be readable."""
+        """An error shows a value as it was given, with escapes only if it is not printable."""
         self.assertIn("not 'tcp\\x'", self.refused("-l", "tcp\\x"))
         self.assertIn("not 'x\\ny'", self.refused("-l", "x\ny"))
 
     def test_endpoint_errors(self) -> None:
-        """Of whatever an endpoint's parser raises, one line is shown."""
+        """Any error of an endpoint's parser becomes plain words on one line."""
         for text, error in (
             ("systemd:domain=INET:index=0", "systemd passed no such socket"),
             ("systemd:index=0", "domain= is missing"),
@@ -255,37 +257,43 @@ class OptionsTests(SynchronousTestCase):
         self.assertIn(": expected haproxy: once", self.refused("-l", "haproxy:haproxy:tcp:1"))
 
 
-class DatagramListenerTests(TestCase):
-    """`udp:` listeners, on real sockets."""
+class ListenerTests(TestCase):
+    """Listeners, on real sockets."""
 
-    async def opened(self, *arguments: str) -> Any:
-        """The port that these arguments open."""
+    async def opened(self, description: str, *arguments: str) -> Any:
+        """Open the port of this listener."""
         options = tap.Options()
-        options.parseOptions(["-l", "udp:0:interface=127.0.0.1", *arguments])
+        options.parseOptions(["-l", description, *arguments])
         (listener,) = options.listeners
         port = await listener.listen()
         self.addCleanup(port.stopListening)
         return port
 
+    async def test_max_unsent(self) -> None:
+        """--max-unsent is the limit of each connection, 64 KiB by default."""
+        for arguments, max_unsent in (([], 65536), (["--max-unsent", "5"], 5)):
+            port = await self.opened("tcp:0:interface=127.0.0.1", *arguments)
+            self.assertEqual(port.transport.keywords["max_unsent"], max_unsent)
+
     async def test_whole(self) -> None:
-        """A port takes the largest datagram whole, where Twisted's own would cut it."""
+        """The largest datagram is received whole; Twisted's own ports truncate at 8192 bytes."""
         for arguments in ([], ["--stamp", "unix"]):
-            port = await self.opened(*arguments)
+            port = await self.opened(UDP, *arguments)
             self.assertGreaterEqual(port.maxPacketSize, 65507)
             self.assertEqual(port.getHost().host, "127.0.0.1")
 
     async def test_port(self) -> None:
-        """A port knows at which address it was asked, and arrival times if the stamp has them."""
-        plain, timed = await self.opened(), await self.opened("--stamp", "iso")
+        """A port has arrival times if the stamp needs them."""
+        plain, timed = await self.opened(UDP), await self.opened(UDP, "--stamp", "iso")
         self.assertIsInstance(plain, DatagramPort)
         self.assertEqual((plain._timed, timed._timed), (False, True))
 
 
 class MakeServiceTests(SynchronousTestCase):
-    """`makeService`, and the plugin that leads to it."""
+    """`makeService`, and the plugin for twistd."""
 
     def test_service(self) -> None:
-        """The options make a service that can be started."""
+        """The options make an `EchoService`."""
         options = tap.Options()
         options.parseOptions([])
         service = tap.makeService(options)
@@ -305,7 +313,7 @@ class MakeServiceTests(SynchronousTestCase):
         self.assertEqual(len(hooks), 1)
 
     def test_plugin(self) -> None:
-        """Twisted finds the plugin, and through it this module."""
+        """Twisted finds the plugin, which refers to this module."""
         (maker,) = [plugin for plugin in getPlugins(IServiceMaker) if plugin.tapname == "tsecho"]
         verifyObject(IServiceMaker, maker)
         verifyObject(IPlugin, maker)

@@ -10,11 +10,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from timestamp_echo.transports.arrivals import LINUX, TimedSocket, from_ancillary
 
 
-class ArrivalTests(SynchronousTestCase):
-    """The kernel's word in a read's ancillary data."""
+class FromAncillaryTests(SynchronousTestCase):
+    """`from_ancillary`: the arrival time in ancillary data."""
 
     def test_without(self) -> None:
-        """Where there is none, or only others, the arrival is not known."""
+        """Without an arrival time in the ancillary data the result is 0."""
         self.assertEqual(from_ancillary([]), 0)
         self.assertEqual(from_ancillary([(socket.SOL_SOCKET, 1, b""), (41, 50, b"")]), 0)
 
@@ -26,7 +26,7 @@ class TimedSocketTests(SynchronousTestCase):
         skip = "the kernel's arrival time is Linux's"
 
     def test_datagrams(self) -> None:
-        """It reads as its socket does, and knows when what it read arrived."""
+        """It reads as its socket does, and has the arrival time of each read."""
         with (
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as plain,
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
@@ -36,7 +36,7 @@ class TimedSocketTests(SynchronousTestCase):
             sender.bind(("127.0.0.1", 0))
             _, port = sender.getsockname()
             arrivals = []
-            for _ in range(200):  # the kernel begins a moment after it is first asked
+            for _ in range(200):  # the first ones may have none
                 before = time.time_ns()
                 sender.sendto(b"a", timed.getsockname())
                 self.assertEqual(timed.recvfrom(10), (b"a", ("127.0.0.1", port)))

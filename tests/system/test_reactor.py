@@ -1,4 +1,4 @@
-"""Tests for `timestamp_echo.transports.reactor`: real sockets, and a reactor in memory."""
+"""Tests for `timestamp_echo.transports.reactor`, with real sockets and a reactor in memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FACTORY = Factory.forProtocol(Protocol)
 
 
 class FakePort:
-    """A listening port, as far as `ReactorAdapter` looks at it."""
+    """The attributes of a listening port that `ReactorAdapter` uses."""
 
     transport: Any = None
 
@@ -41,7 +41,7 @@ class FakePort:
 
 
 class FakeReactor:
-    """A reactor whose ports are real sockets that nobody watches."""
+    """A reactor that returns this port in place of opening one."""
 
     def __init__(self, port: FakePort) -> None:
         self._port = port
@@ -57,20 +57,20 @@ class FakeReactor:
 
 
 class ReactorAdapterTests(SynchronousTestCase):
-    """`ReactorAdapter` in front of a reactor in memory."""
+    """`ReactorAdapter`, in front of a reactor in memory."""
 
     def setUp(self) -> None:
-        """The reactor, and what stands in for it."""
+        """Make the reactor and the adapter."""
         self.memory = MemoryReactorClock()
         self.reactor = ReactorAdapter(self.memory, False)
 
     def test_tcp(self) -> None:
-        """A TCP port is the reactor's."""
+        """A TCP port is opened by the reactor, with the same arguments."""
         self.reactor.listenTCP(3000, FACTORY, 7, "127.0.0.1")
         self.assertEqual(self.memory.tcpServers, [(3000, FACTORY, 7, "127.0.0.1")])
 
     def test_backlog(self) -> None:
-        """More than Twisted's default may wait to be accepted, unless the endpoint says."""
+        """The backlog is larger than Twisted's default, unless the endpoint has another one."""
         self.reactor.listenTCP(3000, FACTORY)
         self.reactor.listenUNIX("/run/tsecho", FACTORY)
         self.assertEqual(self.memory.tcpServers, [(3000, FACTORY, BACKLOG, "")])
@@ -86,12 +86,12 @@ class ReactorAdapterTests(SynchronousTestCase):
         self.assertIs(factory.wrappedFactory, FACTORY)
 
     def test_unix(self) -> None:
-        """A UNIX port is the reactor's."""
+        """A UNIX port is opened by the reactor, with the same arguments."""
         self.reactor.listenUNIX("/run/tsecho", FACTORY, 7, 0o600, True)
         self.assertEqual(self.memory.unixServers, [("/run/tsecho", FACTORY, 7, 0o600, True)])
 
-    def test_unix_refused(self) -> None:
-        """A UNIX port that can't be opened does not leave its lock behind."""
+    def test_unix_fails(self) -> None:
+        """A UNIX port that cannot be opened leaves no lock behind."""
         path = os.path.abspath(self.mktemp())
 
         class Refusing:
@@ -104,7 +104,7 @@ class ReactorAdapterTests(SynchronousTestCase):
         self.assertFalse(os.path.lexists(path + ".lock"))
 
     def test_unix_lock_of_another(self) -> None:
-        """The lock of another process stays."""
+        """The lock of another process is not removed."""
         path = os.path.abspath(self.mktemp())
         os.symlink("1", path + ".lock")
 
@@ -117,7 +117,7 @@ class ReactorAdapterTests(SynchronousTestCase):
         self.assertTrue(os.path.lexists(path + ".lock"))
 
     def test_adopted(self) -> None:
-        """A port that is already open is the reactor's; with times, if it is TCP."""
+        """An inherited port has fast transports; with arrival times, if it is TCP."""
         for timed, family, expected in (
             (False, socket.AF_INET, StreamTransport),
             (True, socket.AF_UNIX, UNIXStreamTransport),
@@ -129,19 +129,19 @@ class ReactorAdapterTests(SynchronousTestCase):
                 self.assertIs(port.transport.func, expected)
 
     def test_one_group(self) -> None:
-        """All connections of a service are one batch; without epoll, the reactor's own."""
-        for there in (True, False):
-            if not there:
+        """All ports share one `EpollGroup`; without epoll, the reactor watches each connection."""
+        for has_epoll in (True, False):
+            if not has_epoll:
                 self.patch(reactor, "HAS_EPOLL", False)
             adapter = ReactorAdapter(FakeReactor(FakePort(socket.socket())), False)
             ports = [adapter.listenTCP(0, FACTORY), adapter.adoptStreamPort(3, 1, FACTORY)]
             groups = [port.transport.keywords["group"] for port in ports]  # type: ignore[attr-defined]
             self.assertIs(groups[0], groups[1])
-            self.assertEqual(isinstance(groups[0], EpollGroup), there)
+            self.assertEqual(isinstance(groups[0], EpollGroup), has_epoll)
             ports[0].socket.close()  # type: ignore[attr-defined]
 
     def listened(self, description: str) -> Any:
-        """The factory that an endpoint of this description listens with."""
+        """Listen on this endpoint, and return the factory that its port has."""
         before = [*self.memory.tcpServers, *self.memory.unixServers]
         self.successResultOf(self.reactor.endpoint(description).listen(FACTORY))
         (server,) = (
@@ -150,19 +150,19 @@ class ReactorAdapterTests(SynchronousTestCase):
         return server[1]
 
     def test_endpoint(self) -> None:
-        """An endpoint without layers listens with the factory itself."""
+        """Without TLS and PROXY the port has the factory itself."""
         self.assertIs(self.listened("tcp:3000"), FACTORY)
         self.assertIs(self.listened("unix:/run/tsecho"), FACTORY)
 
     def test_proxied(self) -> None:
-        """Behind `haproxy:` each kind of port expects the header of the PROXY protocol."""
+        """`haproxy:` puts the PROXY protocol in front of every kind of port."""
         for description in ("haproxy:tcp:3000", "haproxy:tcp6:3000", "haproxy:unix:/run/tsecho"):
             factory = self.listened(description)
             self.assertIsInstance(factory, ProxiedFactory)
             self.assertIs(factory.wrappedFactory, FACTORY)
 
     def test_adopted_proxied(self) -> None:
-        """So does one that was already open."""
+        """It puts it in front of an inherited port, too."""
         with socket.socket() as sock:
             adopting = FakeReactor(FakePort(sock))
             adapter = ReactorAdapter(adopting, False)._changed(_proxied=True)
@@ -170,7 +170,7 @@ class ReactorAdapterTests(SynchronousTestCase):
             self.assertIsInstance(adopting.factory, ProxiedFactory)
 
     def test_tls_layers(self) -> None:
-        """The header comes in front of TLS (twisted#9041), for `ssl:` and `tls:` alike."""
+        """The PROXY header comes before TLS (twisted#9041), for `ssl:` and `tls:`."""
         files = self_signed(self.mktemp())
         folder = os.path.dirname(files.key)
         for description in (f"ssl:3001:{files.endpoint}", f"tls:{folder}:port=3001"):
@@ -183,11 +183,11 @@ class ReactorAdapterTests(SynchronousTestCase):
             self.assertIs(proxied.wrappedFactory.wrappedFactory, FACTORY)
 
     def test_proxied_twice(self) -> None:
-        """There is one header of the PROXY protocol."""
+        """`haproxy:` cannot be given twice."""
         self.assertRaises(ValueError, self.reactor.endpoint, "haproxy:haproxy:tcp:3000")
 
     def test_replacing(self) -> None:
-        """An open port gets its factory anew, with the same layers; no other port is opened."""
+        """An open port gets a new factory with the same layers; no port is opened."""
         files = self_signed(self.mktemp())
         port: Any = FakePort(socket.socket())
         self.addCleanup(port.socket.close)
@@ -197,7 +197,7 @@ class ReactorAdapterTests(SynchronousTestCase):
         self.assertIsInstance(port.factory.wrappedFactory, HalfCloseTLSFactory)
         self.assertEqual(self.memory.tcpServers, [])
 
-    def test_all_else(self) -> None:
-        """Everything else is the reactor's."""
+    def test_other_attributes(self) -> None:
+        """All other attributes are the reactor's."""
         self.assertEqual(self.reactor.callLater, self.memory.callLater)
         self.assertIsInstance(self.memory, Clock)
