@@ -1,4 +1,4 @@
-"""The server as a process, on real sockets, among real peers."""
+"""The server as a process, on real sockets, with real clients and proxies."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ REPLIES = re.compile(STAMP + b"one\n" + STAMP + b"two\n" + STAMP + b"three")
 
 
 class TLSClient:
-    """A TLS client that closes its sending side alone, which `ssl.SSLSocket` can't.
+    """A TLS client that can close its sending side alone, which `ssl.SSLSocket` cannot.
 
     @param authority: the certificate to trust.
     """
@@ -66,16 +66,16 @@ class TLSClient:
                 pass
         return b"".join(replies)
 
-    def _done(self, act: Callable[[], object]) -> bool:
-        """Whether OpenSSL could do this with what has come."""
+    def _done(self, call: Callable[[], object]) -> bool:
+        """Whether OpenSSL could do this with the bytes received so far."""
         try:
-            act()
+            call()
         except ssl.SSLError:  # wants more, or the server has closed as well
             return False
         return True
 
     def _exchange(self) -> bool:
-        """Send what is to be sent; whether anything came."""
+        """Send and receive once; return whether anything was received."""
         self._sock.sendall(self._outgoing.read())
         data = self._sock.recv(2**16)
         self._incoming.write(data)
@@ -83,7 +83,7 @@ class TLSClient:
 
 
 def activated(case: SynchronousTestCase, listener: socket.socket, *options: str) -> Service:
-    """A service on a socket that systemd opened, handed over as sd_listen_fds(3) says."""
+    """Start a service on an inherited socket, passed as systemd does (sd_listen_fds(3))."""
     script = (
         "import os, sys; os.dup2(int(sys.argv[1]), 3);"
         " os.environ.update(LISTEN_FDS='1', LISTEN_FDNAMES='x', LISTEN_PID=str(os.getpid()));"
@@ -98,21 +98,21 @@ def activated(case: SynchronousTestCase, listener: socket.socket, *options: str)
 
 
 class StreamTests(SynchronousTestCase):
-    """Every family of stream sockets."""
+    """Every kind of stream socket, TLS, PROXY, and the options for messages."""
 
     def assert_echo(self, sock: socket.socket) -> None:
-        """Three lines, the last without a newline, and a close: three stamps."""
+        """Three lines, the last without a newline, and a close get three replies."""
         self.assertRegex(talk(sock, LINES), REPLIES)
 
     def connected(self, family: int, address: Any) -> socket.socket:
-        """A connection to this address."""
+        """Connect to this address."""
         sock = socket.socket(family)
         sock.settimeout(PATIENCE)
         sock.connect(address)
         return sock
 
-    def test_all_at_once(self) -> None:
-        """IPv4, IPv6, UNIX and PROXY from one process, and one log that names them."""
+    def test_all_kinds(self) -> None:
+        """One process serves IPv4, IPv6, UNIX sockets and PROXY; the log names the client."""
         service = Service(
             self,
             *("-l", "tcp:0:interface=127.0.0.1"),
@@ -133,15 +133,15 @@ class StreamTests(SynchronousTestCase):
         self.assertNotIn("Traceback", service.log.text)
 
     def test_tls(self) -> None:
-        """TLS; a close_notify right behind the lines loses nothing."""
+        """Over TLS, a close_notify right after the lines loses no reply."""
         files = self_signed(self.mktemp())
         service = Service(self, "-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}")
         with service.connect() as sock:
             client = TLSClient(sock, files.certificate)
             self.assertRegex(client.talk(LINES), REPLIES)
 
-    def test_renewed(self) -> None:
-        """A renewed certificate is taken at SIGHUP; who is connected stays so."""
+    def test_reload(self) -> None:
+        """At SIGHUP new connections get the new certificate; open connections stay open."""
         files = self_signed(self.mktemp())
         folder = os.path.dirname(files.key)
         service = Service(
@@ -173,7 +173,7 @@ class StreamTests(SynchronousTestCase):
     def secured(
         self, service: Service, authority: str, index: int = 0, own: Files | None = None
     ) -> ssl.SSLSocket:
-        """A connection through TLS, with a certificate of one's own if one is given."""
+        """Connect over TLS, with a client certificate if one is given."""
         context = ssl.create_default_context(cadata=authority)
         if own is not None:
             context.load_cert_chain(own.certificate, own.key)
@@ -185,7 +185,7 @@ class StreamTests(SynchronousTestCase):
             raise
 
     def test_client_certificates(self) -> None:
-        """With --client-ca nobody is served without a certificate of that authority."""
+        """With --client-ca only clients with a certificate of that authority are served."""
         files, client = self_signed(self.mktemp()), self_signed(self.mktemp())
         service = Service(
             self,
@@ -197,7 +197,7 @@ class StreamTests(SynchronousTestCase):
             sock.sendall(b"hello\n")
             self.assertRegex(sock.recv(100), STAMP + b"hello\n")
         for own in (None, files):
-            # In TLS 1.3 the server's verdict comes when the client believes to be connected.
+            # In TLS 1.3 the client has finished its handshake when the server refuses it.
             with self.assertRaises(OSError), self.secured(service, authority, own=own) as sock:
                 sock.sendall(b"hello\n")
                 self.assertEqual(sock.recv(100), b"")
@@ -210,7 +210,7 @@ class StreamTests(SynchronousTestCase):
         self.assertNotIn("Traceback", service.log.text)
 
     def test_systemd(self) -> None:
-        """A socket that systemd opened, handed over as sd_listen_fds(3) says."""
+        """A socket inherited from systemd (sd_listen_fds(3)) is served."""
         listener = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(listener.close)
         service = activated(self, listener, "-s", "iso")
@@ -218,7 +218,7 @@ class StreamTests(SynchronousTestCase):
         self.assertTrue(parse(reply[1 : reply.index(b"]")].decode()).zoned)
 
     def test_proxied(self) -> None:
-        """Behind a proxy: the header in pieces, of no one, of nonsense; in TLS as well."""
+        """PROXY headers: in pieces, UNKNOWN, LOCAL, invalid, and in front of TLS."""
         files = self_signed(self.mktemp())
         service = Service(
             self,
@@ -234,7 +234,7 @@ class StreamTests(SynchronousTestCase):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for piece in pieces:
                 sock.sendall(piece)
-                select.select([], [], [], 0.01)  # so that each is most likely a read of its own
+                select.select([], [], [], 0.01)  # most likely each is a read of its own
             self.assert_echo(sock)
         for header in (
             b"PROXY TCP4 \xff x y z\r\n",
@@ -254,7 +254,7 @@ class StreamTests(SynchronousTestCase):
         self.assertNotIn("Traceback", service.log.text)
 
     def test_proxied_refusal_tls(self) -> None:
-        """One that is refused, and says nothing more, is not kept (it would count for ever)."""
+        """A refused connection whose client stays silent is closed, and counts no longer."""
         files = self_signed(self.mktemp())
         service = Service(
             self,
@@ -278,7 +278,7 @@ class StreamTests(SynchronousTestCase):
             sock.close()
 
     def test_long_line_in_auto(self) -> None:
-        """A long line that is sent at once has one stamp, behind a PROXY header too."""
+        """A long line that is sent at once gets one stamp, also after a PROXY header."""
         service = Service(
             self,
             *("-l", "tcp:0:interface=127.0.0.1", "-l", "haproxy:tcp:0:interface=127.0.0.1"),
@@ -290,7 +290,7 @@ class StreamTests(SynchronousTestCase):
             self.assertEqual(len(re.findall(STAMP, reply)), 1)
 
     def test_thousand_half_closes(self) -> None:
-        """A client that sends a line and at once closes its side always gets its reply."""
+        """A client that sends a line and closes its side at once always gets its reply."""
         files = self_signed(self.mktemp())
         service = Service(
             self,
@@ -307,7 +307,7 @@ class StreamTests(SynchronousTestCase):
                 self.assertTrue(reply.fullmatch(client.talk(b"hello\n")))
 
     def test_kernel_times(self) -> None:
-        """A sub-second stamp is close to when the message was sent."""
+        """A sub-second stamp is within 10 ms of the time when the message was sent."""
         for style in ("iso", "unix"):
             service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "-s", style)
             before = time.time_ns()
@@ -317,13 +317,13 @@ class StreamTests(SynchronousTestCase):
             self.assertTrue(before - SECOND // 100 <= stamp <= after + SECOND // 100)
 
     def test_chunk_and_line(self) -> None:
-        """--framing reaches the connection."""
+        """--framing applies to the connections."""
         for framing, expected in (("chunk", STAMP + LINES), ("line", REPLIES.pattern)):
             service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--framing", framing)
             self.assertRegex(talk(service.connect(), LINES), b"^" + expected + b"$")
 
     def test_pattern_in_utc(self) -> None:
-        """--stamp and --utc reach it as well, whatever the locale and the zone."""
+        """--stamp and --utc apply to them, in any locale and zone."""
         service = Service(
             self,
             *("-l", "tcp:0:interface=127.0.0.1", "-s", "%H%z %b", "--utc"),
@@ -333,34 +333,34 @@ class StreamTests(SynchronousTestCase):
 
 
 class StreamWithoutEpollTests(StreamTests):
-    """The same with Twisted's own way to connections, where there is no epoll."""
+    """The same on a system without epoll(7)."""
 
     without_epoll = True
 
 
-class UnfriendlyTests(SynchronousTestCase):
-    """What is no good, and what it gets."""
+class HostileClientTests(SynchronousTestCase):
+    """Clients that send odd bytes, do not read, or reset."""
 
     def setUp(self) -> None:
-        """A service in the default framing, which is looked at again in the end."""
+        """Start a service, which must still serve at the end of the test."""
         self.service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
-        self.addCleanup(self.assert_well)
+        self.addCleanup(self.assert_still_serves)
 
-    def assert_well(self) -> None:
-        """It still serves, and has nothing to regret."""
+    def assert_still_serves(self) -> None:
+        """The service still serves, and has logged no exception."""
         self.assertRegex(talk(self.service.connect(), LINES), REPLIES)
         self.service.stop()
         self.assertNotIn("Traceback", self.service.log.text)
         self.assertNotIn("Unhandled", self.service.log.text)
 
     def test_bytes(self) -> None:
-        """Bytes that are no UTF-8 and NULs are echoed."""
+        """Bytes that are not UTF-8, and NULs, are echoed."""
         message = bytes(byte for byte in range(256) if byte != ord("\n"))
         reply = talk(self.service.connect(), message + b"\n")
         self.assertTrue(reply.endswith(b"] " + message + b"\n"))
 
     def test_million_empty_lines(self) -> None:
-        """A million empty lines are a million stamps, and no memory to speak of."""
+        """A million empty lines get a million stamps, in less than 16 MiB of memory."""
         before = self.service.resident()
         with self.service.connect() as sock:
             replies = self.exchange(sock, b"\n" * 10**6)
@@ -368,7 +368,7 @@ class UnfriendlyTests(SynchronousTestCase):
         self.assertLess(self.service.resident() - before, 16 * 2**20)
 
     def exchange(self, sock: socket.socket, data: bytes) -> tuple[int, int]:
-        """Send all this while reading, close this side; lines and stamps that came back."""
+        """Send while reading, close this side, and count the lines and stamps received."""
 
         def send() -> None:
             sock.sendall(data)
@@ -383,17 +383,17 @@ class UnfriendlyTests(SynchronousTestCase):
         sender.join(PATIENCE)
         return lines, stamps
 
-    def test_nothing(self) -> None:
-        """An empty stream gets an empty answer."""
+    def test_no_bytes(self) -> None:
+        """A client that closes without having sent anything gets no bytes."""
         self.assertEqual(talk(self.service.connect(), b""), b"")
 
-    def test_connect_and_leave(self) -> None:
-        """A peer that leaves without a word is a line in the log."""
+    def test_connect_and_close(self) -> None:
+        """A connection without a message has a line in the log."""
         self.service.connect().close()
         self.service.log.wait_for("connection from .* ended after .*: 0 messages, 0 bytes in")
 
     def test_storm(self) -> None:
-        """Peers that are gone before they are let in, two thousand of them (twisted#11625)."""
+        """Two thousand connections are reset before they are accepted (twisted#11625)."""
         os.kill(self.service.process.pid, signal.SIGSTOP)
         for _ in range(4):
             socks = [self.service.connect() for _ in range(500)]
@@ -406,7 +406,7 @@ class UnfriendlyTests(SynchronousTestCase):
         os.kill(self.service.process.pid, signal.SIGCONT)
 
     def test_half_closed_and_full(self) -> None:
-        """A peer that closed its side, and does not read, costs no time (twisted#5662)."""
+        """A client that closed its side and does not read takes no CPU time (twisted#5662)."""
         with self.service.connect() as sock:
             size = fill(sock, b"x" * 1023 + b"\n")
             sock.shutdown(socket.SHUT_WR)
@@ -416,7 +416,7 @@ class UnfriendlyTests(SynchronousTestCase):
             self.assertEqual(len(re.findall(STAMP, read_all(sock))), -(-size // 1024))
 
     def test_reset_in_mid_message(self) -> None:
-        """So is one that resets within a message."""
+        """A reset within a message is logged as a lost connection."""
         sock = self.service.connect()
         sock.sendall(b"one\ntw")
         self.assertRegex(sock.recv(1024), STAMP + b"one\n")
@@ -425,12 +425,12 @@ class UnfriendlyTests(SynchronousTestCase):
         self.service.log.wait_for("connection from .* ended .*; connection lost")
 
     def test_slow_reader(self) -> None:
-        """A peer that sends and never reads costs little memory, and gets all in the end."""
+        """A client that sends and does not read costs little memory; later it gets every reply."""
         for line in (b"x" * 1023 + b"\n", b"\n"):
             before = self.service.resident()
             socks = [self.service.connect() for _ in range(3)]
             sent = [fill(sock, line) for sock in socks]
-            # What each of them has unsent, and what one read brought.
+            # For each the replies that are unsent, and the rest of one read.
             self.assertLess((self.service.resident() - before) / len(socks), 256 * 1024)
             for sock, size in zip(socks, sent, strict=True):
                 self.assertGreater(size, 2**20)
@@ -438,11 +438,11 @@ class UnfriendlyTests(SynchronousTestCase):
                     sock.settimeout(PATIENCE)
                     lines, stamps = self.exchange(sock, line[size % len(line) :])
                 self.assertEqual(lines, size // len(line) + 1)
-                # The server's own pause was none of the sender's: no line was cut.
+                # While the server did not read, silence ended no message: each line has one stamp.
                 self.assertEqual(stamps, lines)
 
     def test_line_without_end(self) -> None:
-        """A line that never ends costs what is held of it until its reply starts."""
+        """A line that never ends costs less than 128 KiB of memory."""
         before = self.service.resident()
         socks = [self.service.connect() for _ in range(50)]
         for sock in socks:
@@ -453,35 +453,35 @@ class UnfriendlyTests(SynchronousTestCase):
             sock.close()
 
 
-class UnfriendlyWithoutEpollTests(UnfriendlyTests):
-    """The same with Twisted's own way to connections, where there is no epoll."""
+class HostileClientWithoutEpollTests(HostileClientTests):
+    """The same on a system without epoll(7)."""
 
     without_epoll = True
 
 
 class LimitTests(SynchronousTestCase):
-    """Who may connect, how many, and how long without a word."""
+    """The limits of connections, of idle time and of unsent replies."""
 
     def service(self, *options: str) -> Service:
-        """A service with these limits."""
+        """Start a service with these options."""
         return Service(self, "-l", "tcp:0:interface=127.0.0.1", *options)
 
     def test_too_many(self) -> None:
-        """One too many is told so, without a reset though it has sent something."""
+        """A client over the limit gets one line, and no reset, although it has sent something."""
         service = self.service("--max-connections", "2")
         first, second = service.connect(), service.connect()
         with first, second:
             for sock in (first, second):
                 sock.sendall(b"hello\n")
                 self.assertRegex(sock.recv(1024), STAMP + b"hello\n")
-            words = b"too many connections: the limit is 2"
-            self.assertEqual(talk(service.connect(), LINES * 1000), b"tsecho: " + words + b"\n")
+            why = b"too many connections: the limit is 2"
+            self.assertEqual(talk(service.connect(), LINES * 1000), b"tsecho: " + why + b"\n")
             service.log.wait_for("connection from .* refused: too many connections: the limit is 2")
         service.log.wait_for("connection from .* ended", 2)
         self.assertRegex(talk(service.connect(), LINES), REPLIES)
 
     def test_too_many_tls(self) -> None:
-        """So it is through TLS."""
+        """The same over TLS."""
         files = self_signed(self.mktemp())
         service = Service(
             self,
@@ -493,7 +493,7 @@ class LimitTests(SynchronousTestCase):
             first.close()
 
     def test_too_many_of_one_peer(self) -> None:
-        """One peer's connections are counted apart from another's."""
+        """The limit per peer applies to each address separately."""
         service = self.service("--max-per-peer", "1")
         with service.connect():
             service.log.wait_for("opened")
@@ -507,7 +507,7 @@ class LimitTests(SynchronousTestCase):
                 self.assertRegex(talk(other, LINES), REPLIES)
 
     def test_idle(self) -> None:
-        """A connection without an exchange gets what is pending, and an orderly end."""
+        """An idle connection gets the reply to its unfinished message, and is closed."""
         service = self.service("--idle-timeout", "1", "--framing", "line")
         with service.connect() as sock:
             sock.sendall(b"one\ntwo\nthree")
@@ -515,7 +515,7 @@ class LimitTests(SynchronousTestCase):
         service.log.wait_for("connection from .* ended .*; idle for 1 s")
 
     def test_idle_slow_sender(self) -> None:
-        """A message that comes a byte at a time does not hold a connection longer."""
+        """A message that is sent a byte at a time does not keep a connection open."""
         service = self.service("--idle-timeout", "1", "--framing", "line")
         with service.connect() as sock:
             while not select.select([sock], [], [], 0.1)[0]:
@@ -524,14 +524,23 @@ class LimitTests(SynchronousTestCase):
         service.log.wait_for("connection from .* ended .*; idle for 1 s")
 
     def test_idle_slow_reader(self) -> None:
-        """A connection whose replies nobody takes is ended by force."""
+        """An idle connection whose client does not read is aborted."""
         service = self.service("--idle-timeout", "1")
         with service.connect() as sock:
             fill(sock, b"x" * 1023 + b"\n")
             service.log.wait_for("connection from .* ended .*; idle for 1 s")
 
+    def test_max_unsent(self) -> None:
+        """--max-unsent bounds the memory for the replies that a client does not read."""
+        for max_unsent, memory in ((1, range(2**20)), (2**23, range(2**22, 2**24))):
+            service = self.service("--max-unsent", str(max_unsent))
+            before = service.resident()
+            with service.connect() as sock:
+                fill(sock, b"x" * 1023 + b"\n")
+                self.assertIn(service.resident() - before, memory)
+
     def test_ten_thousand(self) -> None:
-        """Ten thousand connections are open at once, and each of them is served."""
+        """Ten thousand connections are open at once and served, with 8 KiB of memory each."""
         many = connectable(self, 10_000)
         service = self.service()
         before = service.resident()
@@ -548,7 +557,7 @@ class LimitTests(SynchronousTestCase):
         self.assertRegex(talk(last, LINES), REPLIES)
 
     def test_file_table_full(self) -> None:
-        """With all files in use it serves those it has, and accepts again when there is room."""
+        """With a full file table the open connections are served; later it accepts again."""
         service = Service(
             self,
             *("-l", "tcp:0:interface=127.0.0.1", "--max-connections", "1000"),
@@ -566,22 +575,22 @@ class LimitTests(SynchronousTestCase):
             sock.close()
         service.log.wait_for("connection from .* ended")
         while not REPLIES.fullmatch(talk(service.connect(), LINES)):
-            pass  # until those that have gone are all noticed
+            pass  # until the service has noticed all closes
         service.stop()
         self.assertNotIn("Traceback", service.log.text)
 
 
 class LimitWithoutEpollTests(LimitTests):
-    """The same with Twisted's own way to connections, where there is no epoll."""
+    """The same on a system without epoll(7)."""
 
     without_epoll = True
 
 
 class StopTests(SynchronousTestCase):
-    """What a stop does to those who are connected."""
+    """A stop by a signal, with connections open."""
 
     def test_under_load(self) -> None:
-        """No reply to a message that had come is lost, and everybody sees an orderly end."""
+        """No reply to a message that had arrived is lost, and no client gets a reset."""
         files = self_signed(self.mktemp())
         for _ in range(2):
             service = Service(
@@ -602,7 +611,7 @@ class StopTests(SynchronousTestCase):
     async def load(
         self, service: Service, context: ssl.SSLContext
     ) -> list[tuple[float | None, str]]:
-        """Clients that ask without pause, until the service is stopping; how each of them ended."""
+        """Let clients send without pause until the service stops; return how each one ended."""
         connects = [
             lambda: asyncio.open_connection("127.0.0.1", service.port()),
             lambda: asyncio.open_unix_connection(service.path()),
@@ -621,7 +630,7 @@ class StopTests(SynchronousTestCase):
     async def ask(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: asyncio.Event
     ) -> tuple[float | None, str]:
-        """Ask until the end; when the last question without a reply was sent, and what came."""
+        """Send until the end; return when the last unanswered message was sent, and the end."""
         sent = None
         try:
             for number in range(10**9):
@@ -640,7 +649,7 @@ class StopTests(SynchronousTestCase):
             writer.close()
 
     def test_many_waiting(self) -> None:
-        """More connections than are served in a turn have sent something: all are answered."""
+        """More connections than one iteration serves have sent a line: all are answered."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
         socks = [service.connect() for _ in range(connectable(self, 2000))]
         for sock in socks:
@@ -658,7 +667,7 @@ class StopTests(SynchronousTestCase):
         self.assertEqual(service.wait(), 0)
 
     def test_pipeline(self) -> None:
-        """All that had come is answered, though it takes the service some time."""
+        """Everything that had arrived is answered, although it takes several reads."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--framing", "line")
         with service.connect() as sock:
             sock.sendall(b"first\n")
@@ -666,16 +675,16 @@ class StopTests(SynchronousTestCase):
             os.kill(service.process.pid, signal.SIGSTOP)
             line = b"x" * 99 + b"\n"
             fill(sock, line)
-            come = self.come(sock) // len(line)
-            self.assertGreater(come, 1000)  # several reads
+            arrived = self.unread(sock) // len(line)
+            self.assertGreater(arrived, 1000)  # several reads
             service.process.send_signal(signal.SIGTERM)
             os.kill(service.process.pid, signal.SIGCONT)
             sock.settimeout(PATIENCE)
-            self.assertGreaterEqual(len(re.findall(STAMP, read_all(sock))), come)
+            self.assertGreaterEqual(len(re.findall(STAMP, read_all(sock))), arrived)
         self.assertEqual(service.wait(), 0)
 
-    def come(self, sock: socket.socket) -> int:
-        """Bytes of this client's that wait to be read by its server (proc(5), net/tcp)."""
+    def unread(self, sock: socket.socket) -> int:
+        """The bytes of this client that the server has not read yet (proc(5), net/tcp)."""
         client, server = (
             f":{sock_name[1]:04X} " for sock_name in (sock.getsockname(), sock.getpeername())
         )
@@ -684,16 +693,16 @@ class StopTests(SynchronousTestCase):
                 return int(row.split()[4].split(":")[1], 16)
         raise AssertionError("no such connection")
 
-    def test_stubborn(self) -> None:
-        """A peer that neither reads nor closes does not hold the stop longer than its timeout."""
+    def test_drain_timeout(self) -> None:
+        """A client that neither reads nor closes delays the stop by no more than the timeout."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--drain-timeout", "1")
         with service.connect() as sock:
             fill(sock, b"x" * 1023 + b"\n")
             self.assertEqual(service.stop(), 0)
         self.assertIn("ended after", service.log.text)
 
-    def test_stubborn_tls(self) -> None:
-        """Nor does a TLS peer that never answers the close (twisted#7926)."""
+    def test_no_close_notify(self) -> None:
+        """A TLS client that does not answer the close does not delay the stop (twisted#7926)."""
         files = self_signed(self.mktemp())
         service = Service(
             self,
@@ -707,7 +716,7 @@ class StopTests(SynchronousTestCase):
         self.assertIn(" 1 message, 6 bytes in", service.log.text)
 
     def test_second_signal(self) -> None:
-        """A second signal ends it at once."""
+        """A second signal stops the service at once."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--drain-timeout", "1000")
         with service.connect() as sock:
             fill(sock, b"x" * 1023 + b"\n")
@@ -717,24 +726,24 @@ class StopTests(SynchronousTestCase):
         self.assertNotIn("Traceback", service.log.text)
 
     def test_interrupt(self) -> None:
-        """Ctrl-C is a stop like any other."""
+        """SIGINT (Ctrl-C) stops the service like SIGTERM."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
-        self.assertRegex(talk(service.connect(), LINES), REPLIES)  # so that it runs by now
+        self.assertRegex(talk(service.connect(), LINES), REPLIES)  # it is running
         self.assertEqual(service.stop(signal.SIGINT), 0)
         self.assertIn("SIGINT received", service.log.text)
 
 
 class StopWithoutEpollTests(StopTests):
-    """The same with Twisted's own way to connections, where there is no epoll."""
+    """The same on a system without epoll(7)."""
 
     without_epoll = True
 
 
 class RestartTests(SynchronousTestCase):
-    """A new process in place of the old one, on a socket that systemd keeps open."""
+    """A new process replaces the old one, on a socket that systemd keeps open."""
 
     def test_under_load(self) -> None:
-        """Nobody is refused or reset, and each message from before the stop is answered."""
+        """No client is refused or reset; every message from before the stop is answered."""
         with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
             self.address = listener.getsockname()
             self.service = activated(self, listener)
@@ -744,7 +753,7 @@ class RestartTests(SynchronousTestCase):
         self.assertGreater(self.answers, 1000)
 
     async def restarts(self, listener: socket.socket) -> None:
-        """Three restarts, among twenty clients that connect, ask and close without pause."""
+        """Restart three times, while twenty clients connect, send and close without pause."""
         self.over = False
         clients = [asyncio.create_task(self.ask()) for _ in range(20)]
         for _ in range(3):
@@ -759,13 +768,13 @@ class RestartTests(SynchronousTestCase):
         await asyncio.gather(*clients)
 
     async def answered(self, more: int) -> None:
-        """Wait until so many more are answered."""
+        """Wait until this many more messages are answered."""
         enough = self.answers + more
         while self.answers < enough:
             await asyncio.sleep(0)
 
     async def ask(self) -> None:
-        """Connect, ask, close; only what was sent after a stop had begun may get no reply."""
+        """Connect, send, close; only a message sent during a stop may get no reply."""
         while not self.over:
             # Any refusal or reset is raised from here, and fails the test.
             reader, writer = await asyncio.wait_for(
@@ -784,12 +793,12 @@ class RestartTests(SynchronousTestCase):
 
 
 class StartTests(SynchronousTestCase):
-    """What can't be started, and what it gets."""
+    """Starts that fail."""
 
     def refused(self, *arguments: str, there: Sequence[str] = ()) -> str:
-        """The last line of a twistd that ends with status 1, and without a traceback.
+        """Run a twistd that fails with status 1, and return its last line.
 
-        It leaves the files in its folder that were there, and no others.
+        It must log no traceback, and leave no files but those that were there.
         """
         folder = Path(self.mktemp())
         folder.mkdir(parents=True)
@@ -803,8 +812,8 @@ class StartTests(SynchronousTestCase):
         return output.strip().splitlines()[-1]
 
     def test_bad_values(self) -> None:
-        """One line that says what was expected and what was given; no usage, and no log."""
-        for arguments, words in (
+        """A wrong option gets one line: no usage, no log."""
+        for arguments, error in (
             (["--listen", "tcp:70000"], "expected a port from 0 to 65535, not 70000"),
             (["--listen", "bogus:1"], "not 'bogus:1': Unknown endpoint type: 'bogus'"),
             (["--stamp", "rfc822"], "--stamp: expected ctime, iso, unix"),
@@ -816,17 +825,17 @@ class StartTests(SynchronousTestCase):
             line = done.stderr.decode()
             self.assertEqual((done.returncode, done.stdout, line.count("\n")), (1, b"", 1))
             self.assertTrue(line.startswith("tsecho: "), line)
-            self.assertIn(words, line)
+            self.assertIn(error, line)
 
     def test_port_in_use(self) -> None:
-        """A port that another has: the ports that were open by then are closed again."""
+        """A port in use is an error; the ports opened before it are closed again."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             there = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
             line = self.refused("tsecho", "-l", "unix:socket", "-l", there)
         self.assertIn(f"tsecho: cannot listen on {there}: Address already in use", line)
 
     def test_datagram_port_in_use(self) -> None:
-        """The same for datagrams."""
+        """A UDP port in use is an error, too."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
             taken.bind(("127.0.0.1", 0))
             there = f"udp:{taken.getsockname()[1]}:interface=127.0.0.1"
@@ -835,19 +844,19 @@ class StartTests(SynchronousTestCase):
                 self.assertIn(f"cannot listen on {there}: Address already in use", line)
 
     def test_address_not_ours(self) -> None:
-        """An address that this machine does not have (RFC 5737)."""
+        """An address that this machine does not have is an error (RFC 5737)."""
         line = self.refused("tsecho", "-l", "tcp:0:interface=192.0.2.1")
         self.assertIn(
             "cannot listen on tcp:0:interface=192.0.2.1: Cannot assign requested address", line
         )
 
     def test_path_exists(self) -> None:
-        """A file where the UNIX socket would be: it stays."""
+        """A file in the place of the UNIX socket is an error, and is not removed."""
         line = self.refused("tsecho", "-l", "unix:socket", there=["socket"])
         self.assertIn("cannot listen on unix:socket: Address already in use", line)
 
     def test_path_twice(self) -> None:
-        """The same path twice: the second fails, and takes nothing of the first away."""
+        """The same path twice is an error; the lock of the first is removed once."""
         line = self.refused("tsecho", "-l", "unix:socket", "-l", "unix:socket")
         self.assertIn("cannot listen on unix:socket", line)
 
@@ -862,7 +871,7 @@ class StartTests(SynchronousTestCase):
         error = f"tsecho: cannot listen on {there}: Address already in use\n"
         self.assertEqual((done.stdout, done.stderr.decode()), (b"", error))
         self.assertEqual(os.listdir(folder), ["log"])
-        # The parent ends when it is told; the daemon's last line may come after that.
+        # The parent ends at the daemon's report; the daemon may log its last line later.
         deadline = time.monotonic() + PATIENCE
         while "Address already in use" not in (log := Path(folder, "log").read_text()):
             self.assertLess(time.monotonic(), deadline, log)
@@ -873,7 +882,7 @@ class DaemonTests(SynchronousTestCase):
     """`twistd` with a pidfile and a logfile."""
 
     def test_daemon(self) -> None:
-        """It goes on in the background, and stops by its pidfile."""
+        """It runs in the background, and is stopped by its pidfile."""
         folder = os.path.abspath(self.mktemp())
         os.makedirs(folder)
         done = twistd(
@@ -881,7 +890,7 @@ class DaemonTests(SynchronousTestCase):
             *("--pidfile=pid", "--logfile=log", "tsecho"),
             *("-l", "unix:socket", "-l", "udp:0:interface=127.0.0.1", "-s", "iso"),
         )
-        # The parent ends when the service has started: nothing is left to wait for.
+        # The parent ends when the service has started, so there is nothing to wait for.
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, b"", b""))
         pid = int(Path(folder, "pid").read_text())
         try:
@@ -901,9 +910,9 @@ class DaemonTests(SynchronousTestCase):
         self.assertNotIn("Traceback", log)
 
     def test_privileges(self) -> None:
-        """A port under 1024 is opened before the rights to it are given up."""
+        """A port under 1024 is opened before root privileges are dropped."""
         if os.getuid() != 0:
-            self.skipTest("only root can give rights up")
+            self.skipTest("only root can drop privileges")
         port = self.low_port()
         service = Service(
             self,
@@ -926,7 +935,7 @@ class DaemonTests(SynchronousTestCase):
         raise AssertionError("no free port under 1024")
 
     def test_reactors(self) -> None:
-        """It works with every reactor that Linux has."""
+        """It works with each of Twisted's reactors for Linux."""
         for reactor in ("epoll", "poll", "select", "asyncio"):
             service = Service(
                 self,
@@ -939,10 +948,10 @@ class DaemonTests(SynchronousTestCase):
 
 
 class DatagramTests(SynchronousTestCase):
-    """Datagrams over real sockets."""
+    """UDP, over real sockets."""
 
     def ask(self, family: int, address: Any, message: bytes) -> bytes:
-        """A datagram, and its reply."""
+        """Send a datagram, and return its reply."""
         with socket.socket(family, socket.SOCK_DGRAM) as sock:
             sock.settimeout(PATIENCE)
             sock.connect(address)
@@ -950,7 +959,7 @@ class DatagramTests(SynchronousTestCase):
             return sock.recv(2**16)
 
     def test_families(self) -> None:
-        """Over IPv4 and IPv6, with every kind of stamp."""
+        """Datagrams are answered over IPv4 and IPv6, with and without arrival times."""
         for style in ("ctime", "unix"):
             service = Service(
                 self,
@@ -965,7 +974,7 @@ class DatagramTests(SynchronousTestCase):
                 self.assertTrue(reply.endswith(b"] a\nb"))
 
     def test_large(self) -> None:
-        """A datagram comes back whole up to the largest that its reply fits into."""
+        """The longest datagram whose reply fits into one is answered whole."""
         service = Service(self, "-l", "udp:0:interface=127.0.0.1")
         address = ("127.0.0.1", service.port())
         message = b"x" * (65507 - 27)
@@ -977,8 +986,8 @@ class DatagramTests(SynchronousTestCase):
         self.assertIn("datagrams not answered: 1 impossible to send", service.log.text)
         self.assertNotIn("Traceback", service.log.text)
 
-    def test_nobody_there(self) -> None:
-        """Replies to ports that are closed by then do not stop the port (twisted#6287)."""
+    def test_closed_ports(self) -> None:
+        """Replies to ports that are closed meanwhile do not stop the port (twisted#6287)."""
         service = Service(self, "-l", "udp:0:interface=127.0.0.1")
         address = ("127.0.0.1", service.port())
         for _ in range(100):
@@ -989,7 +998,7 @@ class DatagramTests(SynchronousTestCase):
         self.assertNotIn("Traceback", service.log.text)
 
     def test_rate(self) -> None:
-        """--udp-rate, against a source that asks for more."""
+        """--udp-rate limits the answers to a source; the log counts the others."""
         service = Service(self, "-l", "udp:0:interface=127.0.0.1", "--udp-rate", "3")
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.settimeout(0.3)
@@ -1008,32 +1017,32 @@ class DatagramTests(SynchronousTestCase):
 
 
 class PeerTests(SynchronousTestCase):
-    """Programs that were there before tsecho."""
+    """Other programs as clients and proxies."""
 
     def setUp(self) -> None:
-        """A service in the default framing."""
+        """Start a service in the default framing."""
         self.service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
         self.port = str(self.service.port())
 
     def test_lab_client(self) -> None:
-        """The lab's client: blocking, no newline, recv(1024), 你好."""
+        """The lab's client, which sends no newlines and reads 1024 bytes, gets its replies."""
         words = ["hello", "你好", "x" * 900, "👋"]
         replies = lab.ask(("127.0.0.1", int(self.port)), words)
         for word, reply in zip(words, replies, strict=True):
             self.assertRegex(reply, "^" + STAMP.decode() + word + "$")
 
     def test_nc(self) -> None:
-        """`nc -N` closes its side at the end of its input."""
+        """`nc -N`, which closes its side at the end of its input, gets all replies."""
         done = run([needs("nc"), "-N", "127.0.0.1", self.port], input=LINES)
         self.assertRegex(done.stdout, REPLIES)
 
     def test_socat(self) -> None:
-        """So does `socat`, whose wait for the rest is half a second by default."""
+        """`socat`, which then waits only half a second for replies, gets them all."""
         done = run([needs("socat"), "-", f"TCP:127.0.0.1:{self.port}"], input=LINES)
         self.assertRegex(done.stdout, REPLIES)
 
     def test_socat_tls(self) -> None:
-        """And through TLS, by a close_notify."""
+        """So does `socat` over TLS, with a close_notify."""
         files = self_signed(self.mktemp())
         service = Service(self, "-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}")
         where = f"OPENSSL:localhost:{service.port()},pf=ip4,cafile={files.certificate}"
@@ -1041,7 +1050,7 @@ class PeerTests(SynchronousTestCase):
         self.assertRegex(done.stdout, REPLIES)
 
     def test_haproxy(self) -> None:
-        """HAProxy in front, with both versions of its header, in front of TLS as well."""
+        """HAProxy works with both versions of its header, and with TLS to the service."""
         files = self_signed(self.mktemp())
         service = Service(
             self,
@@ -1058,7 +1067,7 @@ class PeerTests(SynchronousTestCase):
 
     @contextlib.contextmanager
     def balanced(self, server: str) -> Iterator[socket.socket]:
-        """A connection to this server through HAProxy."""
+        """Connect to this server through HAProxy."""
         settings = Path(self.mktemp())
         with socket.create_server(("127.0.0.1", 0)) as listener:
             settings.write_text(
@@ -1079,7 +1088,7 @@ class PeerTests(SynchronousTestCase):
                 balancer.wait(PATIENCE)
 
     def test_openssl(self) -> None:
-        """`openssl s_client` gets an answer while it is connected."""
+        """`openssl s_client` gets its reply while it is connected."""
         files = self_signed(self.mktemp())
         service = Service(self, "-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}")
         self.assert_answered(
@@ -1088,7 +1097,7 @@ class PeerTests(SynchronousTestCase):
         )
 
     def test_new_key(self) -> None:
-        """A TLS client that changes its key between two lines gets both replies."""
+        """A TLS client that updates its key between two lines (KeyUpdate) gets both replies."""
         files = self_signed(self.mktemp())
         service = Service(self, "-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}")
         process = subprocess.Popen(
@@ -1097,12 +1106,12 @@ class PeerTests(SynchronousTestCase):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        impatience = threading.Timer(PATIENCE, process.kill)
-        impatience.start()
-        self.addCleanup(impatience.cancel)
+        timeout = threading.Timer(PATIENCE, process.kill)
+        timeout.start()
+        self.addCleanup(timeout.cancel)
         assert process.stdin is not None and process.stdout is not None
         with process.stdin, process.stdout:
-            # A line of a single k is its word for it.
+            # A line of a single k makes s_client send a KeyUpdate.
             for line, answer in (
                 (b"one\n", b"] one\n"),
                 (b"k\n", b"KEYUPDATE\n"),
@@ -1115,11 +1124,11 @@ class PeerTests(SynchronousTestCase):
         process.wait(PATIENCE)
 
     def test_telnet(self) -> None:
-        """`telnet` says where it is connected, then shows what comes."""
+        """`telnet` shows the reply while it is connected."""
         self.assert_answered(needs("telnet"), "127.0.0.1", self.port)
 
     def assert_answered(self, *command: str) -> None:
-        """A line to this program's standard input comes back while the program runs."""
+        """A line on the standard input of this program is answered while it runs."""
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
