@@ -14,13 +14,8 @@ from twisted.logger import formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import logged
-from timestamp_echo.server.datagram import (
-    _BUCKETS,
-    LOG_INTERVAL,
-    RateLimit,
-    TimestampDatagram,
-    refusal,
-)
+from timestamp_echo.server import datagram
+from timestamp_echo.server.datagram import RateLimit, TimestampDatagram, refusal
 from timestamp_echo.stamps import SECOND, Stamp
 
 HOST = "192.0.2.1"
@@ -29,24 +24,24 @@ STAMP = b"[Thu Jan  1 00:00:01 1970] "
 
 
 class RefusalTests(SynchronousTestCase):
-    """`refusal`: which datagrams get no answer."""
+    """`refusal`: which datagrams are not answered."""
 
     def test_answered(self) -> None:
-        """What people send is answered, from any host and any port of a client's."""
-        for datagram in (b"", b"hello", b"[x]", b"] ", b" [a] b", b"[tag]:x"):
+        """Ordinary text is answered, from any host and any unprivileged port, with brackets too."""
+        for message in (b"", b"hello", b"[x]", b"] ", b" [a] b", b"[tag]:x"):
             for host in (HOST, "127.0.0.1", "2001:db8::1", "fe80::1", "::ffff:192.0.2.1"):
-                self.assertEqual(refusal(datagram, host, 1024, {3000}), "")
+                self.assertEqual(refusal(message, host, 1024, {3000}), "")
 
     def test_ports(self) -> None:
-        """Ports where other services are, and those where this one is."""
+        """The ports of other services, and this service's own, are not answered: replies loop."""
         for port in (0, 7, 19, 53, 123, 1023):
             self.assertEqual(refusal(b"x", HOST, port, set()), "from a port under 1024")
         self.assertEqual(
             refusal(b"x", HOST, 3000, {3000, 4000}), "from one of this service's own ports"
         )
 
-    def test_not_one_host(self) -> None:
-        """Addresses that are not one host's."""
+    def test_not_unicast(self) -> None:
+        """A source that is a broadcast, multicast or unspecified address is not answered."""
         for host in (
             "255.255.255.255",
             "0.0.0.0",
@@ -63,64 +58,86 @@ class RefusalTests(SynchronousTestCase):
         st.integers(0, 2**32 * SECOND),
     )
     def test_no_reply_is_answered(self, style: str, message: bytes, moment: int) -> None:
-        """No reply, in any style of stamp, to any message, is ever answered."""
+        """A reply, in any style of stamp and to any message, is never answered."""
         reply = Stamp(style, utc=True).prefix(moment) + message
         self.assertEqual(refusal(reply, HOST, 5000, set()), "like a reply")
 
 
-class RateTests(SynchronousTestCase):
-    """`RateLimit`."""
+class RateLimitTests(SynchronousTestCase):
+    """`RateLimit`: how many datagrams of a source are answered."""
 
     def test_limit(self) -> None:
-        """So many a second, and in the next second as many again, also after a step back."""
+        """Each second has its own limit, also after the clock was set back."""
         rate = RateLimit(3)
         for moment in (SECOND, 2 * SECOND, 100 * SECOND, 50 * SECOND):
             self.assertEqual(
                 [rate.allows(HOST, moment) for _ in range(4)], [True, True, True, False]
             )
 
-    def test_sources_apart(self) -> None:
-        """One source's flood does not use up another's share."""
+    def test_one_second(self) -> None:
+        """A second begins with the first datagram, and ends a billion nanoseconds later."""
+        rate = RateLimit(1)
+        for begin in (7, 7 + SECOND):
+            self.assertTrue(rate.allows(HOST, begin))
+            self.assertFalse(rate.allows(HOST, begin + SECOND - 1))
+
+    def test_source(self) -> None:
+        """An IPv4 /24 and an IPv6 /64 count as one source, another network as another."""
+        rate = RateLimit(1)
+        for first, same, other in (
+            ("192.0.2.1", "192.0.2.255", "192.0.3.1"),
+            ("2001:db8::1", "2001:db8::ffff", "2001:db8:0:1::1"),
+        ):
+            answered = [rate.allows(host, 0) for host in (first, same, other)]
+            self.assertEqual(answered, [True, False, True])
+
+    def test_sources_are_independent(self) -> None:
+        """A source over its limit does not use up the share of others, but for rare collisions."""
         rate = RateLimit(10)
         others = [f"198.51.{i}.1" for i in range(100)]
         for _ in range(1000):
             rate.allows(HOST, 0)
         self.assertGreater(sum(rate.allows(other, 0) for other in others), 90)
 
-    def test_bounded(self) -> None:
-        """However many sources are forged, the memory for them is the same."""
+    def test_memory(self) -> None:
+        """Any number of forged sources takes the same memory, some 128 KiB."""
         rate = RateLimit(10)
         for i in range(100_000):
             rate.allows(f"10.{i >> 16}.{i >> 8 & 255}.{i & 255}", 0)
-        self.assertEqual(len(rate._counts), _BUCKETS)
+        self.assertEqual(len(rate._counts), 2**14)
+        self.assertEqual(rate._counts.itemsize, 8)
+        for cached in (datagram._bucket, datagram._is_unicast):
+            self.assertEqual(cached.cache_parameters()["maxsize"], 2**12)
 
 
 class Port:
-    """As much of a UDP port as is asked for."""
+    """A UDP port that records what is sent, or raises."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: Exception | None = None, number: int = 3000) -> None:
+        self._number = number
         self.sent: list[tuple[bytes, Any]] = []
         self._error = error
 
     def getHost(self) -> IPv4Address:
         """See `IUDPTransport`."""
-        return IPv4Address("UDP", "127.0.0.1", 3000)
+        return IPv4Address("UDP", "127.0.0.1", self._number)
 
     def write(self, datagram: bytes, addr: Any) -> None:
-        """Send, or fail to."""
+        """See `IUDPTransport`."""
         if self._error is not None:
             raise self._error
         self.sent.append((datagram, addr))
 
 
 class FakeBatch:
-    """A batch, as far as it is looked at, of which each third can't be sent."""
+    """A `DatagramBatch` in memory; a third of its replies cannot be sent."""
 
     def __init__(self, messages: Sequence[bytes], port: int, arrivals: Sequence[int] = ()) -> None:
         self.count = len(messages)
         self.first_bytes = b"".join(message[:1] or b"[" for message in messages)
         self.timed = bool(arrivals)
         self._messages, self._port, self._arrivals = messages, port, arrivals
+        self.copied: list[int] = []
         self.replies: list[bytes] = []
         self.dropped: list[int] = []
 
@@ -130,6 +147,7 @@ class FakeBatch:
 
     def message(self, slot: int) -> bytes:
         """See `DatagramBatch`."""
+        self.copied.append(slot)
         return self._messages[slot]
 
     def arrival(self, slot: int) -> int:
@@ -150,38 +168,38 @@ class FakeBatch:
 
 
 class TimestampDatagramTests(SynchronousTestCase):
-    """`TimestampDatagram`."""
+    """`TimestampDatagram`: the answers, and the log of what is not answered."""
 
     def setUp(self) -> None:
-        """A clock, and what is logged."""
+        """Make a clock, and record the log."""
         self.clock = Clock()
         self.events = logged(self)
 
     def echo(self, port: Port, style: str = "ctime", **options: Any) -> TimestampDatagram:
-        """The protocol on this port, at the epoch's first second."""
+        """Start the protocol on this port, one second after the epoch."""
         echo = TimestampDatagram(Stamp(style, utc=True), self.clock, lambda: SECOND, **options)
         echo.transport = port  # type: ignore[assignment]  # as much of one as is needed
         echo.startProtocol()
         return echo
 
     def lines(self) -> list[str]:
-        """What was logged."""
+        """The lines logged so far."""
         return [formatEvent(event) for event in self.events]
 
     def test_reply(self) -> None:
-        """A datagram is a message, newlines and all, and goes back to where it came from."""
+        """A datagram is one message, with any bytes, and its reply goes to its source."""
         port = Port()
         self.echo(port).datagramReceived(b"a\nb\xff\0", PEER)
         self.assertEqual(port.sent, [(STAMP + b"a\nb\xff\0", PEER)])
 
     def test_empty(self) -> None:
-        """So is an empty one."""
+        """An empty datagram is a message, too."""
         port = Port()
         self.echo(port).datagramReceived(b"", PEER)
         self.assertEqual(port.sent, [(STAMP, PEER)])
 
     def test_link_local(self) -> None:
-        """A link-local source keeps its scope."""
+        """The reply to a link-local address is sent through the interface of its scope."""
         port = Port()
         self.echo(port).datagramReceived(b"a", ("fe80::1%lo", 5000))
         self.assertEqual(port.sent, [(STAMP + b"a", ("fe80::1%lo", 5000))])
@@ -193,16 +211,16 @@ class TimestampDatagramTests(SynchronousTestCase):
         arrivals: Sequence[int] = (),
         rate: int = 9,
     ) -> FakeBatch:
-        """A batch with these messages, when it has been answered."""
+        """Answer a batch of these messages, and let the log interval pass."""
         batch: Any = FakeBatch(messages, port, arrivals)
         style = "unix" if arrivals else "ctime"
         self.echo(Port(), style, rate=rate).datagramsReceived(batch)
-        self.clock.advance(LOG_INTERVAL)
+        self.clock.advance(10)
         answered: FakeBatch = batch
         return answered
 
     def test_batch(self) -> None:
-        """Each datagram of a batch is answered as if it had come alone, or not."""
+        """The same datagrams are answered in a batch as one by one."""
         batch = self.batch([b"", b"[x", STAMP + b"x", b"\n", b"a", b"b"], rate=4)
         self.assertEqual(batch.replies, [STAMP, STAMP + b"[x", STAMP + b"\n", STAMP + b"a"])
         self.assertEqual(batch.dropped, [2, 5])
@@ -213,20 +231,32 @@ class TimestampDatagramTests(SynchronousTestCase):
         self.assertEqual(self.batch([b"x"], 7).replies, [])
 
     def test_kernel_times(self) -> None:
-        """The stamps are the datagrams' arrival times, where the kernel knows them."""
+        """Stamps are the kernel's arrival times; the current time where it gives none."""
         batch = self.batch([b"a", b"b"], arrivals=[5 * SECOND + 1, 0])
         self.assertEqual(batch.replies, [b"[5.000000001] a", b"[1.000000000] b"])
 
-    def test_could_not_be_sent(self) -> None:
-        """What the sending raises is counted, and never a traceback."""
+    def test_copies(self) -> None:
+        """Only messages that may be replies, because they begin with a bracket, are copied."""
+        self.assertEqual(self.batch([b"a", b"[x", b"Z", b"~"]).copied, [1])
+
+    def test_not_noisy(self) -> None:
+        """Twisted does not log its own line about the port, which would be the second."""
+        self.assertFalse(TimestampDatagram.noisy)
+
+    def test_prefix_of_the_moment(self) -> None:
+        """Without arrival times all replies of a batch have the stamp of the current time."""
+        self.assertEqual(self.batch([b"a", b"b"]).replies, [STAMP + b"a", STAMP + b"b"])
+
+    def test_cannot_send(self) -> None:
+        """Replies that cannot be sent are counted; no traceback is logged."""
         for error in (MessageLengthError("too long"), OSError(22, "Invalid argument")):
             self.echo(Port(error)).datagramReceived(b"a", PEER)
-            self.clock.advance(LOG_INTERVAL)
+            self.clock.advance(10)
         self.assertEqual(self.lines(), ["datagrams not answered: 1 impossible to send"] * 2)
         self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_not_answered(self) -> None:
-        """What must not be answered is not, and the log has a line in ten seconds."""
+        """Unanswered datagrams are counted by reason, and logged after ten seconds."""
         port = Port()
         echo = self.echo(port, rate=2)
         echo.datagramReceived(STAMP + b"x", PEER)
@@ -235,7 +265,7 @@ class TimestampDatagramTests(SynchronousTestCase):
         for _ in range(5):
             echo.datagramReceived(b"x", PEER)
         self.assertEqual(len(port.sent), 2)
-        self.clock.advance(LOG_INTERVAL - 0.1)
+        self.clock.advance(9.9)
         self.assertEqual(self.lines(), [])
         self.clock.advance(0.1)
         self.assertEqual(
@@ -245,19 +275,52 @@ class TimestampDatagramTests(SynchronousTestCase):
                 " 1 from a port under 1024, 1 from one of this service's own ports"
             ],
         )
-        self.clock.advance(10 * LOG_INTERVAL)
+        self.clock.advance(100)
         self.assertEqual(len(self.lines()), 1)
 
-    def test_set_on_each_other(self) -> None:
-        """Two services that are set on each other exchange no more than the first reply."""
-        one, other = Port(), Port()
-        echoes = [self.echo(one, "iso"), self.echo(other, "%H:%M")]
-        echoes[0].datagramReceived(b"forged", PEER)
-        echoes[1].datagramReceived(one.sent[0][0], PEER)
-        self.assertEqual((len(one.sent), len(other.sent)), (1, 0))
+    def test_counts_start_anew(self) -> None:
+        """A line counts only what came after the line before it."""
+        echo = self.echo(Port())
+        for host, port in ((HOST, 7), (HOST, 7), (HOST, 3000)):
+            echo.datagramReceived(b"x", (host, port))
+            self.clock.advance(10)
+        self.assertEqual(
+            self.lines(),
+            [
+                "datagrams not answered: 1 from a port under 1024",
+                "datagrams not answered: 1 from a port under 1024",
+                "datagrams not answered: 1 from one of this service's own ports",
+            ],
+        )
 
-    def test_counted_in_the_end(self) -> None:
-        """When the port is closed the log has what it did not have yet."""
+    def test_default_rate(self) -> None:
+        """By default 1000 datagrams a second are answered per source."""
+        port = Port()
+        echo = self.echo(port)
+        for _ in range(1001):
+            echo.datagramReceived(b"x", PEER)
+        self.assertEqual(len(port.sent), 1000)
+
+    def test_own_ports(self) -> None:
+        """The ports of one service know each other, and do not answer each other."""
+        own_ports: set[int] = set()
+        port = Port()
+        echo = self.echo(port, own_ports=own_ports)
+        self.echo(Port(number=4000), own_ports=own_ports)
+        self.assertEqual(own_ports, {3000, 4000})
+        echo.datagramReceived(b"x", (HOST, 4000))
+        self.assertEqual(port.sent, [])
+
+    def test_two_services(self) -> None:
+        """A forged datagram makes two services exchange one reply, and no more."""
+        first, second = Port(), Port()
+        echoes = [self.echo(first, "iso"), self.echo(second, "%H:%M")]
+        echoes[0].datagramReceived(b"forged", PEER)
+        echoes[1].datagramReceived(first.sent[0][0], PEER)
+        self.assertEqual((len(first.sent), len(second.sent)), (1, 0))
+
+    def test_log_at_close(self) -> None:
+        """When the port is closed, the counts so far are logged at once."""
         echo = self.echo(Port())
         echo.stopProtocol()
         echo = self.echo(Port())

@@ -84,7 +84,7 @@ class RateLimit:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._begin = self._end = 0  # of the current second, in nanoseconds
-        self._counts = array("L", [0])
+        self._counts = array("L")
 
     def allows(self, host: str, moment: int) -> bool:
         """Count a datagram of this source, and decide whether it may be answered.
