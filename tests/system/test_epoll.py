@@ -292,6 +292,7 @@ class EpollGroupTests(SynchronousTestCase):
         self.group.doRead()
         self.group.doRead()
         self.assertEqual((recorder.reads, recorder.ends), ([b"x"], ["half"]))
+        self.assertEqual(self.reactor.getReaders(), [])  # nothing to read or to write
         recorder.transport.write(b"last reply")
         recorder.transport.loseConnection()
         self.group.doRead()
@@ -419,10 +420,44 @@ class EpollGroupTests(SynchronousTestCase):
         """A close in `readConnectionLost` with nothing unsent closes at once, without an event."""
         peer, recorder = self.connect()
         recorder.readConnectionLost = recorder.transport.loseConnection  # type: ignore[method-assign]
+        self.patch(self.group, "addWriter", {}.popitem)  # must not be called
         peer.shutdown(socket.SHUT_WR)
         self.group.doRead()
         self.assertEqual(recorder.ends, [ConnectionDone])
         self.assertEqual(self.reactor.getReaders(), [])
+
+    def test_exception_after_last_reply(self) -> None:
+        """A protocol that writes a long reply and raises has one error logged, and is lost."""
+        peer, recorder = self.connect()
+
+        def write_and_raise() -> None:
+            recorder.transport.write(b"x" * 10**6)
+            raise KeyError
+
+        recorder.readConnectionLost = write_and_raise  # type: ignore[method-assign]
+        peer.shutdown(socket.SHUT_WR)
+        self.group.doRead()
+        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
+        self.assertEqual(recorder.ends, [KeyError])
+
+    def test_order_of_buffered(self) -> None:
+        """While bytes are buffered, later ones are sent after them, although there is room."""
+        peer, recorder = self.connect()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                recorder.transport.socket.send(b"-" * 1000)
+        received = b""
+        for text in (b"a" * 10**6, b"b", b"c"):
+            recorder.transport.write(text)
+            received += peer.recv(2**16)
+            if text == b"b":
+                self.group.doRead()  # sends a part of what is buffered
+        peer.setblocking(False)
+        while not received.endswith(b"c"):
+            with contextlib.suppress(BlockingIOError):
+                received += peer.recv(2**20)
+            self.group.doRead()
+        self.assertEqual(received.lstrip(b"-"), b"a" * 10**6 + b"bc")
 
     def test_max_unsent(self) -> None:
         """A producer is paused when more than `max_unsent` bytes are unsent, not before."""

@@ -257,7 +257,6 @@ class StreamTransport(tcp.Server):
         self.bufferSize = max_unsent
         # Every write looks these up, which takes longer in a class than in the object.
         self.dataBuffer = b""
-        self._writeDisconnected = False
         # One text for all connections of a host: a proxy, or a network behind one address.
         self.hostname = sys.intern(host) if isinstance(host, str) else host
         self.client = (self.hostname, *rest)
@@ -331,10 +330,8 @@ class StreamTransport(tcp.Server):
     def write(self, data: bytes) -> None:
         """Send what the kernel takes at once; buffer the rest, as `FileDescriptor.write` does."""
         # Anything that is still buffered must go first, or replies would overtake each other.
-        # After `loseWriteConnection` nothing may be sent; Twisted's `write` drops it.
-        if self.connected and not (
-            self._tempDataBuffer or self.dataBuffer or self._writeDisconnected
-        ):
+        # After `loseWriteConnection` send(2) fails (EPIPE), and Twisted's `write` drops the bytes.
+        if self.connected and not (self._tempDataBuffer or self.dataBuffer):
             try:
                 sent = self.socket.send(data)
             except OSError:
