@@ -261,6 +261,17 @@ class ProxiedProtocolTests(SynchronousTestCase):
         self.proxied.dataReceived(b"PROXY UNKNOWN\r\n")
         self.assertEqual(self.proxied.getPeer(), self.transport.getPeer())
 
+    def test_proxy_has_no_limit(self) -> None:
+        """The address of the proxy itself is not checked against the limit per peer."""
+        proxy = IPv4Address("TCP", "192.0.2.50", 1)
+        direct = self.factory.buildProtocol(proxy)
+        assert isinstance(direct, TimestampEcho)
+        transport = TCPTransport(peerAddress=proxy)
+        direct.makeConnection(transport)
+        self.assertNotEqual(self.factory.connections.refusal(proxy), "")
+        proxied = ProxiedFactory(self.factory).buildProtocol(proxy)
+        self.assertIsInstance(proxied.wrappedProtocol, TimestampEcho)
+
     def test_exception_inside(self) -> None:
         """An exception of the protocol inside, here a ValueError, is not taken for the header's."""
         self.connect(Factory.forProtocol(Raising))

@@ -31,6 +31,7 @@ from tests.fakes import TCPTransport
 from tests.system.certificates import self_signed
 from timestamp_echo.server.protocol import TimestampEchoFactory
 from timestamp_echo.stamps import SECOND, Stamp
+from timestamp_echo.transports.proxy import ProxiedFactory
 from timestamp_echo.transports.tls import (
     MAX_RECORD,
     HalfCloseTLS,
@@ -94,7 +95,7 @@ class RecordTrackerTests(SynchronousTestCase):
     """`RecordTracker`: which reads are exactly one record."""
 
     @given(
-        st.lists(st.integers(1, 300) | st.just(MAX_RECORD), min_size=1, max_size=6),
+        st.lists(st.integers(0, 300) | st.just(MAX_RECORD), min_size=1, max_size=6),
         st.lists(st.integers(0, 6 * 305), max_size=12),
         st.data(),
     )
@@ -107,6 +108,37 @@ class RecordTrackerTests(SynchronousTestCase):
         for start, end in pairwise(p for p in positions if p <= len(stream)):
             expected = (start, end) in set(pairwise(ends))
             self.assertEqual(tracker.is_one_record(stream[start:end]), expected)
+
+    def test_no_boundary(self) -> None:
+        """A read within a record may look exactly like a record, and is none."""
+        record = b"\x17\3\3\0\2ab"
+        outer = b"\x17\3\3\0\x09" + record + b"zz"
+        tracker = RecordTracker()
+        reads = (outer[:5], record, b"zz", record)
+        self.assertEqual([tracker.is_one_record(data) for data in reads], [False] * 3 + [True])
+        # The second read has the rest of the header in front.
+        split = (b"\x17\3\3", b"\0\5a\0\2yz", record)
+        self.assertEqual([tracker.is_one_record(data) for data in split], [False, False, True])
+
+
+@implementer(IHalfCloseableProtocol)
+class Recorder(Protocol):
+    """Records what it receives, and how both sides close; closes nothing itself."""
+
+    def __init__(self) -> None:
+        self.events: list[object] = []
+
+    def dataReceived(self, data: bytes) -> None:
+        """See `IProtocol`."""
+        self.events.append(data)
+
+    def readConnectionLost(self) -> None:
+        """See `IHalfCloseableProtocol`."""
+        self.events.append("read closed")
+
+    def writeConnectionLost(self) -> None:
+        """See `IHalfCloseableProtocol`."""
+        self.events.append("write closed")
 
 
 class HalfCloseTLSTests(SynchronousTestCase):
@@ -293,34 +325,66 @@ class HalfCloseTLSTests(SynchronousTestCase):
         self.assertTrue(client.server_closed)
         self.assertTrue(server.disconnecting)
 
+    def test_fin_without_half_close(self) -> None:
+        """For such a protocol a FIN without a close_notify closes the connection, too."""
+        transport = TCPTransport()
+        server: Any = self.tls(Factory.forProtocol(Protocol)).buildProtocol(None)
+        Client(server, transport)
+        server.readConnectionLost()
+        self.assertTrue(transport.disconnecting)
+
+    def test_fin_with_backlog(self) -> None:
+        """After a FIN without a close_notify, too, all replies are sent before the close."""
+        self.client.send(b"\n" * 16_000)
+        self.server.dataReceived(self.client._tls.bio_read(2**20))
+        self.server.wrappedProtocol.pauseProducing()
+        self.client.send(b"\n" * 16_000)
+        self.server.dataReceived(self.client._tls.bio_read(2**20))
+        self.server.readConnectionLost()
+        self.assertFalse(self.transport.disconnecting)
+        self.server.wrappedProtocol.resumeProducing()
+        self.assertTrue(self.transport.disconnecting)
+        self.client.exchange()
+        self.assertEqual(self.client.received, (STAMP + b"\n") * 32_000)
+
+    def recorded(self) -> tuple[Any, Recorder, TCPTransport]:
+        """Make TLS around a `Recorder`."""
+        transport = TCPTransport()
+        server: Any = self.tls(Factory.forProtocol(Recorder)).buildProtocol(None)
+        return server, server.wrappedProtocol, transport
+
+    def test_read_closed_once(self) -> None:
+        """The protocol hears once that the peer has closed, by a close_notify and then a FIN."""
+        server, recorder, transport = self.recorded()
+        client = Client(server, transport)
+        client.close_notify()
+        client.exchange()
+        server.readConnectionLost()
+        self.assertEqual(recorder.events, ["read closed"])
+        self.assertFalse(client.server_closed or transport.disconnecting)
+
+    def test_flush_at_close_notify(self) -> None:
+        """What OpenSSL wrote by itself is sent also when the read ends with a close_notify."""
+        server, _, transport = self.recorded()
+        client = Client(server, transport)
+        flushed: list[bool] = []
+        self.patch(server, "_flushSendBIO", lambda: flushed.append(True))
+        client.close_notify()
+        client.exchange()
+        self.assertEqual(flushed, [True])
+
     def test_lose_write_connection(self) -> None:
         """`loseWriteConnection` sends a close_notify, and the peer's data is still read."""
-        read: list[bytes] = []
-        closed: list[bool] = []
-
-        @implementer(IHalfCloseableProtocol)
-        class HalfCloseable(Protocol):
-            def dataReceived(self, data: bytes) -> None:
-                read.append(data)
-
-            def readConnectionLost(self) -> None:
-                read.append(b"closed")
-
-            def writeConnectionLost(self) -> None:
-                closed.append(True)
-
-        transport = TCPTransport()
-        server = self.tls(Factory.forProtocol(HalfCloseable)).buildProtocol(None)
+        server, recorder, transport = self.recorded()
         client = Client(server, transport)
         server.write(b"last reply")
         server.loseWriteConnection()
         client.exchange()
         self.assertEqual((client.received, client.server_closed), (b"last reply", True))
-        self.assertEqual(closed, [True])
         self.assertFalse(transport.disconnecting or transport.half_closed)
         client.send(b"more")
         client.exchange()
-        self.assertEqual(read, [b"more"])
+        self.assertEqual(recorder.events, ["write closed", b"more"])
         server.loseConnection()
         self.assertTrue(transport.disconnecting)
 
@@ -331,6 +395,40 @@ class HalfCloseTLSTests(SynchronousTestCase):
         server.loseWriteConnection()
         client.exchange()
         self.assertTrue(client.server_closed)
+
+
+class ProxiedTLSTests(SynchronousTestCase):
+    """`ProxiedProtocol` around `HalfCloseTLS` around `TimestampEcho`."""
+
+    def setUp(self) -> None:
+        """Make a connection whose PROXY header has not arrived."""
+        self.clock = Clock()
+        files = self_signed(self.mktemp())
+        creator: Any = DefaultOpenSSLContextFactory(files.key, files.certificate)
+        echoes = TimestampEchoFactory(Stamp(utc=True), clock=self.clock, now=lambda: SECOND)
+        secured = HalfCloseTLSFactory(creator, echoes, self.clock)
+        self.proxied = ProxiedFactory(secured).buildProtocol(None)
+        self.transport = TCPTransport()
+        self.proxied.makeConnection(self.transport)
+        tls: Any = self.proxied.wrappedProtocol
+        self.echo = tls.wrappedProtocol
+
+    def test_header(self) -> None:
+        """The header is passed on: it starts the ten seconds for the handshake."""
+        self.clock.advance(9)
+        self.proxied.dataReceived(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
+        self.assertEqual(self.echo.transport.getPeer().host, "192.0.2.1")
+        self.clock.advance(9)
+        self.assertFalse(self.transport.disconnecting)
+        self.clock.advance(1)
+        self.assertTrue(self.transport.disconnecting)
+        self.assertEqual(self.echo.why, "no TLS handshake within 10 s")
+
+    def test_invalid_header(self) -> None:
+        """An invalid header is passed on, too: it is the reason in the log."""
+        self.proxied.dataReceived(b"no\n")
+        self.assertTrue(self.transport.disconnecting)
+        self.assertEqual(self.echo.why, "no valid PROXY header")
 
 
 class RequireClientCertificateTests(SynchronousTestCase):

@@ -56,7 +56,7 @@ class RecordTracker:
         # which `_skip` bytes are still to come; or within a header, whose first bytes are in
         # `_header`. In the last two, what came is not one record, whatever it is.
         at_boundary = not (self._skip or self._header)
-        if at_boundary and len(data) > _HEADER_SIZE and _record_size(data, 0) == len(data):
+        if at_boundary and len(data) >= _HEADER_SIZE and _record_size(data, 0) == len(data):
             return True  # the usual case, and the tracker is at a boundary again
         # Jump from header to header. `position` ends at the first byte of the next header; if
         # that lies beyond what came, the difference is the rest of a record.
