@@ -22,6 +22,7 @@ from zope.interface.verify import verifyClass, verifyObject
 
 from tests.fakes import IterationClock, TCPTransport, TLSTransport, logged
 from timestamp_echo.framing import (
+    FULL_READ,
     HOLD,
     SURE,
     AutoFraming,
@@ -267,6 +268,39 @@ class TimestampEchoTests(SynchronousTestCase):
         echo.dataReceived(b"lf\n")
         self.assertTrue(self.transport.value().endswith(b"] half\n"))
 
+    def test_late_server_twice(self) -> None:
+        """A server that is late again reads again before it ends the message."""
+        echo = self.connect()
+        echo.dataReceived(b"one\nh")
+        self.transport.clear()
+        for data in (b"a", b"lf\n"):
+            self.clock.advance(10 * MESSAGE_GAP)
+            echo.dataReceived(data)
+        self.paused()
+        self.assertTrue(self.transport.value().endswith(b"] half\n"))
+
+    def test_gap_again(self) -> None:
+        """Silence can end several messages of one connection."""
+        echo = self.connect()
+        for data in (b"one\ntwo", b"three\nfour"):
+            echo.dataReceived(data)
+            self.paused()
+        self.assertEqual(self.transport.value().replace(STAMP, b"|"), b"|one\n|two|three\n|four")
+
+    def test_end_stops_gap(self) -> None:
+        """After `end` no timer of the message gap is left."""
+        echo = self.connect(transport=TCPTransport())
+        echo.dataReceived(b"one\ntwo")
+        echo.end("over")
+        self.assertEqual(self.clock.getDelayedCalls()[1:], [])  # the first is the log's
+
+    def test_half_close_while_paused(self) -> None:
+        """If only sent replies are pending, a close of the peer does not wait for them."""
+        echo = self.connect()
+        echo.pauseProducing()
+        echo.readConnectionLost()
+        self.assertTrue(self.transport.disconnecting)
+
     def paused(self) -> None:
         """Let the message gap pass, and the iteration in which nothing is read."""
         self.clock.advance(MESSAGE_GAP)
@@ -503,7 +537,7 @@ class TimestampEchoTests(SynchronousTestCase):
         echo.drain()
         self.clock.advance(0)
         for _ in range(3):
-            echo.dataReceived(b"x" * 65535 + b"\n")
+            echo.dataReceived(b"x" * (FULL_READ - 1) + b"\n")
             self.clock.advance(0)
             self.assertFalse(transport.half_closed)
         self.clock.advance(0)
@@ -531,12 +565,14 @@ class TimestampEchoTests(SynchronousTestCase):
 
     def test_drain_lost(self) -> None:
         """A connection that is lost while it is drained leaves no timer."""
-        echo = self.connect(transport=TCPTransport())
+        transport = TCPTransport()
+        echo = self.connect(transport=transport)
         echo.drain()
         self.lose(echo, ConnectionLost())
         self.clock.advance(0)
         self.clock.advance(2)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertFalse(transport.half_closed)
 
     def test_messages(self) -> None:
         """`messages` counts the answered messages, for the idle timeout."""

@@ -298,13 +298,11 @@ class TimestampEcho(LingeringClose):
         self.transport.abortConnection()
 
     def _finish(self, why: str) -> None:
-        """Write the last replies: those to the backlog, and to a message without an end."""
+        """Write the last reply: to a message without an end. There is no backlog."""
         self.why = why
         self._cancel_gap()
         # Twisted closes only once there is no producer any more.
         self.transport.unregisterProducer()
-        self._paused = False
-        self._answer_backlog()
         self._end_message()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
