@@ -299,10 +299,10 @@ def _quoted(text: str) -> str:
 def _report_to_shell() -> Callable[[str], None]:
     """Prepare to report how a daemon's start ends, before twistd forks.
 
-    twistd's parent process, for which the shell waits, prints what it is told of a failure as the
-    name of a class and the repr of bytes, cut at 100. Here it is kept from that: right after its
-    fork, before it does anything else, it waits for the end of this pipe. If an error came
-    through, it prints that and exits. Otherwise it goes on, and learns that all is well.
+    The shell waits for twistd's parent process. By itself that prints a failure of the daemon as
+    the name of a class and the repr of at most 100 bytes. To prevent this, right after its fork it
+    reads from a pipe until the daemon closes it. If the pipe brought an error, the parent prints
+    that and exits; otherwise it continues as usual.
 
     @return: to be called in the daemon, with the error, or with an empty text.
     """

@@ -25,7 +25,7 @@ LINGER_TIMEOUT = 1.0
 
 
 class Transport(typing.Protocol):
-    """What a connection needs of its transport: a TCP or UNIX socket, or TLS or PROXY over it."""
+    """What a connection needs of its transport: that of a socket, or TLS or PROXY over one."""
 
     def write(self, data: bytes) -> None:
         """See `ITransport.write`."""

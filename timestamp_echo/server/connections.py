@@ -24,7 +24,7 @@ connections while they are being closed."""
 IDLE_TIMEOUT = 3600.0
 """Seconds without a complete exchange after which a connection is closed, by default."""
 
-_CHECKS = 10  # of all connections within the idle timeout: it is kept to within a tenth
+_CHECKS = 10  # per idle timeout, which is so kept to within a tenth
 
 
 class Connection(Protocol):
@@ -35,7 +35,7 @@ class Connection(Protocol):
     """
 
     peer_key: bytes
-    """What it counts as where peers are counted; empty if its peer is not known."""
+    """The key under which its peer is counted; empty if its peer is unknown, or not counted."""
 
     messages_seen: int
     """`messages` at the last check."""
@@ -74,7 +74,7 @@ def file_limit() -> int:
 
 
 def address_key(address: IAddress | None) -> bytes:
-    """What this peer counts as: see `peer_key`. Empty for an address without an IP address."""
+    """The key under which a peer is counted, see `peer_key`; empty if it has no IP address."""
     if isinstance(address, (IPv4Address, IPv6Address)):
         return peer_key(address.host)
     return b""

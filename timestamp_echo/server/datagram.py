@@ -1,8 +1,8 @@
 """Datagrams: each is a message, and its reply goes back to its source, or is not sent.
 
 Knows a stamp and a port; no connection. The source of a datagram is easily forged. So a reply may
-reach somebody who never asked, and two services that answer each other may do so without end
-(CVE-2024-2169, VU#417980). Which datagrams get no answer is decided here.
+reach a host that sent nothing, and two services may answer each other without end (CVE-2024-2169,
+VU#417980). This module decides which datagrams are not answered.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ UDP_RATE = 1000
 LOG_INTERVAL = 10.0
 """Seconds over which unanswered datagrams are counted before the log has a line about them."""
 
-_PRIVILEGED = 1024  # below this are the services that a forged datagram would set on this one
+_PRIVILEGED = 1024  # below are the services that a forged datagram would make answer this one
 
 _BUCKETS = 2**14
 
 _BRACKET = ord("[")
 
 _NOT_SENT = "impossible to send"
-# A peer can cause this at will: a reply that does not fit into a datagram (65,507 bytes over
-# IPv4), the broadcast address of a local network, or an address without a route back.
+# A peer can cause this at will, by a datagram whose reply is too long (over 65,507 bytes in IPv4),
+# or by a source that is a local broadcast address, or has no route.
 
-_CACHED_SOURCES = 2**12  # whose addresses are not parsed again
+_CACHED_SOURCES = 2**12  # the results of parsing this many addresses are kept
 
 
 def refusal(datagram: bytes, host: str, port: int, own_ports: set[int]) -> str:
@@ -74,9 +74,9 @@ def _bucket(host: str) -> int:
 class RateLimit:
     """A limit of answers per second for each source: an IPv4 /24, an IPv6 /64.
 
-    It takes the same memory however many sources there are, or are forged: they share `_BUCKETS`
-    counters, by a hash that cannot be foretold from outside (PYTHONHASHSEED). Whoever wants to
-    use up another source's share has to use up nearly all counters.
+    Any number of sources, forged ones included, takes the same memory: they share `_BUCKETS`
+    counters, by a hash that an attacker cannot predict (PYTHONHASHSEED). To use up the limit of
+    one other source, an attacker has to use up nearly all counters.
 
     @param limit: answers per second.
     """

@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from timestamp_echo.addresses import host_port, unmapped
 
 LINES_PER_SECOND = 10
-"""Few enough to read as they come; at 150 bytes a line, 130 MB a day at most."""
+"""At 150 bytes a line this is at most 130 MB a day for each kind."""
 
 
 def format_address(address: IAddress | None) -> str:
@@ -36,7 +36,7 @@ def format_address(address: IAddress | None) -> str:
 
 
 def escape(text: str) -> str:
-    """The text as it is if that is printable ASCII; otherwise as in a Python string literal."""
+    """Return printable ASCII unchanged, and other text as in a Python string literal."""
     return text if text.isascii() and text.isprintable() else ascii(text)[1:-1]
 
 

@@ -81,14 +81,14 @@ class MessageGap:
 
 
 class Drain:
-    """Waits until everything that had arrived is read.
+    """Waits until everything that has arrived is read.
 
-    That is so when the reactor has looked at its sockets once more, and that brought less than
-    a full read from this one.
+    That is so when the reactor has read its sockets once more, and has found less than a full
+    read in this one.
 
     @param clock: the reactor's.
     @param received: returns how many bytes were read so far.
-    @param drained: is called.
+    @param drained: is called then.
     """
 
     def __init__(

@@ -78,7 +78,7 @@ class EchoService(Service):
         self._stopping = False
 
     def privilegedStartService(self) -> None:
-        """Open all ports, while the process still may have the right to.
+        """Open all ports, while the process still has root privileges, if it had them.
 
         @raise CannotListen: one could not be opened. Those opened before it are closed again.
         """
@@ -133,7 +133,7 @@ class EchoService(Service):
         return closed
 
     def _drain_after(self, iterations: int) -> None:
-        # By then each connection has had its turn, so everything that had come is read.
+        # By then every connection has been read once, so everything that had arrived is known.
         if iterations:
             self._reactor.callLater(0, self._drain_after, iterations - 1)
         else:
@@ -191,5 +191,5 @@ def _listening_on(description: str, address: IAddress) -> str:
         kind = ":".join(description.split(":")[:2])
     where = f"{kind}:{address.port}"
     if address.host == "0.0.0.0" or (address.host == "::" and kind.endswith(("tcp6", "tls"))):
-        return where  # all addresses, as this kind does if it is not told otherwise
+        return where  # all addresses are the default of this kind
     return f"{where}:interface={quoteStringArgument(address.host)}"

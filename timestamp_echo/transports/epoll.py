@@ -36,8 +36,8 @@ HAS_EPOLL = hasattr(select, "epoll")
 """Whether there is an epoll(7). Elsewhere the reactor watches each connection."""
 
 READ_SIZE = 2**15
-"""Bytes that one read brings at most. With twice as many, a TLS peer that does not take its
-replies costs 290 KiB, with these 205."""
+"""Bytes of one read at most. A TLS peer that does not read its replies then takes 205 KiB of
+memory; with twice as many, 290 KiB."""
 
 MAX_EVENTS = 128
 """Connections served per round, and `MAX_ROUNDS` rounds per iteration of the reactor: at some 8
@@ -47,7 +47,7 @@ MAX_ROUNDS = 2
 
 _MANY_READY = 8  # in one round: then others are likely to have become ready meanwhile
 
-# epoll(7), in words that a local variable need not look up: EPOLLIN, EPOLLOUT, EPOLLERR | EPOLLHUP
+# epoll(7): EPOLLIN, EPOLLOUT, EPOLLERR | EPOLLHUP; as plain numbers, without a look-up in `select`
 _IN = 1
 _OUT = 4
 _BROKEN = 8 | 16

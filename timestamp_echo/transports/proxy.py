@@ -144,8 +144,8 @@ class IProxyListener(Interface):
 class ProxiedProtocol(ProtocolWrapper):
     """A connection that begins with the header of the PROXY protocol.
 
-    The protocol inside is told that it has a connection at once, so that the header counts
-    against its timeouts and limits.
+    The protocol inside gets its connection at once, before the header, so that its own timeouts
+    and limits apply to the wait for the header.
     """
 
     wrappedProtocol: IProtocol
@@ -157,7 +157,7 @@ class ProxiedProtocol(ProtocolWrapper):
     _peer: Address | None = None
 
     def dataReceived(self, data: bytes) -> None:
-        """Take the header, then pass everything on."""
+        """Read the header, then pass everything on."""
         if self._header is None:
             self.wrappedProtocol.dataReceived(data)
             return
@@ -186,7 +186,7 @@ class ProxiedProtocol(ProtocolWrapper):
         return self._peer or super().getPeer()
 
     def readConnectionLost(self) -> None:
-        """The peer closed its side: so it has for the protocol inside."""
+        """The peer closed its side: pass this on to the protocol inside."""
         inner = IHalfCloseableProtocol(self.wrappedProtocol, None)
         if inner is None:
             self.loseConnection()
@@ -198,7 +198,7 @@ class ProxiedProtocol(ProtocolWrapper):
         self.transport.loseWriteConnection()
 
     def writeConnectionLost(self) -> None:
-        """The protocol inside has closed this side: tell it that it is."""
+        """The close of this side, by the protocol inside, is complete: pass this on."""
         IHalfCloseableProtocol(self.wrappedProtocol).writeConnectionLost()
 
 
@@ -209,5 +209,5 @@ class ProxiedFactory(WrappingFactory):
     noisy = False  # the service itself logs what it listens on
 
     def buildProtocol(self, addr: IAddress | None) -> ProtocolWrapper:
-        """See `IProtocolFactory.buildProtocol`. Nobody's connection, until the header has come."""
+        """See `IProtocolFactory.buildProtocol`. The client is unknown until the header comes."""
         return super().buildProtocol(None)

@@ -54,15 +54,15 @@ MAX_DATAGRAM = 2**16
 """Bytes in which any datagram fits: its length has 16 bits (RFC 768)."""
 
 BATCH = 32
-"""Datagrams that are received at a time: with twice as many one costs 3 % less, and the memory
-for them is twice 2 MiB, of which the kernel provides the pages that are used."""
+"""Datagrams that are received at a time. They take 2 MiB, of which the kernel provides only the
+pages that are used. With twice as many, a datagram costs 3 % less."""
 
 PREFIX_ROOM = 1024
 """Bytes in front of each datagram for what goes in front of its reply."""
 
 MAX_PER_ITERATION = 128
-"""Datagrams after which the reactor's timers and other ports get their turn: at some 5
-microseconds for each, and 30 for the longest, they wait for 1 to 4 ms."""
+"""Datagrams per iteration of the reactor: at some 5 microseconds for each, and 30 for the longest,
+its timers and other ports wait for 1 to 4 ms."""
 
 _CACHED_SOURCES = 2**12  # whose addresses are not formatted again
 
