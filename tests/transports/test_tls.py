@@ -363,6 +363,16 @@ class HalfCloseTLSTests(SynchronousTestCase):
         self.assertEqual(recorder.events, ["read closed"])
         self.assertFalse(client.server_closed or transport.disconnecting)
 
+    def test_bytes_after_close_notify(self) -> None:
+        """Bytes after a close_notify, which TLS forbids, are ignored."""
+        server, recorder, transport = self.recorded()
+        client = Client(server, transport)
+        client.close_notify()
+        client.exchange()
+        server.dataReceived(b"\x17\3\3\0\1x")
+        self.assertEqual(recorder.events, ["read closed"])
+        self.assertFalse(transport.disconnecting)
+
     def test_flush_at_close_notify(self) -> None:
         """What OpenSSL wrote by itself is sent also when the read ends with a close_notify."""
         server, _, transport = self.recorded()
@@ -405,8 +415,9 @@ class ProxiedTLSTests(SynchronousTestCase):
         self.clock = Clock()
         files = self_signed(self.mktemp())
         creator: Any = DefaultOpenSSLContextFactory(files.key, files.certificate)
+        self.creator = creator
         echoes = TimestampEchoFactory(Stamp(utc=True), clock=self.clock, now=lambda: SECOND)
-        secured = HalfCloseTLSFactory(creator, echoes, self.clock)
+        secured = HalfCloseTLSFactory(self.creator, echoes, self.clock)
         self.proxied = ProxiedFactory(secured).buildProtocol(None)
         self.transport = TCPTransport()
         self.proxied.makeConnection(self.transport)
@@ -423,6 +434,17 @@ class ProxiedTLSTests(SynchronousTestCase):
         self.clock.advance(1)
         self.assertTrue(self.transport.disconnecting)
         self.assertEqual(self.echo.why, "no TLS handshake within 10 s")
+
+    def test_inner_without_proxy_listener(self) -> None:
+        """A protocol that is no `IProxyListener` works through both layers, too."""
+        for header in (b"PROXY UNKNOWN\r\n", b"no\n"):
+            inner: Any = Factory.forProtocol(Protocol)
+            secured = HalfCloseTLSFactory(self.creator, inner, self.clock)
+            proxied = ProxiedFactory(secured).buildProtocol(None)
+            transport = TCPTransport()
+            proxied.makeConnection(transport)
+            proxied.dataReceived(header)
+            self.assertEqual(transport.disconnecting, header == b"no\n")
 
     def test_invalid_header(self) -> None:
         """An invalid header is passed on, too: it is the reason in the log."""
