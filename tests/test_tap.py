@@ -12,7 +12,7 @@ from typing import Any
 
 from twisted.application.service import IService, IServiceMaker
 from twisted.plugin import IPlugin, getPlugins
-from twisted.scripts.twistd import ServerOptions
+from twisted.scripts._twistd_unix import ServerOptions
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
