@@ -140,7 +140,8 @@ class LineFraming:
         # - It leaves at least one newline to the next portion. Otherwise the unfinished line
         #   behind the last newline could be a portion of its own. `a\nb\nc` may be cut into
         #   `a\n` and `b\nc`, but not into `a\nb\n` and `c`.
-        return max(data.rfind(b"\n", 0, min(size, last)), first) + 1
+        end = max(first + 1, min(size, last))
+        return data.rfind(b"\n", 0, end) + 1
 
     def received(self, data: bytes, prefix: bytes) -> bytes:
         """See `Framing.received`."""
