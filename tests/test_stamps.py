@@ -1,6 +1,7 @@
 """Tests for `timestamp_echo.stamps`."""
 
 import os
+import string
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,6 +90,15 @@ class FormattingTests(SynchronousTestCase):
         self.assertIs(stamp.prefix(MOMENT + 1), first)
         self.assertIs(stamp.prefix(MOMENT // SECOND * SECOND), first)
 
+    @given(MOMENTS, st.lists(st.integers(-3 * SECOND, 3 * SECOND), min_size=1, max_size=5))
+    def test_as_without_cache(self, moment: int, steps: list[int]) -> None:
+        """A stamp does not depend on the ones before it."""
+        for style in ("ctime", "unix"):
+            stamp = Stamp(style, utc=True)
+            for step in (0, SECOND, *steps):
+                expected = Stamp(style, utc=True).prefix(moment + step)
+                self.assertEqual(stamp.prefix(moment + step), expected)
+
     def test_next_second(self) -> None:
         """The stamp changes with the second, forwards and backwards (a clock may be set back)."""
         stamp = Stamp(utc=True)
@@ -129,39 +139,77 @@ class FormattingTests(SynchronousTestCase):
 class RefusedStyleTests(SynchronousTestCase):
     """What `Stamp` refuses, and its error messages."""
 
-    def assert_refused(self, style: str, expected: str) -> None:
+    def assert_refused(self, style: str, message: str) -> None:
         """The style is refused with a message that says what was expected and what was given."""
-        error = self.assertRaises(ValueError, Stamp, style)
-        self.assertIn(expected, str(error))
-        self.assertIn(repr(style), str(error))
+        self.assertEqual(str(self.assertRaises(ValueError, Stamp, style)), message)
 
     def test_unknown(self) -> None:
         """A text that is not the name of a style and has no % in it."""
         for style in ("rfc822", "", "ISO"):
-            self.assert_refused(style, "expected ctime, iso, unix, or a strftime pattern")
+            self.assert_refused(
+                style,
+                "expected ctime, iso, unix, or a strftime pattern with a '%', not " + repr(style),
+            )
 
     def test_unknown_directive(self) -> None:
         """A directive that is not in the documentation of strftime."""
-        for style in ("%Q", "%", "%H%", "% d", "%-d", "%:s"):
-            self.assert_refused(style, "expected a strftime directive")
+        for style, directive in (
+            *(("%Q", "%Q"), ("%", "%"), ("%H%", "%"), ("x% d", "% "), ("%-d", "%-")),
+            *(("%:s", "%:"), ("%:", "%:"), ("%\n", "%\n"), ("%é", "%é")),
+        ):
+            self.assert_refused(
+                style, f"expected a strftime directive, not {directive!r} in {style!r}"
+            )
+
+    def test_all_directives(self) -> None:
+        """Of the letters, those in the documentation of Python's strftime are directives."""
+        refused = "EiJkKlLNoOPqQsv"
+        for letter in string.ascii_letters:
+            if letter in refused:
+                self.assertRaises(ValueError, Stamp, f"%{letter}")
+            elif letter not in "nt":  # a newline and a tab, which do not print
+                Stamp(f"%{letter}")
+
+    def assert_unprintable(self, style: str) -> None:
+        """The text of the style is refused."""
+        self.assert_refused(
+            style,
+            "expected a strftime pattern that gives printable text on one line without ']'"
+            f" before a space, not {style!r}",
+        )
 
     def test_not_printable(self) -> None:
         """A pattern whose text is not one printable line."""
         for style in ("%H\n", "%n", "%t", "\x1b[31m%H", "%H\udcff"):
-            self.assert_refused(style, "printable text on one line")
+            self.assert_unprintable(style)
 
     def test_end_of_stamp_within(self) -> None:
         """A pattern whose text contains `] `, where a stamp ends."""
-        for style in ("%H] %M", "%%] ", "]%t%H"):
-            self.assert_refused(style, "without ']' before a space")
+        for style in ("%H] %M", "%%] ", "%H] "):
+            self.assert_unprintable(style)
+        for style in ("%H]%M", "%H [%M]"):
+            Stamp(style)
+
+    def test_checked_times(self) -> None:
+        """A pattern is checked for each month, weekday and half of the day (%B, %A, %p)."""
+        times = {time.gmtime(second) for second in stamps._SECONDS}
+        seen = {(at.tm_mon, at.tm_wday, at.tm_hour < 12) for at in times}
+        self.assertEqual(len(seen), 12 * 7 * 2)
+
+    def assert_too_long(self, style: str, size: int) -> None:
+        """The text of the style is refused for its size."""
+        self.assert_refused(
+            style,
+            f"expected a strftime pattern that gives at most 255 bytes, not {size} as {style!r}",
+        )
 
     def test_too_long(self) -> None:
         """A pattern whose text may have more than 255 bytes, in UTF-8, at some time of the year."""
         Stamp("%y" + "é" * 124 + "xxxxx")  # 255 bytes
-        self.assert_refused("%y" + "é" * 127, "at most 255 bytes, not 256")
-        self.assert_refused("%f" * 43, "at most 255 bytes, not 258")
-        self.assert_refused("%B" * 29, "at most 255 bytes")  # in September
-        self.assert_refused("%A" * 29, "at most 255 bytes")  # on a Wednesday
+        self.assert_too_long("%y" + "é" * 127, 256)
+        self.assert_too_long("%f" * 43, 258)
+        self.assert_too_long("%B" * 29, 29 * len("September"))
+        self.assert_too_long("%A" * 29, 29 * len("Wednesday"))
 
 
 class ParsingTests(SynchronousTestCase):
@@ -216,9 +264,32 @@ class ParsingTests(SynchronousTestCase):
 
     def test_no_stamp(self) -> None:
         """Any other text is refused, and the message shows it."""
-        for text in ("", "hello", "Sun Foo 22 14:08:00 2026", "1.5", "2026-11-22T14:08:00Z"):
+        for text in (
+            *("", "hello", "Sun Foo 22 14:08:00 2026", "1.5", "2026-11-22T14:08:00Z"),
+            *("Sun Nov 22 14:08:00 2026 ", " Sun Nov 22 14:08:00 2026"),
+            *("1795357656.065043076 ", "1795357656,065043076", "-1.000000000"),
+            *("2026-11-22T14:08:00.123456+08:00 ", "2026-11-22 14:08:00.123456+08:00"),
+        ):
             error = self.assertRaises(ValueError, parse, text)
-            self.assertIn(repr(text), str(error))
+            self.assertEqual(str(error), f"expected a ctime, iso or unix stamp, not {text!r}")
+
+    def test_other_digits(self) -> None:
+        """Only ASCII digits are digits, although Python's `int` takes others."""
+        for text in (
+            "1795357656.065043076",
+            "2026-11-22T14:08:00.123456+08:00",
+            "Sun Nov 22 14:08:00 2026",
+        ):
+            arabic = text.translate({ord("0") + i: chr(0x660 + i) for i in range(10)})
+            error = self.assertRaises(ValueError, parse, arabic)
+            self.assertIn("expected a ctime, iso or unix stamp", str(error))
+
+    def test_every_month(self) -> None:
+        """Each month and weekday of `ctime` is parsed, and the fields in their order."""
+        for days in range(0, 400, 10):
+            moment = (MOMENT // SECOND - days * 86400) * SECOND
+            text = Stamp(utc=True).prefix(moment)[1:-2].decode()
+            self.assertEqual(parse(text).nanoseconds, moment)
 
     def test_no_such_date(self) -> None:
         """A date that does not exist is refused."""
