@@ -228,7 +228,7 @@ class RuleTests(SynchronousTestCase):
             ("client.errors", "import timestamp_echo as t", "server.protocol"),
             ("client.errors", "from timestamp_echo.ping import stats", "ping.stats"),
             ("transports.udp", "from timestamp_echo import stamps", "stamps"),
-            ("stamps", "from timestamp_echo.framing import HOLD", "framing"),
+            ("stamps", "from timestamp_echo.framing import MAX_PENDING", "framing"),
             ("server.log", "from timestamp_echo.tap import makeService", "tap"),
         ):
             found = forbidden_imports(self.planted(module, code))

@@ -9,8 +9,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from timestamp_echo.framing import (
     FRAMINGS,
     FULL_READ,
-    HOLD,
-    SURE,
+    MAX_PENDING,
+    SHORT_READ,
     AutoFraming,
     ChunkFraming,
     Framing,
@@ -33,7 +33,9 @@ def reads(draw: st.DrawFn) -> list[bytes]:
     return [text[i:j] for i, j in pairwise(sorted(cuts | {0, len(text)}))]
 
 
-PREFIX_LENGTHS = st.integers(1, 8).flatmap(lambda n: st.integers(HOLD // n - 30, HOLD // n + 30))
+PREFIX_LENGTHS = st.integers(1, 8).flatmap(
+    lambda n: st.integers(MAX_PENDING // n - 30, MAX_PENDING // n + 30)
+)
 """Lengths with which the reply to a few lines is about as long as it may be."""
 
 
@@ -56,7 +58,7 @@ def replies_to(framing: Framing, pieces: list[bytes]) -> list[bytes]:
 class ConstantTests(SynchronousTestCase):
     """The sizes, which users and the service rely on."""
 
-    def test_hold(self) -> None:
+    def test_max_pending(self) -> None:
         """A reply starts once 64 KiB of a message have come, and not before."""
         framing = LineFraming()
         self.assertEqual(framing.received(b"x" * (65_536 - 1), STAMP), b"")
@@ -67,10 +69,10 @@ class ConstantTests(SynchronousTestCase):
         self.assertEqual(AutoFraming().received(b"x" * 16_384, STAMP), b"")
         self.assertEqual(AutoFraming().received(b"x" * 16_383, STAMP), STAMP + b"x" * 16_383)
 
-    def test_sure(self) -> None:
+    def test_short_read(self) -> None:
         """The longest reply to a read that is not measured, with a `ctime` stamp, is 112 KiB."""
         prefix = b"[Sun Nov 22 14:27:36 2026] "
-        self.assertEqual(len(LineFraming().received(b"\n" * SURE, prefix)), 112 * 1024)
+        self.assertEqual(len(LineFraming().received(b"\n" * SHORT_READ, prefix)), 112 * 1024)
 
 
 class PortionTests(SynchronousTestCase):
@@ -79,13 +81,13 @@ class PortionTests(SynchronousTestCase):
     # All of these need the last newline left for the second portion, or its unfinished line
     # would come alone and get a stamp of its own: the reply is too long for the whole read, but
     # not for its first half, which has all of the newlines.
-    @example([b"\n\n" + b"x" * 14], HOLD // 2 - 4)
-    @example([b"a\nb\n" + b"x" * 20, b"y\n"], HOLD // 2 - 6)
+    @example([b"\n\n" + b"x" * 14], MAX_PENDING // 2 - 4)
+    @example([b"a\nb\n" + b"x" * 20, b"y\n"], MAX_PENDING // 2 - 6)
     @example([(b"x" * 126 + b"\n") * 129 + b"x" * 16_383], 258)
     # Even the first line is too long, and so is every one after it.
-    @example([b"\n\n\n"], 2 * HOLD)
-    @example([b"a\nb\nc"], 2 * HOLD)
-    @given(reads(), PREFIX_LENGTHS | st.integers(1, 2 * HOLD))
+    @example([b"\n\n\n"], 2 * MAX_PENDING)
+    @example([b"a\nb\nc"], 2 * MAX_PENDING)
+    @given(reads(), PREFIX_LENGTHS | st.integers(1, 2 * MAX_PENDING))
     def test_same_replies(self, pieces: list[bytes], length: int) -> None:
         """Taken in portions, a read gets the same replies, none of which is too long."""
         prefix = b"p" * length
@@ -97,7 +99,7 @@ class PortionTests(SynchronousTestCase):
                 while rest:
                     size = framing.portion(rest, prefix)
                     lines = rest[:size].count(b"\n")
-                    self.assertTrue(lines <= 1 or size + lines * length <= HOLD)
+                    self.assertTrue(lines <= 1 or size + lines * length <= MAX_PENDING)
                     replies.append(framing.received(rest[:size], prefix))
                     rest = rest[size:]
                 self.assertEqual(b"".join(replies), whole.received(piece, prefix))
@@ -109,31 +111,31 @@ class PortionTests(SynchronousTestCase):
         for data in (
             b"x",
             b"x\n" * 999,
-            b"x" * HOLD,
-            b"x" * HOLD + b"\n",
-            b"x\n" + b"x" * HOLD,
-            b"\n" + b"x" * HOLD + b"y",
+            b"x" * MAX_PENDING,
+            b"x" * MAX_PENDING + b"\n",
+            b"x\n" + b"x" * MAX_PENDING,
+            b"\n" + b"x" * MAX_PENDING + b"y",
         ):
             self.assertEqual(LineFraming().portion(data, STAMP), len(data))
 
     def test_longest_reply(self) -> None:
         """A reply of 64 KiB is made at once; for one that is longer, the read is halved."""
         for line, lines in ((b"\n", 1024), (b"x\n", 512), (b"x" * 15 + b"\n", 64)):
-            data, prefix = line * lines, b"p" * (HOLD // lines - len(line))
+            data, prefix = line * lines, b"p" * (MAX_PENDING // lines - len(line))
             self.assertEqual(LineFraming().portion(data, prefix), len(data))
             half = data[: len(data) // 2 - 1].rfind(b"\n") + 1
             self.assertEqual(LineFraming().portion(b"x" + data, prefix), 1 + half)
-        self.assertEqual(LineFraming().portion(b"\n" * HOLD, b"p" * 31), HOLD // 32)
+        self.assertEqual(LineFraming().portion(b"\n" * MAX_PENDING, b"p" * 31), MAX_PENDING // 32)
 
     def test_ends_at_newline(self) -> None:
         """A portion cuts no line in two."""
         data = b"a" * 10 + b"\n" + b"b" * 30 + b"\n" + b"c" * 10 + b"\n"
-        for length in (HOLD // 2, HOLD, 2 * HOLD):
+        for length in (MAX_PENDING // 2, MAX_PENDING, 2 * MAX_PENDING):
             self.assertEqual(LineFraming().portion(data, b"p" * length), 11)
 
     def test_chunk(self) -> None:
         """In `chunk` there is one stamp in any reply."""
-        self.assertEqual(ChunkFraming().portion(b"\n" * HOLD, STAMP), HOLD)
+        self.assertEqual(ChunkFraming().portion(b"\n" * MAX_PENDING, STAMP), MAX_PENDING)
 
 
 class LineTests(SynchronousTestCase):
@@ -211,10 +213,10 @@ class LineTests(SynchronousTestCase):
 class LongLineTests(SynchronousTestCase):
     """`LineFraming` with lines of 64 KiB and more."""
 
-    @example(HOLD, 1)
-    @example(HOLD - 1, 1)
-    @example(HOLD + 1, HOLD)
-    @given(st.integers(1, 5 * HOLD), st.integers(1000, 2 * HOLD))
+    @example(MAX_PENDING, 1)
+    @example(MAX_PENDING - 1, 1)
+    @example(MAX_PENDING + 1, MAX_PENDING)
+    @given(st.integers(1, 5 * MAX_PENDING), st.integers(1000, 2 * MAX_PENDING))
     def test_no_maximum(self, length: int, size: int) -> None:
         """A line of any length comes back behind one stamp; at most 64 KiB of it are pending."""
         framing = LineFraming()
@@ -226,7 +228,7 @@ class LongLineTests(SynchronousTestCase):
         for piece in pieces:
             replies.append(framing.received(piece, STAMP))
             pending += len(piece) - len(replies[-1].replace(STAMP, b""))
-            self.assertLess(pending, HOLD)
+            self.assertLess(pending, MAX_PENDING)
         replies.append(framing.ended())
         self.assertEqual(b"".join(replies), STAMP + b"x" * length + b"\n" + STAMP + b"next")
         self.assertEqual(framing.messages, 2)
@@ -234,7 +236,7 @@ class LongLineTests(SynchronousTestCase):
     def test_stamp_of_its_start(self) -> None:
         """A long line has the stamp of the read with which its reply starts."""
         framing = LineFraming()
-        start = b"x" * (HOLD - 1)
+        start = b"x" * (MAX_PENDING - 1)
         self.assertEqual(framing.received(start, numbered(1)), b"")
         self.assertEqual(framing.received(b"y", numbered(2)), numbered(2) + start + b"y")
         self.assertEqual(framing.received(b"x\ny\nz", numbered(3)), b"x\n" + numbered(3) + b"y\n")
@@ -243,8 +245,8 @@ class LongLineTests(SynchronousTestCase):
     def test_passed_on(self) -> None:
         """Once its reply has started, the bytes of a line go out as they come."""
         framing = LineFraming()
-        framing.received(b"x" * HOLD, STAMP)
-        for piece in (b"y", b"y" * 2 * HOLD, b"y\n"):
+        framing.received(b"x" * MAX_PENDING, STAMP)
+        for piece in (b"y", b"y" * 2 * MAX_PENDING, b"y\n"):
             self.assertIs(framing.waiting, True)
             self.assertEqual(framing.received(piece, STAMP), piece)
         self.assertIs(framing.waiting, False)
@@ -253,14 +255,14 @@ class LongLineTests(SynchronousTestCase):
     def test_unfinished_behind_newline(self) -> None:
         """What follows the last newline of a read is bounded as well."""
         framing = LineFraming()
-        end = b"x" * HOLD
+        end = b"x" * MAX_PENDING
         self.assertEqual(framing.received(b"a\n" + end, STAMP), STAMP + b"a\n" + STAMP + end)
         self.assertEqual(framing.received(b"b\n", STAMP), b"b\n")
 
     def test_ends_with_connection(self) -> None:
         """Where the connection ends within a long line, all of it has been answered."""
         framing = LineFraming()
-        framing.received(b"x" * HOLD, STAMP)
+        framing.received(b"x" * MAX_PENDING, STAMP)
         self.assertIs(framing.waiting, True)
         self.assertEqual(framing.ended(), b"")
         self.assertIs(framing.waiting, False)
@@ -271,7 +273,7 @@ class LongLineTests(SynchronousTestCase):
         """After a long line everything is as on a new connection."""
         pieces = [piece for piece in pieces if piece]
         framing = kind()
-        framing.received(b"x" * HOLD, STAMP)
+        framing.received(b"x" * MAX_PENDING, STAMP)
         self.assertEqual(framing.received(b"\n", STAMP), b"\n")
         self.assertIs(framing.waiting, False)
         self.assertEqual(replies_to(framing, pieces), replies_to(kind(), pieces))
@@ -281,7 +283,7 @@ class LongLineTests(SynchronousTestCase):
         """After the end of a long message everything is as on a new connection."""
         pieces = [piece for piece in pieces if piece]
         framing = kind()
-        framing.received(b"a\n" + b"x" * HOLD, STAMP)
+        framing.received(b"a\n" + b"x" * MAX_PENDING, STAMP)
         framing.ended()
         self.assertEqual(replies_to(framing, pieces), replies_to(kind(), pieces))
 
@@ -353,7 +355,7 @@ class AutoTests(SynchronousTestCase):
 
     def test_full_read_waits(self) -> None:
         """A read that is long enough to have been cut waits for the rest of its message."""
-        for size in (FULL_READ, FULL_READ + 1, HOLD - 30, HOLD):
+        for size in (FULL_READ, FULL_READ + 1, MAX_PENDING - 30, MAX_PENDING):
             framing = AutoFraming()
             reply = framing.received(b"x" * size, STAMP)
             self.assertIs(framing.waiting, True)
@@ -361,7 +363,7 @@ class AutoTests(SynchronousTestCase):
 
     def test_pause_ends_message(self) -> None:
         """After a pause the next bytes are another message, even within a long one."""
-        for size in (5, HOLD):
+        for size in (5, MAX_PENDING):
             framing = AutoFraming()
             text = b"x" * size
             replies = framing.received(b"a\n" + text, STAMP) + framing.ended()
@@ -371,7 +373,7 @@ class AutoTests(SynchronousTestCase):
     def test_rest_after_long_line_waits(self) -> None:
         """What follows the newline of a long line in one read is not a message of its own."""
         framing = AutoFraming()
-        framing.received(b"x" * HOLD, STAMP)
+        framing.received(b"x" * MAX_PENDING, STAMP)
         self.assertEqual(framing.received(b"\nrest", STAMP), b"\n")
         self.assertIs(framing.waiting, True)
         self.assertEqual(framing.received(b"\n", STAMP), STAMP + b"rest\n")

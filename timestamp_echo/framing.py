@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-HOLD = 64 * 1024
+MAX_PENDING = 64 * 1024
 """Bytes of one incomplete message at which its reply starts, so that memory per connection
 is bounded without a maximum message length. Also the reply size that `portion` aims at."""
 
@@ -19,7 +19,7 @@ FULL_READ = 16 * 1024
 """Bytes from which on a read may have been cut by the reader's buffer, so that it is not taken
 for a whole message. Whoever reads promises a buffer at least this large."""
 
-SURE = 4 * 1024
+SHORT_READ = 4 * 1024
 """Bytes up to which a read may be answered without asking `portion`. With a `ctime` stamp for
 each byte (all newlines) the reply has 112 KiB."""
 
@@ -110,8 +110,8 @@ class LineFraming:
     #   waiting  _pending   _begun
     #   False    empty      False    the start of a line
     #   True     not empty  False    within a line; what has come of it is pending
-    #   True     empty      True     within a line that reached HOLD: the reply has begun, and the
-    #                                rest of the line is passed on as it comes
+    #   True     empty      True     within a line that reached MAX_PENDING: the reply has begun,
+    #                                and the rest of the line is passed on as it comes
 
     def __init__(self) -> None:
         self.messages = 0
@@ -128,7 +128,7 @@ class LineFraming:
             return len(data)  # no newline, or only one: the reply is hardly longer than the read
         # Halve until the reply fits. It need not be the largest portion that does.
         size = len(data)
-        while size + _newlines(data[:size]) * len(prefix) > HOLD:
+        while size + _newlines(data[:size]) * len(prefix) > MAX_PENDING:
             size //= 2
         if size == len(data):
             return size
@@ -206,7 +206,7 @@ class LineFraming:
         self._pending += data
         self._prefix = prefix
         self.waiting = True
-        return self._begin() if len(self._pending) >= HOLD else b""
+        return self._begin() if len(self._pending) >= MAX_PENDING else b""
 
     def _begin(self) -> bytes:
         """Start the reply to what is pending; what follows goes out as it comes."""

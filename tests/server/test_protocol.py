@@ -24,8 +24,8 @@ from zope.interface.verify import verifyClass, verifyObject
 
 from tests.fakes import SecuredTransport, TCPTransport, Turns, logged
 from timestamp_echo.framing import (
-    HOLD,
-    SURE,
+    MAX_PENDING,
+    SHORT_READ,
     AutoFraming,
     ChunkFraming,
     Framing,
@@ -425,11 +425,11 @@ class TimestampEchoTests(SynchronousTestCase):
         """Of a read whose replies are too long, no more is answered than there is room for."""
         echo = self.connect()
         self.full_after(1, self.transport)
-        echo.dataReceived(b"\n" * HOLD)
+        echo.dataReceived(b"\n" * MAX_PENDING)
         turns = 1
-        while echo.messages < HOLD:
+        while echo.messages < MAX_PENDING:
             reply = self.transport.value()
-            self.assertLessEqual(len(reply), HOLD + len(STAMP))
+            self.assertLessEqual(len(reply), MAX_PENDING + len(STAMP))
             self.transport.clear()
             self.assertEqual(reply, (STAMP + b"\n") * (len(reply) // (len(STAMP) + 1)))
             self.assertEqual(self.transport.producerState, "paused")
@@ -442,26 +442,26 @@ class TimestampEchoTests(SynchronousTestCase):
     def test_dense_read_has_its_own_arrival(self) -> None:
         """What is answered late has the moment at which it came, and keeps its place."""
         echo = self.connect()
-        self.full_after(HOLD, self.transport)
-        echo.dataReceived(b"\n" * SURE * 2)
+        self.full_after(MAX_PENDING, self.transport)
+        echo.dataReceived(b"\n" * SHORT_READ * 2)
         self.clock.advance(60)
         echo.dataReceived(b"later\n")  # as TLS hands on what it had read
         while self.transport.producerState == "paused":
             echo.resumeProducing()
         late = STAMP.replace(b":00:", b":01:") + b"later\n"
-        self.assertEqual(self.transport.value(), (STAMP + b"\n") * SURE * 2 + late)
+        self.assertEqual(self.transport.value(), (STAMP + b"\n") * SHORT_READ * 2 + late)
 
     def test_close_behind_a_dense_read(self) -> None:
         """A close_notify behind it, in the same read, waits until all of it is answered."""
         echo = self.connect()
         self.full_after(1, self.transport)
-        echo.dataReceived(b"\n" * HOLD + b"end")
+        echo.dataReceived(b"\n" * MAX_PENDING + b"end")
         echo.readConnectionLost()
-        self.assertLess(len(self.transport.value()), 2 * HOLD)
+        self.assertLess(len(self.transport.value()), 2 * MAX_PENDING)
         while not self.transport.disconnecting:
             self.assertEqual(self.transport.producerState, "paused")
             echo.resumeProducing()
-        self.assertEqual(self.transport.value(), (STAMP + b"\n") * HOLD + STAMP + b"end")
+        self.assertEqual(self.transport.value(), (STAMP + b"\n") * MAX_PENDING + STAMP + b"end")
         self.assertTrue(self.transport.disconnecting)
 
     def test_drain(self) -> None:

@@ -24,7 +24,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from timestamp_echo.framing import FULL_READ, SURE, AutoFraming, Framing
+from timestamp_echo.framing import FULL_READ, SHORT_READ, AutoFraming, Framing
 from timestamp_echo.server.closing import Parting, Refusal, refusal
 from timestamp_echo.server.connections import Limited, Limits
 from timestamp_echo.server.log import Journal, escaped
@@ -131,7 +131,7 @@ class TimestampEcho(Parting, Limited):
         size = len(data)
         self._into += size
         if self._held or (  # TLS hands on what it had read, held or not
-            size > SURE and self._framing.portion(data, prefix) < size
+            size > SHORT_READ and self._framing.portion(data, prefix) < size
         ):
             self._rest = [*self._rest, (data, prefix)]
             self._catch_up()
