@@ -143,7 +143,7 @@ class LineTests(SynchronousTestCase):
 
     @given(reads())
     def test_one_stamp_per_line(self, pieces: list[bytes]) -> None:
-        """However the text is cut, every line comes back behind one stamp."""
+        """However the text is cut, every line comes back with one stamp in front of it."""
         framing = LineFraming()
         lines = lines_of(b"".join(pieces))
         replies = b"".join(replies_to(framing, pieces))
@@ -196,7 +196,7 @@ class LineTests(SynchronousTestCase):
         self.assertEqual(framing.received(b"\n" * 10**6, STAMP), (STAMP + b"\n") * 10**6)
         self.assertEqual(repr(framing.messages), "1000000")  # an integer, as the log shows it
 
-    def test_nothing_waits_behind_newline(self) -> None:
+    def test_nothing_waits_after_newline(self) -> None:
         """A read of any length that ends in a newline leaves nothing to wait for."""
         for size in (1, 255, 256, 257, 9000):
             framing = LineFraming()
@@ -218,7 +218,7 @@ class LongLineTests(SynchronousTestCase):
     @example(MAX_PENDING + 1, MAX_PENDING)
     @given(st.integers(1, 5 * MAX_PENDING), st.integers(1000, 2 * MAX_PENDING))
     def test_no_maximum(self, length: int, size: int) -> None:
-        """A line of any length comes back behind one stamp; at most 64 KiB of it are pending."""
+        """A line of any length gets one stamp; at most 64 KiB of it are pending."""
         framing = LineFraming()
         text = b"x" * length + b"\nnext"
         size = max(size, len(text) // 100)
@@ -252,7 +252,7 @@ class LongLineTests(SynchronousTestCase):
         self.assertIs(framing.waiting, False)
         self.assertEqual(framing.messages, 1)
 
-    def test_unfinished_behind_newline(self) -> None:
+    def test_unfinished_after_newline(self) -> None:
         """What follows the last newline of a read is bounded as well."""
         framing = LineFraming()
         end = b"x" * MAX_PENDING
@@ -293,7 +293,7 @@ class ChunkTests(SynchronousTestCase):
 
     @given(reads().map(lambda pieces: [piece for piece in pieces if piece]))
     def test_one_stamp_per_read(self, pieces: list[bytes]) -> None:
-        """Each read comes back behind one stamp, as it was."""
+        """Each read comes back unchanged, with one stamp in front of it."""
         framing = ChunkFraming()
         self.assertEqual(replies_to(framing, pieces), [STAMP + piece for piece in pieces] + [b""])
         self.assertEqual(framing.messages, len(pieces))
