@@ -75,6 +75,18 @@ class FormattingTests(SynchronousTestCase):
         """A pattern may have %f several times."""
         self.assertEqual(Stamp("%f %f", utc=True).prefix(MOMENT), b"[065043 065043] ")
 
+    def test_pattern_from_any_letter(self) -> None:
+        """What is in front of the first directive of a pattern does not matter."""
+        for text in ("a", "ctime", "iso", "unix", "zone"):
+            prefix = Stamp(f"{text} %H", utc=True).prefix(MOMENT)
+            self.assertEqual(prefix, f"[{text} 14] ".encode())
+
+    def test_named_by_any_string(self) -> None:
+        """A style is known by its text, as it comes from a command line."""
+        for style in stamps.STYLES:
+            same = style.encode().decode()
+            self.assertEqual(Stamp(same).prefix(MOMENT), Stamp(style).prefix(MOMENT))
+
     def test_subsecond(self) -> None:
         """Only styles with a fraction of a second are sub-second."""
         styles = ["ctime", "iso", "unix", "%H", "%f", "%%f"]
@@ -124,7 +136,7 @@ class FormattingTests(SynchronousTestCase):
                 self.assertEqual(stamp.prefix(MOMENT + SECOND), b"[22] ")
 
     def test_zone_file_changed(self) -> None:
-        """So does another file behind the zone, as when /etc/localtime is replaced."""
+        """So does a change of the zone's file, as when /etc/localtime is replaced."""
         zones = Path("/usr/share/zoneinfo")
         link = Path(self.mktemp()).absolute()
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +157,7 @@ class RefusedStyleTests(SynchronousTestCase):
 
     def test_unknown(self) -> None:
         """A text that is not the name of a style and has no % in it."""
-        for style in ("rfc822", "", "ISO"):
+        for style in ("rfc822", "", "ISO", "ctimes", "isotime", "unixtime", "zulu"):
             self.assert_refused(
                 style,
                 "expected ctime, iso, unix, or a strftime pattern with a '%', not " + repr(style),
