@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -275,3 +276,24 @@ class RuleTests(SynchronousTestCase):
         """A module without a test module is found."""
         self.assertFalse(has_tests("server.no_such_module"))
         self.assertFalse(has_tests("client.stamps"))
+
+
+class PrivateTwistedNamesTests(SynchronousTestCase):
+    """The private names of Twisted, as `docs/architecture.rst` lists them."""
+
+    def test_each_listed_and_used_once(self) -> None:
+        """Each is used in one module, the one that the page names.
+
+        Private names in camelCase are Twisted's: this package's own are in snake_case.
+        """
+        page = TESTS.parent / "docs" / "architecture.rst"
+        listed = set(re.findall(r"^``(_\w+)`` +``([\w.]+)``", page.read_text(), re.MULTILINE))
+        used = {
+            (name, module)
+            for module, tree in MODULES.items()
+            for node in ast.walk(tree)
+            for name in (getattr(node, field, None) for field in ("attr", "id", "name"))
+            if isinstance(name, str) and (re.match("_[a-z]+[A-Z]", name) or name in dict(listed))
+        }
+        self.assertEqual(used, listed)
+        self.assertEqual(len(dict(listed)), len(listed))

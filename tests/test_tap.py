@@ -12,14 +12,13 @@ from typing import Any
 
 from twisted.application.service import IService, IServiceMaker
 from twisted.plugin import IPlugin, getPlugins
-from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from tests.system.certificates import self_signed
 from timestamp_echo import __version__, tap
 from timestamp_echo.framing import AutoFraming, ChunkFraming, LineFraming
-from timestamp_echo.server.connections import RESERVE
+from timestamp_echo.server.connections import RESERVED_FILES
 from timestamp_echo.server.service import EchoService
 from timestamp_echo.transports.udp import DatagramPort
 
@@ -35,9 +34,11 @@ class OptionsTests(SynchronousTestCase):
 
     def refused(self, *arguments: str) -> str:
         """The one line that says why these arguments are refused."""
-        words = str(self.assertRaises(UsageError, self.parsed, *arguments))
-        self.assertNotIn("\n", words)
-        return words
+        error = self.assertRaises(SystemExit, self.parsed, *arguments)
+        line = str(error)
+        self.assertNotIn("\n", line)
+        self.assertTrue(line.startswith("tsecho: "), line)
+        return line.removeprefix("tsecho: ")
 
     def listeners(self, *arguments: str) -> list[str]:
         """The descriptions of what is listened on."""
@@ -77,17 +78,20 @@ class OptionsTests(SynchronousTestCase):
         stamp = self.parsed("--utc", "--stamp=%H").factory.stamp
         self.assertEqual(stamp.prefix(0), b"[00] ")
 
-    def test_limits(self) -> None:
+    def test_connections(self) -> None:
         """--max-connections, --max-per-peer and --idle-timeout, and what they take."""
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         options = self.parsed()
-        limits = options.factory.limits
-        self.assertGreaterEqual(limits._total, soft - RESERVE)
-        self.assertEqual((limits._per_peer, limits._idle), (0, 3600))
-        limits = self.parsed(
+        connections = options.connections
+        self.assertGreaterEqual(connections._max_total, soft - RESERVED_FILES)
+        self.assertEqual((connections._max_per_peer, connections._idle_timeout), (0, 3600))
+        connections = self.parsed(
             *("--max-connections", "5", "--max-per-peer", "3", "--idle-timeout", "0")
-        ).factory.limits
-        self.assertEqual((limits._total, limits._per_peer, limits._idle), (5, 3, 0))
+        ).connections
+        self.assertEqual(
+            (connections._max_total, connections._max_per_peer, connections._idle_timeout),
+            (5, 3, 0),
+        )
         for option, text, least in (
             ("--max-connections", "0", 1),
             ("--max-per-peer", "x", 0),
@@ -97,14 +101,14 @@ class OptionsTests(SynchronousTestCase):
         ):
             self.assertEqual(
                 self.refused(option, text),
-                f"{option}: expected a whole number of at least {least}, not {text!r}",
+                f"{option}: expected a whole number from {least} to 999999999, not {text!r}",
             )
 
     def test_many_files(self) -> None:
         """However many files there may be, as in some containers, the default is a number."""
         for files, total in ((1073741816, 1073741752), (sys.maxsize, sys.maxsize - 64), (10, 1)):
             self.patch(tap, "file_limit", lambda files=files: files)
-            self.assertEqual(self.parsed().factory.limits._total, total)
+            self.assertEqual(self.parsed().connections._max_total, total)
 
     def test_client_ca(self) -> None:
         """--client-ca is for ssl: endpoints; never is there a TLS one that does not ask."""
@@ -114,9 +118,13 @@ class OptionsTests(SynchronousTestCase):
         self.parsed(*ask, *ssl)
         self.parsed(*ask, "-l", f"haproxy:ssl:0:{files.endpoint}", "-l", "tcp:0")
         folder = os.path.dirname(files.key)
-        for listen in ([], ["-l", "tcp:0"], [*ssl, "-l", f"tls:{folder}:port=0"]):
-            words = self.refused(*ask, *listen)
-            self.assertIn("--client-ca: expected TLS endpoints that are all ssl:, not [", words)
+        for listen, given in (
+            ([], "none"),
+            (["-l", "tcp:0"], "none"),
+            ([*ssl, "-l", f"tls:{folder}:port=0"], "one of tls:"),
+        ):
+            line = self.refused(*ask, *listen)
+            self.assertEqual(line, f"--client-ca: expected ssl: as the only TLS, not {given}")
 
     def test_udp_rate(self) -> None:
         """--udp-rate, and what it takes."""
@@ -124,7 +132,7 @@ class OptionsTests(SynchronousTestCase):
         for text in ("0", "-1", "x", "1.5", "", "1e3"):
             words = self.refused("--udp-rate", text)
             self.assertEqual(
-                words, f"--udp-rate: expected a whole number of at least 1, not {text!r}"
+                words, f"--udp-rate: expected a whole number from 1 to 999999999, not {text!r}"
             )
 
     def test_framing(self) -> None:
@@ -166,7 +174,7 @@ class OptionsTests(SynchronousTestCase):
         ):
             words = self.refused("--listen", text)
             self.assertIn("--listen: expected an endpoint such as tcp:3000", words)
-            self.assertIn(f"not {text!r} (", words)
+            self.assertIn(f"not '{text}': ", words)
 
     def test_no_datagram_listener(self) -> None:
         """Something that begins like a datagram listener."""
@@ -180,7 +188,7 @@ class OptionsTests(SynchronousTestCase):
     def test_unreadable_certificate(self) -> None:
         """A certificate that is not there, or is none."""
         self.assertIn(
-            "/nonexistent: No such file or directory)",
+            ": /nonexistent: No such file or directory",
             self.refused("-l", "ssl:1:privateKey=/nonexistent"),
         )
         path = os.path.abspath(self.mktemp())
@@ -205,21 +213,45 @@ class OptionsTests(SynchronousTestCase):
             self.assertRaises(SystemExit, self.parsed, "--version")
         self.assertEqual(output.getvalue(), f"tsecho {__version__}\n")
 
-    def test_unknown_words(self) -> None:
-        """An option or an argument that there is not."""
-        self.refused("--nonsense")
-        self.refused("nonsense")
+    def test_unknown_option(self) -> None:
+        """An option that does not exist, and an argument, of which there is none."""
+        self.assertEqual(self.refused("--nonsense"), "option --nonsense not recognized")
+        self.assertEqual(self.refused("nonsense"), "expected options only, not 'nonsense'")
 
-    def test_reasons(self) -> None:
-        """What an endpoint's parser raises is said in one line, whatever it is."""
-        for error, words in (
-            (OSError(2, "No such file", "/x"), "/x: No such file"),
-            (OSError(2, "No such file"), "No such file"),
-            (ValueError("a\nb"), "a b"),
-            (KeyError("x"), "systemd passed no such socket"),
-            (RuntimeError(), "RuntimeError"),
+    def test_meant(self) -> None:
+        """Where it is obvious which endpoint was meant, the error names it."""
+        for text, meant in (
+            ("127.0.0.1:3001", "tcp:3001:interface=127.0.0.1"),
+            ("[::1]:3001", "tcp6:3001:interface=\\:\\:1"),
+            ("3001", "tcp:3001"),
+            ("/run/tsecho", "unix:/run/tsecho"),
         ):
-            self.assertEqual(tap._reason(error), words)
+            self.assertEqual(
+                self.refused("-l", text),
+                f"--listen: expected an endpoint such as tcp:3000, not '{text}':"
+                f" did you mean {meant}?",
+            )
+            if not text.startswith("/"):
+                self.parsed("-l", meant)
+
+    def test_readable(self) -> None:
+        """A value is shown as it was given; with escapes only where it would not be readable."""
+        self.assertIn("not 'tcp\\x'", self.refused("-l", "tcp\\x"))
+        self.assertIn("not 'x\\ny'", self.refused("-l", "x\ny"))
+
+    def test_endpoint_errors(self) -> None:
+        """Of whatever an endpoint's parser raises, one line is shown."""
+        for text, error in (
+            ("systemd:domain=INET:index=0", "systemd passed no such socket"),
+            ("systemd:index=0", "domain= is missing"),
+            ("tcp", "port= is missing"),
+            ("tcp:1:nonsense=2", "unknown argument nonsense="),
+            ("tcp:1:2:3:4:5", "too many values"),
+            ("tcp:x", "expected a number, not 'x'"),
+            ("bogus:1", "Unknown endpoint type: 'bogus'"),
+        ):
+            self.assertIn(f"not '{text}': {error}", self.refused("-l", text))
+        self.assertIn(": expected haproxy: once", self.refused("-l", "haproxy:haproxy:tcp:1"))
 
 
 class DatagramListenerTests(TestCase):

@@ -1,40 +1,54 @@
-"""From the command line to the service: the only place that composes.
+"""From the command line to the service: the only place that puts the server together.
 
 `twistd tsecho` calls `Options`, then `makeService`.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from twisted.application.service import IService
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred, execute
-from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.endpoints import quoteStringArgument
+from twisted.internet.interfaces import IListeningPort, IReactorTime
 from twisted.python import usage
 
 from timestamp_echo import __version__
 from timestamp_echo.framing import FRAMINGS
-from timestamp_echo.server.connections import IDLE, RESERVE, Limits, file_limit
-from timestamp_echo.server.datagram import RATE, TimestampDatagram
+from timestamp_echo.server.connections import (
+    IDLE_TIMEOUT,
+    RESERVED_FILES,
+    Connections,
+    file_limit,
+)
+from timestamp_echo.server.datagram import UDP_RATE, TimestampDatagram
+from timestamp_echo.server.log import describe
 from timestamp_echo.server.protocol import TimestampEchoFactory
-from timestamp_echo.server.service import DRAIN, EchoService, Listener, reason
+from timestamp_echo.server.service import DRAIN_TIMEOUT, EchoService, Listener
 from timestamp_echo.stamps import Stamp
 from timestamp_echo.transports.reactor import MAX_UNSENT, ReactorAdapter
-from timestamp_echo.transports.udp import DatagramPort
-
-DATAGRAM = 65536
-"""Bytes that hold any datagram whole (RFC 768); Twisted's own default cuts at 8192."""
+from timestamp_echo.transports.udp import MAX_DATAGRAM, DatagramPort
 
 _UDP = re.compile(r"udp:(?P<port>\d+)(?::interface=(?P<interface>.+))?", re.ASCII)
 
-_TLS = re.compile(r"(haproxy:)?(ssl|tls):")
+_TLS = re.compile(r"(?:haproxy:)?(?P<kind>ssl|tls):")
 
-# Where the endpoints of Twisted that have a port have it. What this passes over they check.
+# Where Twisted's endpoints have their port. What this does not match, their parsers check.
 _PORT = re.compile(r"(?:(?:haproxy:)?(?:tcp6?|ssl|udp):|.*:port=)(?P<port>-?\d+)(?::|$)", re.ASCII)
+
+_PARSER_ERRORS = (
+    (r"missing .* argument: '(\w+)'", r"\1= is missing"),
+    (r"unexpected keyword argument '(\w+)'", r"unknown argument \1="),
+    (r"takes .* positional arguments? but", r"too many values"),
+    (r"invalid literal for int\(\) with base \d+: (.+)", r"expected a number, not \1"),
+)
+"""What Python says of a call with wrong arguments, and what that means in a description."""
+
+_HOST_PORT = re.compile(r"(?:(?P<host>[\d.]+)|\[(?P<v6>[\da-f:]+)\]):(?P<port>\d+)", re.I | re.A)
 
 
 class Options(usage.Options):
@@ -42,21 +56,36 @@ class Options(usage.Options):
 
     synopsis = "[options]"
     longdesc = (
-        "A timestamp echo: every message comes back with the moment it arrived in front"
-        " of it, as in '[Sun Nov 22 14:08:00 2026] hello'."
+        "A timestamp echo: every message comes back with its arrival time in front of it,"
+        " as in '[Sun Nov 22 14:08:00 2026] hello'."
     )
     optParameters: ClassVar = [
-        ["stamp", "s", "ctime", "ctime, iso, unix, or a strftime pattern (with %f)."],
-        ["framing", None, "auto", "Where a message ends: auto, line or chunk."],
-        ["max-connections", None, None, "More are told so and closed. [default: the file limit]"],
-        ["max-per-peer", None, 0, "The same per IPv4 address or IPv6 /64; 0 is no limit."],
-        ["max-unsent", None, MAX_UNSENT, "Bytes of unsent replies; then it is not read further."],
-        ["idle-timeout", None, int(IDLE), "Seconds without an exchange; 0 is for ever."],
-        ["drain-timeout", None, int(DRAIN), "Seconds that a stop may take."],
-        ["client-ca", None, None, "Clients of ssl: must show a certificate of this PEM file's."],
-        ["udp-rate", None, RATE, "Datagrams a second answered per source (/24, /64)."],
+        [
+            "stamp",
+            "s",
+            "ctime",
+            "Write stamps as ctime, iso, unix, or a strftime pattern (with %f).",
+        ],
+        ["framing", None, "auto", "Decide where a message ends: auto, line or chunk."],
+        ["max-connections", None, None, "Refuse connections beyond this. [default: files less 64]"],
+        ["max-per-peer", None, 0, "Refuse more of one IPv4 address or IPv6 /64; 0: no limit."],
+        ["max-unsent", None, MAX_UNSENT, "Stop reading while more bytes of replies are unsent."],
+        ["idle-timeout", None, int(IDLE_TIMEOUT), "Close after this many idle seconds; 0: never."],
+        ["drain-timeout", None, int(DRAIN_TIMEOUT), "Spend at most this many seconds on a stop."],
+        [
+            "client-ca",
+            None,
+            None,
+            "Require client certificates by a CA in this PEM file (ssl: only).",
+        ],
+        [
+            "udp-rate",
+            None,
+            UDP_RATE,
+            "Answer this many datagrams/s per source (IPv4 /24, IPv6 /64).",
+        ],
     ]
-    optFlags: ClassVar = [["utc", None, "Stamps in UTC instead of the local zone."]]
+    optFlags: ClassVar = [["utc", None, "Write stamps in UTC, not in the local time zone."]]
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,128 +94,150 @@ class Options(usage.Options):
     def opt_listen(self, description: str) -> None:
         """Listen on a Twisted server endpoint or udp:PORT[:interface=ADDRESS]; repeatable.
 
-        The default is tcp:3000.
+        [default: tcp:3000]
         """
         self["listen"].append(description)
 
     opt_l = opt_listen
 
     def opt_version(self) -> None:
-        """Display tsecho's version and exit."""
+        """Print tsecho's version and exit."""
         print(f"tsecho {__version__}")
         raise SystemExit(0)
 
-    def postOptions(self) -> None:
-        """Check all values, and make of them what `makeService` needs.
+    def parseArgs(self, *arguments: str) -> None:
+        """There are only options."""
+        if arguments:
+            raise usage.UsageError(f"expected options only, not {_quoted(arguments[0])}")
 
-        @raise usage.UsageError: says what was expected and what came.
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """Parse and check the command line.
+
+        @raise SystemExit: it is wrong; with one line that says what was expected and what was
+            given. twistd would print all of its usage in front of a `UsageError`.
+        """
+        try:
+            super().parseOptions(options)
+        except usage.UsageError as error:
+            raise SystemExit(f"tsecho: {error}") from None
+
+    def postOptions(self) -> None:
+        """Check all values, and make what `makeService` needs from them.
+
+        @raise usage.UsageError: a value is wrong.
         """
         from twisted.internet import reactor
 
         if self["framing"] not in FRAMINGS:
             raise usage.UsageError(
-                f"--framing: expected {', '.join(FRAMINGS)}, not {self['framing']!r}"
+                f"--framing: expected {', '.join(FRAMINGS)}, not {_quoted(self['framing'])}"
             )
         try:
             stamp = Stamp(self["stamp"], bool(self["utc"]))
         except ValueError as error:
             raise usage.UsageError(f"--stamp: {error}") from error
-        rate = _number("--udp-rate", self["udp-rate"], 1)
-        streams = ReactorAdapter(
-            reactor,
-            stamp.subsecond,
-            _number("--max-unsent", self["max-unsent"], 1),
-            self._client_ca(),
+        rate = self._number("udp-rate", 1)
+        adapter = ReactorAdapter(
+            reactor, stamp.subsecond, self._number("max-unsent", 1), self._client_ca()
         )
-        self.drain = _number("--drain-timeout", self["drain-timeout"], 0)
+        self.drain_timeout = self._number("drain-timeout", 0)
         self.reactor = reactor
-        self.factory = TimestampEchoFactory(
-            stamp, FRAMINGS[self["framing"]], reactor, limits=self._limits(reactor)
+        self.connections = self._connections(reactor)
+        factory = TimestampEchoFactory(
+            stamp, FRAMINGS[self["framing"]], reactor, connections=self.connections
         )
         own_ports: set[int] = set()
 
-        def datagrams() -> TimestampDatagram:
+        def datagram_protocol() -> TimestampDatagram:
             return TimestampDatagram(stamp, reactor, rate=rate, own_ports=own_ports)
 
+        self.factory = factory
         self.listeners = [
-            _listener(description, self.factory, datagrams, streams)
+            _listener(description, factory, datagram_protocol, adapter)
             for description in self["listen"] or ["tcp:3000"]
         ]
 
     def _client_ca(self) -> str | None:
-        """The file of authorities, if all TLS listeners can ask for their certificates."""
+        """The file of authorities; all TLS listeners must be able to ask for certificates."""
         authorities: str | None = self["client-ca"]
-        kinds = [match[2] for match in map(_TLS.match, self["listen"]) if match]
-        if authorities is not None and set(kinds) != {"ssl"}:
-            raise usage.UsageError(
-                f"--client-ca: expected TLS endpoints that are all ssl:, not {kinds}"
-            )
+        kinds = {match["kind"] for match in map(_TLS.match, self["listen"]) if match}
+        if authorities is not None and kinds != {"ssl"}:
+            given = "one of tls:" if kinds else "none"
+            raise usage.UsageError(f"--client-ca: expected ssl: as the only TLS, not {given}")
         return authorities
 
-    def _limits(self, clock: Any) -> Limits:
-        given = self["max-connections"]
-        return Limits(
-            clock,
-            max(file_limit() - RESERVE, 1)
-            if given is None
-            else _number("--max-connections", given, 1),
-            _number("--max-per-peer", self["max-per-peer"], 0),
-            _number("--idle-timeout", self["idle-timeout"], 0),
+    def _connections(self, clock: IReactorTime) -> Connections:
+        total = (
+            max(file_limit() - RESERVED_FILES, 1)
+            if self["max-connections"] is None
+            else self._number("max-connections", 1)
         )
+        return Connections(
+            clock, total, self._number("max-per-peer", 0), self._number("idle-timeout", 0)
+        )
+
+    def _number(self, option: str, minimum: int) -> int:
+        """The value of an option that is a whole number."""
+        text = str(self[option])
+        if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or int(text) < minimum:
+            raise usage.UsageError(
+                f"--{option}: expected a whole number from {minimum} to 999999999,"
+                f" not {_quoted(text)}"
+            )
+        return int(text)
 
 
 def makeService(options: Options) -> IService:
     """The service that these options describe."""
+    daemonizes = options.parent is not None and not options.parent.get("nodaemon", True)
     service: IService = EchoService(
-        options.listeners, options.factory.limits, options.reactor, options.drain
+        options.listeners,
+        options.connections,
+        options.reactor,
+        options.drain_timeout,
+        _report_to_shell() if daemonizes else lambda error: None,
     )
     return service
-
-
-def _number(option: str, text: str | int, least: int) -> int:
-    """A whole number of at least so much."""
-    if not re.fullmatch(r"\d{1,9}", str(text), re.ASCII) or int(text) < least:
-        raise usage.UsageError(
-            f"{option}: expected a whole number of at least {least}, not {text!r}"
-        )
-    return int(text)
 
 
 def _listener(
     description: str,
     factory: TimestampEchoFactory,
-    datagrams: Callable[[], TimestampDatagram],
-    streams: ReactorAdapter,
+    datagram_protocol: Callable[[], TimestampDatagram],
+    adapter: ReactorAdapter,
 ) -> Listener:
     port = _PORT.match(description)
     if port is not None and not 0 <= int(port["port"]) <= 65535:
         raise usage.UsageError(
-            f"--listen: expected a port from 0 to 65535, not {port['port']} in {description!r}"
+            f"--listen: expected a port from 0 to 65535, not {port['port']}"
+            f" in {_quoted(description)}"
         )
     if description.startswith("udp:"):
-        return _datagram_listener(description, datagrams(), factory.stamp.subsecond, streams)
-    return _stream_listener(description, factory, streams)
+        return _datagram_listener(
+            description, datagram_protocol(), factory.stamp.subsecond, adapter
+        )
+    return _stream_listener(description, factory, adapter)
 
 
-def _stream_listener(description: str, factory: TimestampEchoFactory, streams: Any) -> Listener:
+def _stream_listener(
+    description: str, factory: TimestampEchoFactory, adapter: ReactorAdapter
+) -> Listener:
     try:
-        endpoint = serverFromString(streams, description)
-    except Exception as error:  # each kind of endpoint has its own ways to refuse
+        endpoint = adapter.endpoint(description)
+    except Exception as error:  # each kind of endpoint refuses in its own way
         raise usage.UsageError(
-            "--listen: expected an endpoint such as tcp:3000, tcp6:3000, unix:/run/tsecho,"
-            f" ssl:3001:privateKey=key.pem:certKey=cert.pem or udp:3000, not {description!r}"
-            f" ({_reason(error)})"
+            f"--listen: expected an endpoint such as tcp:3000, not {_quoted(description)}:"
+            f" {_endpoint_error(description, error)}"
         ) from error
 
-    def renew(port: IListeningPort) -> Deferred[Any]:
-        renewing = serverFromString(streams.renewing(port), description)
-        again: Deferred[Any] = renewing.listen(factory)
+    def reload(port: IListeningPort) -> Deferred[Any]:
+        again: Deferred[Any] = adapter.replacing(port).endpoint(description).listen(factory)
         return again
 
     return Listener(
         description,
         lambda: endpoint.listen(factory),
-        renew if _TLS.match(description) else None,
+        reload if _TLS.match(description) else None,
     )
 
 
@@ -196,24 +247,81 @@ def _datagram_listener(
     match = _UDP.fullmatch(description)
     if match is None:
         raise usage.UsageError(
-            f"--listen: expected udp:PORT[:interface=ADDRESS], not {description!r}"
+            f"--listen: expected udp:PORT[:interface=ADDRESS], not {_quoted(description)}"
         )
     # In Twisted's descriptions a colon within a value has a backslash before it.
     interface = (match["interface"] or "").replace("\\:", ":")
     if interface and not (isIPAddress(interface) or isIPv6Address(interface)):
         raise usage.UsageError(
-            f"--listen: expected an IPv4 or IPv6 address, not {interface!r} in {description!r}"
+            f"--listen: expected an IPv4 or IPv6 address, not {_quoted(interface)}"
+            f" in {_quoted(description)}"
         )
 
     def listen() -> Deferred[Any]:
-        port = DatagramPort(int(match["port"]), protocol, interface, DATAGRAM, reactor)
+        port = DatagramPort(int(match["port"]), protocol, interface, MAX_DATAGRAM, reactor)
         return execute(port.listen, timed).addCallback(lambda _: port)
 
     return Listener(description, listen)
 
 
-def _reason(error: Exception) -> str:
-    """What an endpoint's parser raised, in one line."""
-    if isinstance(error, LookupError):  # of the endpoints, systemd's alone looks something up
+def _endpoint_error(description: str, error: Exception) -> str:
+    """What was probably meant by a description that is none; or else what the parser raised."""
+    if meant := _meant(description):
+        return f"did you mean {meant}?"
+    if isinstance(error, LookupError):  # of all endpoints, only systemd: looks something up
         return "systemd passed no such socket"
-    return reason(error)
+    text = describe(error)
+    # The parsers are Python functions, whose arguments are those of the endpoint.
+    for pattern, meaning in _PARSER_ERRORS:
+        if match := re.search(pattern, text):
+            return match.expand(meaning)
+    return text
+
+
+def _meant(description: str) -> str:
+    """The endpoint that was meant by a port, by an address and a port, or by a path; or empty."""
+    if re.fullmatch(r"\d+", description, re.ASCII):
+        return f"tcp:{description}"
+    if description.startswith("/"):
+        return f"unix:{quoteStringArgument(description)}"
+    match = _HOST_PORT.fullmatch(description)
+    if match is None:
+        return ""
+    kind, host = ("tcp6", match["v6"]) if match["v6"] else ("tcp", match["host"])
+    return f"{kind}:{match['port']}:interface={quoteStringArgument(host)}"
+
+
+def _quoted(text: str) -> str:
+    """A value from the command line, on one line and readable."""
+    return f"'{text}'" if text.isprintable() else ascii(text)
+
+
+def _report_to_shell() -> Callable[[str], None]:
+    """Prepare to report how a daemon's start ends, before twistd forks.
+
+    twistd's parent process, for which the shell waits, prints what it is told of a failure as the
+    name of a class and the repr of bytes, cut at 100. Here it is kept from that: right after its
+    fork, before it does anything else, it waits for the end of this pipe. If an error came
+    through, it prints that and exits. Otherwise it goes on, and learns that all is well.
+
+    @return: to be called in the daemon, with the error, or with an empty text.
+    """
+    parent = os.getpid()
+    receiver, sender = os.pipe()
+
+    def wait_for_report() -> None:
+        if os.getpid() != parent:  # the daemon, or twistd's process between the two
+            return
+        os.close(sender)
+        with open(receiver, encoding="utf-8", closefd=True) as pipe:
+            error = pipe.read()
+        if error:
+            os.write(2, f"{error}\n".encode())  # by now sys.stderr is the log
+            os._exit(1)
+
+    def report(error: str) -> None:
+        os.write(sender, error.encode())
+        os.close(sender)
+
+    os.register_at_fork(after_in_parent=wait_for_report)
+    return report

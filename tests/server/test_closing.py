@@ -11,9 +11,9 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyClass
 
-from tests.fakes import SecuredTransport, TCPTransport, logged
-from timestamp_echo.server.closing import FAREWELL, Refusal
-from timestamp_echo.server.connections import Limits
+from tests.fakes import TCPTransport, logged
+from timestamp_echo.server.closing import LINGER_TIMEOUT, Refusal
+from timestamp_echo.server.connections import Connections
 from timestamp_echo.server.protocol import TimestampEcho, TimestampEchoFactory
 
 
@@ -24,8 +24,8 @@ class RefusalTests(SynchronousTestCase):
         """A factory that has as many connections as it may have."""
         self.clock = Clock()
         self.events = logged(self)
-        limits = Limits(self.clock, 1)
-        self.factory = TimestampEchoFactory(clock=self.clock, limits=limits)
+        connections = Connections(self.clock, 1)
+        self.factory = TimestampEchoFactory(clock=self.clock, connections=connections)
         self.first = self.factory.buildProtocol(None)
         assert isinstance(self.first, TimestampEcho)
         self.first.makeConnection(StringTransport())
@@ -42,7 +42,7 @@ class RefusalTests(SynchronousTestCase):
         verifyClass(IHalfCloseableProtocol, Refusal)
         transport = TCPTransport()
         refusal = self.refuse(transport)
-        words = "1 connections are open, and no more may be"
+        words = "too many connections: the limit is 1"
         self.assertEqual(transport.value(), f"tsecho: {words}\n".encode())
         self.assertTrue(transport.half_closed)
         self.assertFalse(transport.disconnecting)
@@ -52,28 +52,28 @@ class RefusalTests(SynchronousTestCase):
         refusal.connectionLost()
         line = formatEvent(self.events[-1])
         self.assertEqual(line, f"connection from 192.168.1.1:54321 refused: {words}")
-        self.clock.advance(FAREWELL)
+        self.clock.advance(LINGER_TIMEOUT)
         self.assertEqual(transport.value(), f"tsecho: {words}\n".encode())
 
     def test_does_not_close(self) -> None:
         """A peer that does not close is left after a second."""
         transport = TCPTransport()
         refusal = self.refuse(transport)
-        self.clock.advance(FAREWELL)
+        self.clock.advance(LINGER_TIMEOUT)
         self.assertFalse(transport.disconnecting)
         refusal.writeConnectionLost()  # the line is delivered: now the second begins
-        self.clock.advance(FAREWELL)
+        self.clock.advance(LINGER_TIMEOUT)
         self.assertTrue(transport.disconnecting)
         refusal.connectionLost()
 
-    def test_tls(self) -> None:
-        """Through TLS this side's close is a close_notify, and the peer's is waited for."""
-        transport = SecuredTransport()
-        self.refuse(transport)
+    def test_without_half_close(self) -> None:
+        """A transport that has no half-close, such as Twisted's own TLS, closes both ways."""
+        refusal = Refusal("full")
+        refusal.factory = self.factory
+        transport = StringTransport()
+        refusal.makeConnection(transport)
+        self.assertEqual(transport.value(), b"tsecho: full\n")
         self.assertTrue(transport.disconnecting)
-        self.assertFalse(transport.half_closed or transport.transport.disconnecting)
-        self.clock.advance(FAREWELL)
-        self.assertTrue(transport.transport.disconnecting)
 
     def test_room_again(self) -> None:
         """When one has left there is room for another."""

@@ -10,28 +10,34 @@ from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from timestamp_echo.server.connections import Limited, Limits, file_limit, source
+from timestamp_echo.server.connections import Connection, Connections, address_key, file_limit
 
 
-class Talker(Limited):
-    """A connection that remembers what it was told."""
+class FakeConnection:
+    """A `Connection` that remembers the calls of its methods."""
 
+    peer_key = b""
+    messages_seen = 0
+    idle_checks = 0
     messages = 0
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.calls: list[str] = []
 
     def end(self, why: str) -> None:
         """See `Connection`."""
-        self.told.append(why)
+        self.calls.append(why)
 
     def drain(self) -> None:
         """See `Connection`."""
-        self.told.append("drain")
+        self.calls.append("drain")
 
     def abort(self) -> None:
         """See `Connection`."""
-        self.told.append("abort")
+        self.calls.append("abort")
+
+
+typed: Connection = FakeConnection()  # mypy checks that the fake is one
 
 
 def ipv4(host: str) -> IAddress:
@@ -71,120 +77,123 @@ class FileLimitTests(SynchronousTestCase):
             self.assertEqual(file_limit(), soft)
 
 
-class SourceTests(SynchronousTestCase):
-    """`source`: what counts as one peer."""
+class AddressKeyTests(SynchronousTestCase):
+    """`address_key`: what counts as one peer; `test_addresses` has more."""
 
-    def test_ipv4(self) -> None:
-        """An address, however it is written."""
-        self.assertEqual(source(ipv4("192.0.2.1")), source(ipv6("::ffff:192.0.2.1")))
-        self.assertNotEqual(source(ipv4("192.0.2.1")), source(ipv4("192.0.2.2")))
-
-    def test_ipv6(self) -> None:
-        """A /64, for that is what one host has."""
-        self.assertEqual(source(ipv6("2001:db8::1")), source(ipv6("2001:db8::2")))
-        self.assertNotEqual(source(ipv6("2001:db8::1")), source(ipv6("2001:db8:0:1::1")))
-        self.assertEqual(source(ipv6("fe80::1%eth0")), source(ipv6("fe80::2%eth0")))
+    def test_ip(self) -> None:
+        """An IPv4 address is one peer, however it is written."""
+        self.assertEqual(address_key(ipv4("192.0.2.1")), address_key(ipv6("::ffff:192.0.2.1")))
+        self.assertNotEqual(address_key(ipv4("192.0.2.1")), address_key(ipv4("192.0.2.2")))
 
     def test_others(self) -> None:
-        """UNIX sockets have no peer that could be told apart."""
-        self.assertEqual(source(UNIXAddress("/run/x")), b"")
-        self.assertEqual(source(None), b"")
+        """Peers at UNIX sockets cannot be calls apart."""
+        self.assertEqual(address_key(UNIXAddress("/run/x")), b"")
+        self.assertEqual(address_key(None), b"")
 
 
 class LimitsTests(SynchronousTestCase):
-    """`Limits`."""
+    """`Connections`."""
 
     def setUp(self) -> None:
         """A clock."""
         self.clock = Clock()
 
-    def enter(self, limits: Limits, address: IAddress | None = None) -> Talker:
+    def added(self, connections: Connections, address: IAddress | None = None) -> FakeConnection:
         """A connection is made."""
-        talker = Talker()
-        limits.enter(talker, lambda: address)
-        return talker
+        connection = FakeConnection()
+        connections.add(connection, lambda: address)
+        return connection
 
-    def test_no_limits(self) -> None:
-        """Without limits anybody may come, and stay."""
-        limits = Limits(self.clock, idle=0)
+    def test_no_connections(self) -> None:
+        """Without connections anybody may come, and stay."""
+        connections = Connections(self.clock, idle_timeout=0)
         for _ in range(100):
-            self.enter(limits, ipv4("192.0.2.1"))
-        self.assertEqual(limits.refusal(ipv4("192.0.2.1")), "")
+            self.added(connections, ipv4("192.0.2.1"))
+        self.assertEqual(connections.refusal(ipv4("192.0.2.1")), "")
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_total(self) -> None:
         """So many in all; when one leaves, there is room again."""
-        limits = Limits(self.clock, 2)
-        first = self.enter(limits)
-        self.assertEqual(limits.refusal(None), "")
-        self.enter(limits)
-        self.assertEqual(limits.refusal(None), "2 connections are open, and no more may be")
-        limits.leave(first)
-        self.assertEqual(limits.refusal(None), "")
+        connections = Connections(self.clock, 2)
+        first = self.added(connections)
+        self.assertEqual(connections.refusal(None), "")
+        self.added(connections)
+        self.assertEqual(connections.refusal(None), "too many connections: the limit is 2")
+        connections.remove(first)
+        self.assertEqual(connections.refusal(None), "")
 
     def test_per_peer(self) -> None:
         """So many of one peer; others, and UNIX sockets, are not concerned."""
-        limits = Limits(self.clock, per_peer=2)
-        first = self.enter(limits, ipv4("192.0.2.1"))
-        self.enter(limits, ipv6("::ffff:192.0.2.1"))
+        connections = Connections(self.clock, max_per_peer=2)
+        first = self.added(connections, ipv4("192.0.2.1"))
+        self.added(connections, ipv6("::ffff:192.0.2.1"))
         self.assertEqual(
-            limits.refusal(ipv4("192.0.2.1")),
-            "2 connections from your address are open, and no more may be",
+            connections.refusal(ipv4("192.0.2.1")),
+            "too many connections from your address: the limit is 2",
         )
-        self.assertEqual(limits.refusal(ipv4("192.0.2.2")), "")
+        self.assertEqual(connections.refusal(ipv4("192.0.2.2")), "")
         for _ in range(5):
-            self.enter(limits, UNIXAddress(None))
-        self.assertEqual(limits.refusal(UNIXAddress(None)), "")
-        limits.leave(first)
-        self.assertEqual(limits.refusal(ipv4("192.0.2.1")), "")
+            self.added(connections, UNIXAddress(None))
+        self.assertEqual(connections.refusal(UNIXAddress(None)), "")
+        connections.remove(first)
+        self.assertEqual(connections.refusal(ipv4("192.0.2.1")), "")
 
     def test_peers_forgotten(self) -> None:
         """Who has left leaves nothing behind."""
-        limits = Limits(self.clock, per_peer=2)
+        connections = Connections(self.clock, max_per_peer=2)
         for number in range(100):
-            limits.leave(self.enter(limits, ipv4(f"192.0.2.{number}")))
-        self.assertEqual(len(limits._peers), 0)
+            connections.remove(self.added(connections, ipv4(f"192.0.2.{number}")))
+        self.assertEqual(len(connections._peers), 0)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_idle(self) -> None:
         """A connection without an exchange is ended; if that does not help, aborted."""
-        limits = Limits(self.clock, idle=100)
-        talker = self.enter(limits)
-        self.clock.pump([10] * 9)
-        self.assertEqual(talker.told, [])
+        connections = Connections(self.clock, idle_timeout=100)
+        connection = self.added(connections)
+        self.clock.pump([10] * 10)
+        self.assertEqual(connection.calls, [])
         self.clock.advance(10)
-        self.assertEqual(talker.told, ["idle for 100 s"])
+        self.assertEqual(connection.calls, ["idle for 100 s"])
         self.clock.advance(10)
-        self.assertEqual(talker.told, ["idle for 100 s", "abort"])
+        self.assertEqual(connection.calls, ["idle for 100 s", "abort"])
+
+    def test_idle_with_pending_message(self) -> None:
+        """An answer to what was pending, made by the end itself, does not start a new timeout."""
+        connections = Connections(self.clock, idle_timeout=100)
+        connection = self.added(connections)
+        self.clock.pump([10] * 11)
+        connection.messages += 1
+        self.clock.advance(10)
+        self.assertEqual(connection.calls, ["idle for 100 s", "abort"])
 
     def test_not_idle(self) -> None:
         """One with an exchange now and then may stay for ever."""
-        limits = Limits(self.clock, idle=100)
-        talker = self.enter(limits)
+        connections = Connections(self.clock, idle_timeout=100)
+        connection = self.added(connections)
         for _ in range(50):
             self.clock.pump([10] * 9)
-            talker.messages += 1
-        self.assertEqual(talker.told, [])
+            connection.messages += 1
+        self.assertEqual(connection.calls, [])
 
-    def test_all_left(self) -> None:
-        """Who asks is told when the last has left, or at once if there is none."""
-        limits = Limits(self.clock)
-        self.successResultOf(limits.all_left())
-        talkers = [self.enter(limits) for _ in range(2)]
-        self.assertEqual(set(limits), set(talkers))
-        left = limits.all_left()
-        for talker in limits:
+    def test_all_closed(self) -> None:
+        """Who asks is calls when the last has left, or at once if there is none."""
+        connections = Connections(self.clock)
+        self.successResultOf(connections.all_closed())
+        opened = [self.added(connections) for _ in range(2)]
+        self.assertEqual(set(connections), set(opened))
+        left = connections.all_closed()
+        for connection in connections:
             self.assertNoResult(left)
-            limits.leave(talker)
+            connections.remove(connection)
         self.successResultOf(left)
 
     def test_one_timer(self) -> None:
         """However many there are, one timer looks at all of them; with none, there is none."""
-        limits = Limits(self.clock, idle=100)
-        talkers = [self.enter(limits) for _ in range(100)]
+        connections = Connections(self.clock, idle_timeout=100)
+        opened = [self.added(connections) for _ in range(100)]
         self.assertEqual(len(self.clock.getDelayedCalls()), 1)
         self.clock.advance(10)
         self.assertEqual(len(self.clock.getDelayedCalls()), 1)
-        for talker in talkers:
-            limits.leave(talker)
+        for connection in opened:
+            connections.remove(connection)
         self.assertEqual(self.clock.getDelayedCalls(), [])

@@ -17,7 +17,7 @@ from tests.fakes import logged
 from timestamp_echo.server.datagram import (
     _BUCKETS,
     LOG_INTERVAL,
-    Rate,
+    RateLimit,
     TimestampDatagram,
     refusal,
 )
@@ -41,7 +41,9 @@ class RefusalTests(SynchronousTestCase):
         """Ports where other services are, and those where this one is."""
         for port in (0, 7, 19, 53, 123, 1023):
             self.assertEqual(refusal(b"x", HOST, port, set()), "from a port under 1024")
-        self.assertEqual(refusal(b"x", HOST, 3000, {3000, 4000}), "from a port of our own")
+        self.assertEqual(
+            refusal(b"x", HOST, 3000, {3000, 4000}), "from one of this service's own ports"
+        )
 
     def test_not_one_host(self) -> None:
         """Addresses that are not one host's."""
@@ -53,7 +55,7 @@ class RefusalTests(SynchronousTestCase):
             "::",
             "::ffff:224.0.0.1",
         ):
-            self.assertEqual(refusal(b"x", host, 5000, set()), "not from one host")
+            self.assertEqual(refusal(b"x", host, 5000, set()), "not from a single host")
 
     @given(
         st.sampled_from(["ctime", "iso", "unix", "%H:%M", "%A the %d of %B, %Y, %f %%"]),
@@ -67,11 +69,11 @@ class RefusalTests(SynchronousTestCase):
 
 
 class RateTests(SynchronousTestCase):
-    """`Rate`."""
+    """`RateLimit`."""
 
     def test_limit(self) -> None:
         """So many a second, and in the next second as many again, also after a step back."""
-        rate = Rate(3)
+        rate = RateLimit(3)
         for moment in (SECOND, 2 * SECOND, 100 * SECOND, 50 * SECOND):
             self.assertEqual(
                 [rate.allows(HOST, moment) for _ in range(4)], [True, True, True, False]
@@ -79,7 +81,7 @@ class RateTests(SynchronousTestCase):
 
     def test_sources_apart(self) -> None:
         """One source's flood does not use up another's share."""
-        rate = Rate(10)
+        rate = RateLimit(10)
         others = [f"198.51.{i}.1" for i in range(100)]
         for _ in range(1000):
             rate.allows(HOST, 0)
@@ -87,7 +89,7 @@ class RateTests(SynchronousTestCase):
 
     def test_bounded(self) -> None:
         """However many sources are forged, the memory for them is the same."""
-        rate = Rate(10)
+        rate = RateLimit(10)
         for i in range(100_000):
             rate.allows(f"10.{i >> 16}.{i >> 8 & 255}.{i & 255}", 0)
         self.assertEqual(len(rate._counts), _BUCKETS)
@@ -111,39 +113,39 @@ class Port:
         self.sent.append((datagram, addr))
 
 
-class Datagrams:
+class FakeBatch:
     """A batch, as far as it is looked at, of which each third can't be sent."""
 
     def __init__(self, messages: Sequence[bytes], port: int, arrivals: Sequence[int] = ()) -> None:
         self.count = len(messages)
-        self.firsts = b"".join(message[:1] or b"[" for message in messages)
+        self.first_bytes = b"".join(message[:1] or b"[" for message in messages)
         self.timed = bool(arrivals)
         self._messages, self._port, self._arrivals = messages, port, arrivals
         self.replies: list[bytes] = []
         self.dropped: list[int] = []
 
-    def source(self, place: int) -> tuple[str, int]:
-        """See `mmsg.Datagrams`."""
+    def source(self, slot: int) -> tuple[str, int]:
+        """See `DatagramBatch`."""
         return HOST, self._port
 
-    def message(self, place: int) -> bytes:
-        """See `mmsg.Datagrams`."""
-        return self._messages[place]
+    def message(self, slot: int) -> bytes:
+        """See `DatagramBatch`."""
+        return self._messages[slot]
 
-    def arrival(self, place: int) -> int:
-        """See `mmsg.Datagrams`."""
-        return self._arrivals[place]
+    def arrival(self, slot: int) -> int:
+        """See `DatagramBatch`."""
+        return self._arrivals[slot]
 
-    def reply(self, place: int, prefix: bytes) -> None:
-        """See `mmsg.Datagrams`."""
-        self.replies.append(prefix + self._messages[place])
+    def reply(self, slot: int, prefix: bytes) -> None:
+        """See `DatagramBatch`."""
+        self.replies.append(prefix + self._messages[slot])
 
-    def drop(self, place: int) -> None:
-        """See `mmsg.Datagrams`."""
-        self.dropped.append(place)
+    def drop(self, slot: int) -> None:
+        """See `DatagramBatch`."""
+        self.dropped.append(slot)
 
     def send(self) -> int:
-        """See `mmsg.Datagrams`."""
+        """See `DatagramBatch`."""
         return len(self.replies) // 3
 
 
@@ -158,7 +160,7 @@ class TimestampDatagramTests(SynchronousTestCase):
     def echo(self, port: Port, style: str = "ctime", **options: Any) -> TimestampDatagram:
         """The protocol on this port, at the epoch's first second."""
         echo = TimestampDatagram(Stamp(style, utc=True), self.clock, lambda: SECOND, **options)
-        echo.transport = port
+        echo.transport = port  # type: ignore[assignment]  # as much of one as is needed
         echo.startProtocol()
         return echo
 
@@ -190,13 +192,13 @@ class TimestampDatagramTests(SynchronousTestCase):
         port: int = 5000,
         arrivals: Sequence[int] = (),
         rate: int = 9,
-    ) -> Datagrams:
+    ) -> FakeBatch:
         """A batch with these messages, when it has been answered."""
-        batch: Any = Datagrams(messages, port, arrivals)
+        batch: Any = FakeBatch(messages, port, arrivals)
         style = "unix" if arrivals else "ctime"
         self.echo(Port(), style, rate=rate).datagramsReceived(batch)
         self.clock.advance(LOG_INTERVAL)
-        answered: Datagrams = batch
+        answered: FakeBatch = batch
         return answered
 
     def test_batch(self) -> None:
@@ -206,7 +208,7 @@ class TimestampDatagramTests(SynchronousTestCase):
         self.assertEqual(batch.dropped, [2, 5])
         self.assertEqual(
             self.lines(),
-            ["datagrams not answered: 1 like a reply, 1 over the rate, 1 impossible to send"],
+            ["datagrams not answered: 1 like a reply, 1 over the rate limit, 1 impossible to send"],
         )
         self.assertEqual(self.batch([b"x"], 7).replies, [])
 
@@ -239,8 +241,8 @@ class TimestampDatagramTests(SynchronousTestCase):
         self.assertEqual(
             self.lines(),
             [
-                "datagrams not answered: 3 over the rate, 1 like a reply,"
-                " 1 from a port under 1024, 1 from a port of our own"
+                "datagrams not answered: 3 over the rate limit, 1 like a reply,"
+                " 1 from a port under 1024, 1 from one of this service's own ports"
             ],
         )
         self.clock.advance(10 * LOG_INTERVAL)

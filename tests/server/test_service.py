@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import signal
 from collections.abc import Callable
@@ -21,9 +22,10 @@ from zope.interface import implementer
 from zope.interface.verify import verifyClass, verifyObject
 
 from tests.fakes import logged
-from tests.server.test_connections import Talker
-from timestamp_echo.server.connections import Limits
-from timestamp_echo.server.service import A_TURN, CannotListen, EchoService, Listener
+from tests.server.test_connections import FakeConnection
+from timestamp_echo.server.connections import Connections
+from timestamp_echo.server.service import CannotListen, EchoService, Listener
+from timestamp_echo.transports.epoll import MAX_EVENTS
 
 
 @implementer(IListeningPort)
@@ -75,7 +77,7 @@ class EchoServiceTests(SynchronousTestCase):
     def setUp(self) -> None:
         """A reactor, and what is logged."""
         self.reactor = Reactor()
-        self.limits = Limits(self.reactor, idle=0)
+        self.connections = Connections(self.reactor, idle_timeout=0)
         self.events = logged(self)
 
     def lines(self) -> list[str]:
@@ -87,7 +89,7 @@ class EchoServiceTests(SynchronousTestCase):
         listeners = [
             Listener(text, partial(execute, resulting, result)) for text, result in results
         ]
-        service = EchoService(listeners, self.limits, self.reactor, 20)
+        service = EchoService(listeners, self.connections, self.reactor, 20)
         verifyObject(IService, service)
         return service
 
@@ -144,38 +146,38 @@ class EchoServiceTests(SynchronousTestCase):
 
     def test_drain(self) -> None:
         """A stop drains all connections, and waits until they have left."""
-        talker = Talker()
-        self.limits.enter(talker, lambda: None)
+        connection = FakeConnection()
+        self.connections.add(connection, lambda: None)
         stopped = self.service().stopService()
-        self.assertEqual(talker.told, ["drain"])
+        self.assertEqual(connection.calls, ["drain"])
         self.assertNoResult(stopped)
-        self.limits.leave(talker)
+        self.connections.remove(connection)
         self.successResultOf(stopped)
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_drain_timeout(self) -> None:
         """What is left at the timeout is ended by force."""
-        talker = Talker()
-        self.limits.enter(talker, lambda: None)
+        connection = FakeConnection()
+        self.connections.add(connection, lambda: None)
         stopped = self.service().stopService()
         self.reactor.advance(19.9)
-        self.assertEqual(talker.told, ["drain"])
+        self.assertEqual(connection.calls, ["drain"])
         self.reactor.advance(0.1)
-        self.assertEqual(talker.told, ["drain", "abort"])
-        self.limits.leave(talker)
+        self.assertEqual(connection.calls, ["drain", "abort"])
+        self.connections.remove(connection)
         self.successResultOf(stopped)
 
     def test_drain_many(self) -> None:
         """Of many connections each has its turn before any is drained."""
-        limits = Limits(self.reactor)
-        service = EchoService([], limits, self.reactor)
-        talkers = [Talker() for _ in range(2 * A_TURN)]
-        for talker in talkers:
-            limits.enter(talker, lambda: None)
+        connections = Connections(self.reactor)
+        service = EchoService([], connections, self.reactor)
+        opened = [FakeConnection() for _ in range(2 * MAX_EVENTS)]
+        for connection in opened:
+            connections.add(connection, lambda: None)
         service.stopService()
-        self.assertEqual({tuple(talker.told) for talker in talkers}, {()})
+        self.assertEqual({tuple(connection.calls) for connection in opened}, {()})
         self.reactor.advance(0)
-        self.assertEqual({tuple(talker.told) for talker in talkers}, {("drain",)})
+        self.assertEqual({tuple(connection.calls) for connection in opened}, {("drain",)})
 
     def test_renewal(self) -> None:
         """At SIGHUP each listener that has certificates reads them again, or says why not."""
@@ -198,7 +200,7 @@ class EchoServiceTests(SynchronousTestCase):
                 Listener("ssl:1", lambda: execute(lambda: ports[1]), renew),
                 Listener("ssl:2", lambda: execute(lambda: ports[2]), fail),
             ],
-            Limits(self.reactor),
+            Connections(self.reactor),
             self.reactor,
         )
         service.startService()
@@ -208,8 +210,9 @@ class EchoServiceTests(SynchronousTestCase):
         self.assertEqual(
             [formatEvent(event) for event in events[-2:]],
             [
-                "certificates of ssl:1 read again",
-                "certificates of ssl:2 stay as they were: key\\n.pem: No such file or directory",
+                "certificates of ssl:1 reloaded",
+                "certificates of ssl:2 not reloaded, the old ones stay in use:"
+                " key\\n.pem: No such file or directory",
             ],
         )
         service.stopService()
@@ -220,8 +223,8 @@ class EchoServiceTests(SynchronousTestCase):
         """A signal of either kind stops the reactor; a second ends what is left by force."""
         handlers: dict[int, Any] = {}
         self.patch(signal, "signal", handlers.__setitem__)
-        talker = Talker()
-        self.limits.enter(talker, lambda: None)
+        connection = FakeConnection()
+        self.connections.add(connection, lambda: None)
         service = self.service()
         service.startService()
         self.reactor.run()  # which in memory stops at once
@@ -230,9 +233,9 @@ class EchoServiceTests(SynchronousTestCase):
         handlers[signal.SIGTERM](signal.SIGTERM, None)
         self.assertTrue(self.reactor.hasStopped)
         service.stopService()
-        self.assertEqual(talker.told, ["drain"])
+        self.assertEqual(connection.calls, ["drain"])
         handlers[signal.SIGINT](signal.SIGINT, None)
-        self.assertEqual(talker.told, ["drain", "abort"])
+        self.assertEqual(connection.calls, ["drain", "abort"])
         self.assertEqual(self.lines(), ["SIGTERM received", "SIGINT received"])
 
     def test_stop_without_port(self) -> None:
@@ -255,11 +258,22 @@ class EchoServiceTests(SynchronousTestCase):
         error = CannotListenError("", 2, OSError(98, "Address already in use"))
         service = self.service(("tcp:1", port), ("tcp:2", error))
         raised = self.assertRaises(CannotListen, service.privilegedStartService)
-        self.assertEqual(raised.code, "tsecho: Address already in use: cannot listen on tcp:2")
+        self.assertEqual(raised.code, "tsecho: cannot listen on tcp:2: Address already in use")
         self.assertFalse(port.listening)
         self.assertEqual(self.reactor.turns, 1)
 
-    def test_words(self) -> None:
+    def test_reported(self) -> None:
+        """The end of the start is reported: with an empty text, or with the error."""
+        reports: list[str] = []
+        port = Port(IPv4Address("TCP", "0.0.0.0", 1))
+        for result in (port, CannotListenError(None, b"/x", "in use")):
+            service = self.service(("tcp:1", result))
+            service._report = reports.append
+            with contextlib.suppress(CannotListen):
+                service.startService()
+        self.assertEqual(reports, ["", "tsecho: cannot listen on tcp:1: in use"])
+
+    def test_errors(self) -> None:
         """Whatever an endpoint fails with is one line."""
         for error, words in (
             (CannotListenError(None, b"/x", "Cannot acquire lock"), "Cannot acquire lock"),
@@ -268,7 +282,7 @@ class EchoServiceTests(SynchronousTestCase):
         ):
             service = self.service(("tcp:\n", error))
             raised = self.assertRaises(CannotListen, service.startService)
-            self.assertEqual(raised.code, f"tsecho: {words}: cannot listen on tcp:\\n")
+            self.assertEqual(raised.code, f"tsecho: cannot listen on tcp:\\n: {words}")
 
     def test_both_kinds(self) -> None:
         """Twistd tidies up after an Exception; Python ends in one line by a SystemExit."""

@@ -7,7 +7,7 @@ import time
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from timestamp_echo.transports.arrivals import LINUX, TimedSocket, arrival
+from timestamp_echo.transports.arrivals import LINUX, TimedSocket, from_ancillary
 
 
 class ArrivalTests(SynchronousTestCase):
@@ -15,8 +15,8 @@ class ArrivalTests(SynchronousTestCase):
 
     def test_without(self) -> None:
         """Where there is none, or only others, the arrival is not known."""
-        self.assertEqual(arrival([]), 0)
-        self.assertEqual(arrival([(socket.SOL_SOCKET, 1, b""), (41, 50, b"")]), 0)
+        self.assertEqual(from_ancillary([]), 0)
+        self.assertEqual(from_ancillary([(socket.SOL_SOCKET, 1, b""), (41, 50, b"")]), 0)
 
 
 class TimedSocketTests(SynchronousTestCase):

@@ -25,14 +25,14 @@ from zope.interface.verify import verifyClass
 from tests.fakes import Producer
 from timestamp_echo.transports import arrivals
 from timestamp_echo.transports.epoll import (
-    BATCHED,
-    EVENTS,
-    READ,
-    ROUNDS,
-    Batch,
-    Connection,
-    TimedConnection,
-    UNIXConnection,
+    HAS_EPOLL,
+    MAX_EVENTS,
+    MAX_ROUNDS,
+    READ_SIZE,
+    EpollGroup,
+    StreamTransport,
+    TimedStreamTransport,
+    UNIXStreamTransport,
 )
 
 RESET = b"\1\0\0\0\0\0\0\0"
@@ -68,15 +68,15 @@ class Kept(Protocol):
 
 
 class BatchTests(SynchronousTestCase):
-    """`Batch`, with connections over pairs of UNIX sockets."""
+    """`EpollGroup`, with connections over pairs of UNIX sockets."""
 
-    if not BATCHED:
+    if not HAS_EPOLL:
         skip = "there is no epoll here"
 
     def setUp(self) -> None:
-        """A batch without connections."""
+        """A group without connections."""
         self.reactor = MemoryReactorClock()
-        self.batch = Batch(self.reactor)
+        self.group = EpollGroup(self.reactor)
 
     def connect(self) -> tuple[socket.socket, Kept]:
         """A peer's socket, and the protocol at the other end."""
@@ -86,8 +86,8 @@ class BatchTests(SynchronousTestCase):
         self.addCleanup(ours.close)
         protocol = Kept()
         none: Any = None
-        connection = UNIXConnection(
-            *(ours, protocol, None, none, 0, self.reactor), watcher=self.batch, max_unsent=READ
+        connection = UNIXStreamTransport(
+            *(ours, protocol, None, none, 0, self.reactor), group=self.group, max_unsent=READ_SIZE
         )
         protocol.makeConnection(connection)
         return peer, protocol
@@ -101,26 +101,26 @@ class BatchTests(SynchronousTestCase):
 
     def test_interfaces(self) -> None:
         """It is what it says that it is."""
-        verifyClass(IReadDescriptor, Batch)
-        self.assertEqual(self.batch.logPrefix(), "connections")
-        self.batch.connectionLost(Failure(ConnectionDone()))
+        verifyClass(IReadDescriptor, EpollGroup)
+        self.assertEqual(self.group.logPrefix(), "connections")
+        self.group.connectionLost(Failure(ConnectionDone()))
 
     def test_all_ready(self) -> None:
         """One turn serves all that are ready, and no others."""
         pairs = self.pairs(20)
         _, silent = self.connect()
-        self.batch.doRead()
+        self.group.doRead()
         self.assertEqual([kept.reads for _, kept in pairs], [[b"x"]] * 20)
         self.assertEqual(silent.reads, [])
 
     def test_epoll_while_connections(self) -> None:
         """The epoll, and the reactor's interest in it, last as long as there are connections."""
-        self.assertEqual(self.batch.fileno(), -1)
-        self.batch.doRead()
+        self.assertEqual(self.group.fileno(), -1)
+        self.group.doRead()
         for _ in range(2):
             (_, one), (_, two) = self.connect(), self.connect()
-            self.assertEqual(self.reactor.getReaders(), [self.batch])
-            number = self.batch.fileno()
+            self.assertEqual(self.reactor.getReaders(), [self.group])
+            number = self.group.fileno()
             one.transport.stopReading()
             two.transport.stopReading()
             self.assertEqual(self.reactor.getReaders(), [])
@@ -128,21 +128,21 @@ class BatchTests(SynchronousTestCase):
 
     def test_its_turn(self) -> None:
         """However many are ready again and again, the rest of the reactor gets its turn."""
-        pairs = self.pairs(2 * EVENTS)
+        pairs = self.pairs(2 * MAX_EVENTS)
         for peer, kept in pairs:
             kept.act = partial(peer.send, b"x")
-        self.batch.doRead()
+        self.group.doRead()
         served = [len(kept.reads) for _, kept in pairs]
-        self.assertEqual(sum(served), ROUNDS * EVENTS)
-        self.assertEqual(set(served), {ROUNDS // 2})  # and none of them more than another
+        self.assertEqual(sum(served), MAX_ROUNDS * MAX_EVENTS)
+        self.assertEqual(set(served), {MAX_ROUNDS // 2})  # and none of them more than another
 
     def test_closed_by_another(self) -> None:
-        """A connection that one before it in the batch closes is not read any more."""
+        """A connection that one before it in the group closes is not read any more."""
         pairs = self.pairs(2)
         gone = Failure(ConnectionDone())
         for _, kept in pairs:
             kept.act = lambda: [other.transport.connectionLost(gone) for _, other in pairs]
-        self.batch.doRead()
+        self.group.doRead()
         self.assertEqual(sorted(len(kept.reads) for _, kept in pairs), [0, 1])
         self.assertEqual(self.reactor.getReaders(), [])
 
@@ -151,21 +151,21 @@ class BatchTests(SynchronousTestCase):
         pairs = self.pairs(2)
         for _, kept in pairs:
             kept.act = lambda: [other.transport.abortConnection() for _, other in pairs]
-        self.batch.doRead()
+        self.group.doRead()
         self.assertEqual(sorted(len(kept.reads) for _, kept in pairs), [0, 1])
         self.reactor.advance(0)
         self.assertEqual([kept.ends for _, kept in pairs], [[ConnectionAborted]] * 2)
 
     def test_paused_by_another(self) -> None:
-        """One that is paused is not read, though it was ready when the batch began."""
+        """One that is paused is not read, though it was ready when the group began."""
         pairs = self.pairs(2)
         for _, kept in pairs:
             kept.act = lambda: [other.transport.pauseProducing() for _, other in pairs]
-        self.batch.doRead()
+        self.group.doRead()
         self.assertEqual(sorted(len(kept.reads) for _, kept in pairs), [0, 1])
         for _, kept in pairs:
             kept.transport.resumeProducing()
-        self.batch.doRead()
+        self.group.doRead()
         self.assertEqual([kept.reads for _, kept in pairs], [[b"x"]] * 2)
 
     def test_paused_with_unsent(self) -> None:
@@ -174,11 +174,11 @@ class BatchTests(SynchronousTestCase):
         for _, kept in pairs:
             kept.transport.startWriting()
             kept.act = lambda: [other.transport.pauseProducing() for _, other in pairs]
-        self.batch.doRead()
+        self.group.doRead()
         self.assertEqual(sorted(len(kept.reads) for _, kept in pairs), [0, 1])
 
     def test_replaced(self) -> None:
-        """What is left in the batch for a number is not taken for its new owner's."""
+        """What is left in the group for a number is not taken for its new owner's."""
         ((_, first),) = self.pairs(1)
         peer, old = self.connect()
         old.transport.pauseProducing()
@@ -196,17 +196,17 @@ class BatchTests(SynchronousTestCase):
             self.assertEqual(new[0][1].transport.fileno(), number)
 
         first.act = replace
-        self.batch.doRead()
+        self.group.doRead()
         self.assertEqual(new[0][1].ends, [])
         new[0][0].send(b"y")
-        self.batch.doRead()
+        self.group.doRead()
         self.assertEqual((new[0][1].reads, new[0][1].ends), ([b"y"], []))
 
     def test_exception(self) -> None:
         """A protocol that raises loses its connection, is logged once, and nobody else."""
         pairs = self.pairs(3)
         pairs[1][1].act = {}.popitem
-        self.batch.doRead()
+        self.group.doRead()
         self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
         self.assertEqual([kept.ends for _, kept in pairs], [[], [KeyError], []])
         self.assertEqual([kept.reads for _, kept in pairs], [[b"x"]] * 3)
@@ -221,11 +221,11 @@ class BatchTests(SynchronousTestCase):
         kept.transport.pauseProducing()
         kept.transport.startWriting()
         peer.close()
-        self.batch.doRead()
+        self.group.doRead()
         self.assertEqual(len(self.flushLoggedErrors(TypeError, KeyError)), 3)
         self.assertEqual(pairs[2][1].reads, [b"x"])
         pairs[2][0].send(b"y")
-        self.batch.doRead()
+        self.group.doRead()
         self.assertEqual(pairs[2][1].reads, [b"x", b"y"])
 
     def test_exception_with_room(self) -> None:
@@ -235,13 +235,13 @@ class BatchTests(SynchronousTestCase):
         kept.transport.registerProducer(producer, True)
         producer.resumeProducing = {}.popitem  # type: ignore[assignment, method-assign]
         while not producer.paused:
-            kept.transport.write(b"x" * READ)
+            kept.transport.write(b"x" * READ_SIZE)
         ((_, other),) = self.pairs(1)
         peer.setblocking(False)
         for _ in range(100):
             with contextlib.suppress(BlockingIOError):
                 peer.recv(2**20)
-            self.batch.doRead()
+            self.group.doRead()
         self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
         self.assertEqual((kept.ends, other.reads), ([KeyError], [b"x"]))
 
@@ -250,7 +250,7 @@ class BatchTests(SynchronousTestCase):
         ((_, kept),) = self.pairs(1)
         kept.transport.startWriting()
         kept.act = lambda: kept.transport.connectionLost(Failure(ConnectionDone()))
-        self.batch.doRead()
+        self.group.doRead()
         self.assertEqual((kept.reads, kept.ends), ([b"x"], [ConnectionDone]))
 
     def test_watched_twice(self) -> None:
@@ -272,7 +272,7 @@ class BatchTests(SynchronousTestCase):
         peer.send(b"x")
         peer.close()  # with bytes unread: a reset
         for _ in range(3):
-            self.batch.doRead()
+            self.group.doRead()
         self.assertEqual(kept.reads, [b"x"])
         self.assertIn(kept.ends[-1], (ConnectionLost, "half"))
 
@@ -281,12 +281,12 @@ class BatchTests(SynchronousTestCase):
         peer, kept = self.connect()
         peer.send(b"x")
         peer.shutdown(socket.SHUT_WR)
-        self.batch.doRead()
-        self.batch.doRead()
+        self.group.doRead()
+        self.group.doRead()
         self.assertEqual((kept.reads, kept.ends), ([b"x"], ["half"]))
         kept.transport.write(b"last words")
         kept.transport.loseConnection()
-        self.batch.doRead()
+        self.group.doRead()
         self.assertEqual(peer.recv(100), b"last words")
         self.assertEqual(kept.ends, ["half", ConnectionDone])
 
@@ -302,7 +302,7 @@ class BatchTests(SynchronousTestCase):
         peer.shutdown(socket.SHUT_WR)
         size = 0
         for _ in range(100):
-            self.batch.doRead()
+            self.group.doRead()
             size += len(peer.recv(2**20))
         self.assertEqual((size, kept.ends), (10**6, [ConnectionDone]))
 
@@ -312,10 +312,10 @@ class BatchTests(SynchronousTestCase):
         kept.transport.pauseProducing()
         with contextlib.suppress(BlockingIOError):
             while True:
-                kept.transport.socket.send(b"x" * READ)
+                kept.transport.socket.send(b"x" * READ_SIZE)
         kept.transport.write(b"x")
         peer.close()
-        self.batch.doRead()
+        self.group.doRead()
         self.assertEqual(kept.ends, [ConnectionLost])
 
     def test_writing(self) -> None:
@@ -331,7 +331,7 @@ class BatchTests(SynchronousTestCase):
         got = b""
         while len(got) < 10**6:
             got += peer.recv(2**20)
-            self.batch.doRead()
+            self.group.doRead()
         self.assertEqual(got, b"".join(texts))
         self.assertFalse(producer.paused)
 
@@ -340,7 +340,7 @@ class BatchTests(SynchronousTestCase):
         peer, kept = self.connect()
         transport = kept.transport
         transport.loseWriteConnection()
-        self.batch.doRead()
+        self.group.doRead()
         transport.write(b"x")
         self.assertEqual(peer.recv(100), b"")
         transport.connectionLost(Failure(ConnectionDone()))
@@ -354,21 +354,21 @@ class BatchTests(SynchronousTestCase):
         kept.transport.write(b"x")
         self.assertEqual(kept.ends, [])
         kept.transport.pauseProducing()
-        self.batch.doRead()
+        self.group.doRead()
         self.assertEqual(kept.ends, [ConnectionLost])
 
 
 class ConnectionTests(SynchronousTestCase):
-    """`TimedConnection` and `Connection`, over TCP."""
+    """`TimedStreamTransport` and `StreamTransport`, over TCP."""
 
-    kind: type[Connection] = Connection
+    kind: type[StreamTransport] = StreamTransport
 
     def setUp(self) -> None:
         """A client's socket, and the server's side of its connection."""
         listener = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(listener.close)
-        if self.kind is TimedConnection:
-            arrivals.ask(listener)
+        if self.kind is TimedStreamTransport:
+            arrivals.enable(listener)
         self.client = socket.create_connection(listener.getsockname())
         self.addCleanup(self.client.close)
         accepted, peer = listener.accept()
@@ -377,7 +377,7 @@ class ConnectionTests(SynchronousTestCase):
         none: Any = None
         reactor: Any = MemoryReactorClock()
         self.server: Any = self.kind(
-            *(accepted, self.kept, peer, none, 0, reactor), watcher=reactor, max_unsent=10
+            *(accepted, self.kept, peer, none, 0, reactor), group=reactor, max_unsent=10
         )
         self.kept.makeConnection(self.server)
 
@@ -419,7 +419,7 @@ class ConnectionTests(SynchronousTestCase):
         self.addCleanup(ours.close)
         reactor: Any = MemoryReactorClock()
         server = self.kind(
-            *(ours, Kept(), ("::1", 5000, 0, 0), none, 0, reactor), watcher=reactor, max_unsent=10
+            *(ours, Kept(), ("::1", 5000, 0, 0), none, 0, reactor), group=reactor, max_unsent=10
         )
         self.assertEqual(server.getPeer(), IPv6Address("TCP", "::1", 5000))
 
@@ -452,9 +452,9 @@ class ConnectionTests(SynchronousTestCase):
 
 
 class TimedConnectionTests(ConnectionTests):
-    """`TimedConnection`, on a kernel that has arrival times."""
+    """`TimedStreamTransport`, on a kernel that has arrival times."""
 
-    kind = TimedConnection
+    kind = TimedStreamTransport
 
     if not arrivals.LINUX:
         skip = "this kernel gives no arrival times"
@@ -478,7 +478,7 @@ class TimedConnectionTests(ConnectionTests):
 
 
 class UNIXConnectionTests(SynchronousTestCase):
-    """`UNIXConnection`: what is other than over TCP."""
+    """`UNIXStreamTransport`: what is other than over TCP."""
 
     def test_files(self) -> None:
         """A file that the peer passes is closed by the kernel."""
@@ -488,8 +488,8 @@ class UNIXConnectionTests(SynchronousTestCase):
         kept = Kept()
         none: Any = None
         reactor: Any = MemoryReactorClock()
-        connection = UNIXConnection(
-            *(ours, kept, None, none, 0, reactor), watcher=reactor, max_unsent=10
+        connection = UNIXStreamTransport(
+            *(ours, kept, None, none, 0, reactor), group=reactor, max_unsent=10
         )
         reader, writer = os.pipe()
         socket.send_fds(peer, [b"x"], [writer])

@@ -12,17 +12,21 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import CertificateOptions
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
-from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
-from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.lockfile import FilesystemLock
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.system.certificates import self_signed
 from timestamp_echo.transports import reactor
 from timestamp_echo.transports.arrivals import LINUX
-from timestamp_echo.transports.epoll import Batch, Connection, TimedConnection, UNIXConnection
+from timestamp_echo.transports.epoll import (
+    EpollGroup,
+    StreamTransport,
+    TimedStreamTransport,
+    UNIXStreamTransport,
+)
 from timestamp_echo.transports.proxy import ProxiedFactory
 from timestamp_echo.transports.reactor import BACKLOG, ReactorAdapter
-from timestamp_echo.transports.tls import HalfCloseTLS
+from timestamp_echo.transports.tls import HalfCloseTLSFactory
 
 FACTORY = Factory.forProtocol(Protocol)
 
@@ -52,7 +56,7 @@ class FakeReactor:
         return self._port
 
 
-class StreamReactorTests(SynchronousTestCase):
+class ReactorAdapterTests(SynchronousTestCase):
     """`ReactorAdapter` in front of a reactor in memory."""
 
     def setUp(self) -> None:
@@ -78,8 +82,7 @@ class StreamReactorTests(SynchronousTestCase):
         servers: Any = self.memory.tcpServers
         ((port, factory, backlog, interface),) = servers
         self.assertEqual((port, backlog, interface), (3001, 7, "127.0.0.1"))
-        self.assertIsInstance(factory, TLSMemoryBIOFactory)
-        self.assertIs(factory.protocol, HalfCloseTLS)
+        self.assertIsInstance(factory, HalfCloseTLSFactory)
         self.assertIs(factory.wrappedFactory, FACTORY)
 
     def test_unix(self) -> None:
@@ -116,50 +119,83 @@ class StreamReactorTests(SynchronousTestCase):
     def test_adopted(self) -> None:
         """A port that is already open is the reactor's; with times, if it is TCP."""
         for timed, family, expected in (
-            (False, socket.AF_INET, Connection),
-            (True, socket.AF_UNIX, UNIXConnection),
-            (LINUX, socket.AF_INET6, TimedConnection if LINUX else Connection),
+            (False, socket.AF_INET, StreamTransport),
+            (True, socket.AF_UNIX, UNIXStreamTransport),
+            (LINUX, socket.AF_INET6, TimedStreamTransport if LINUX else StreamTransport),
         ):
             with socket.socket(family) as sock:
                 port = FakePort(sock)
                 ReactorAdapter(FakeReactor(port), timed).adoptStreamPort(3, family, FACTORY)
                 self.assertIs(port.transport.func, expected)
 
-    def test_one_batch(self) -> None:
+    def test_one_group(self) -> None:
         """All connections of a service are one batch; without epoll, the reactor's own."""
         for there in (True, False):
             if not there:
-                self.patch(reactor, "BATCHED", False)
+                self.patch(reactor, "HAS_EPOLL", False)
             adapter = ReactorAdapter(FakeReactor(FakePort(socket.socket())), False)
             ports = [adapter.listenTCP(0, FACTORY), adapter.adoptStreamPort(3, 1, FACTORY)]
-            watchers = [port.transport.keywords["watcher"] for port in ports]  # type: ignore[attr-defined]
-            self.assertIs(watchers[0], watchers[1])
-            self.assertEqual(isinstance(watchers[0], Batch), there)
+            groups = [port.transport.keywords["group"] for port in ports]  # type: ignore[attr-defined]
+            self.assertIs(groups[0], groups[1])
+            self.assertEqual(isinstance(groups[0], EpollGroup), there)
             ports[0].socket.close()  # type: ignore[attr-defined]
 
+    def listened(self, description: str) -> Any:
+        """The factory that an endpoint of this description listens with."""
+        before = [*self.memory.tcpServers, *self.memory.unixServers]
+        self.successResultOf(self.reactor.endpoint(description).listen(FACTORY))
+        (server,) = (
+            s for s in (*self.memory.tcpServers, *self.memory.unixServers) if s not in before
+        )
+        return server[1]
+
+    def test_endpoint(self) -> None:
+        """An endpoint without layers listens with the factory itself."""
+        self.assertIs(self.listened("tcp:3000"), FACTORY)
+        self.assertIs(self.listened("unix:/run/tsecho"), FACTORY)
+
     def test_proxied(self) -> None:
-        """Behind the PROXY protocol each kind of port can half-close, in TLS as well."""
-        proxied: Any = HAProxyWrappingFactory(FACTORY)
-        self.reactor.listenTCP(3000, proxied)
-        self.reactor.listenSSL(3001, proxied, CertificateOptions())
-        self.reactor.listenUNIX("/run/tsecho", proxied)
-        memory: Any = self.memory
-        factories = [
-            memory.tcpServers[0][1],
-            memory.tcpServers[1][1],
-            memory.unixServers[0][1],
-        ]
+        """Behind `haproxy:` each kind of port expects the header of the PROXY protocol."""
+        for description in ("haproxy:tcp:3000", "haproxy:tcp6:3000", "haproxy:unix:/run/tsecho"):
+            factory = self.listened(description)
+            self.assertIsInstance(factory, ProxiedFactory)
+            self.assertIs(factory.wrappedFactory, FACTORY)
+
+    def test_adopted_proxied(self) -> None:
+        """So does one that was already open."""
         with socket.socket() as sock:
             adopting = FakeReactor(FakePort(sock))
-            ReactorAdapter(adopting, False).adoptStreamPort(3, socket.AF_INET, proxied)
-            factories.append(adopting.factory)
-        for factory in factories:
-            self.assertIsInstance(factory, ProxiedFactory)
-        # The header comes in front of TLS (twisted#9041).
-        secured = factories[1].wrappedFactory
-        self.assertIs(secured.protocol, HalfCloseTLS)
-        for factory in (factories[0], secured, *factories[2:]):
-            self.assertIs(factory.wrappedFactory, FACTORY)
+            adapter = ReactorAdapter(adopting, False)._changed(_proxied=True)
+            adapter.adoptStreamPort(3, socket.AF_INET, FACTORY)
+            self.assertIsInstance(adopting.factory, ProxiedFactory)
+
+    def test_tls_layers(self) -> None:
+        """The header comes in front of TLS (twisted#9041), for `ssl:` and `tls:` alike."""
+        files = self_signed(self.mktemp())
+        folder = os.path.dirname(files.key)
+        for description in (f"ssl:3001:{files.endpoint}", f"tls:{folder}:port=3001"):
+            secured = self.listened(description)
+            self.assertIsInstance(secured, HalfCloseTLSFactory)
+            self.assertIs(secured.wrappedFactory, FACTORY)
+            proxied = self.listened(f"haproxy:{description}")
+            self.assertIsInstance(proxied, ProxiedFactory)
+            self.assertIsInstance(proxied.wrappedFactory, HalfCloseTLSFactory)
+            self.assertIs(proxied.wrappedFactory.wrappedFactory, FACTORY)
+
+    def test_proxied_twice(self) -> None:
+        """There is one header of the PROXY protocol."""
+        self.assertRaises(ValueError, self.reactor.endpoint, "haproxy:haproxy:tcp:3000")
+
+    def test_replacing(self) -> None:
+        """An open port gets its factory anew, with the same layers; no other port is opened."""
+        files = self_signed(self.mktemp())
+        port: Any = FakePort(socket.socket())
+        self.addCleanup(port.socket.close)
+        endpoint = self.reactor.replacing(port).endpoint(f"haproxy:ssl:3001:{files.endpoint}")
+        self.assertIs(self.successResultOf(endpoint.listen(FACTORY)), port)
+        self.assertIsInstance(port.factory, ProxiedFactory)
+        self.assertIsInstance(port.factory.wrappedFactory, HalfCloseTLSFactory)
+        self.assertEqual(self.memory.tcpServers, [])
 
     def test_all_else(self) -> None:
         """Everything else is the reactor's."""

@@ -156,7 +156,7 @@ class StreamTests(SynchronousTestCase):
             os.replace(renewed.certificate, files.certificate)
             new = Path(files.certificate).read_text()
             service.process.send_signal(signal.SIGHUP)
-            service.log.wait_for("certificates of (ssl|tls):.* read again", 2)
+            service.log.wait_for("certificates of (ssl|tls):.* reloaded", 2)
             for index in (0, 1):
                 self.secured(service, new, index).close()
                 self.assertRaises(ssl.SSLError, self.secured, service, old, index)
@@ -165,7 +165,7 @@ class StreamTests(SynchronousTestCase):
                 self.assertRegex(sock.recv(100), STAMP + b"hello\n")
             Path(files.key).write_text("no key")
             service.process.send_signal(signal.SIGHUP)
-            service.log.wait_for("certificates of ssl:.* stay as they were: ")
+            service.log.wait_for("certificates of ssl:.* not reloaded, the old ones stay in use: ")
             self.secured(service, new).close()
         service.stop()
         self.assertNotIn("Traceback", service.log.text)
@@ -202,7 +202,7 @@ class StreamTests(SynchronousTestCase):
                 sock.sendall(b"hello\n")
                 self.assertEqual(sock.recv(100), b"")
         service.process.send_signal(signal.SIGHUP)
-        service.log.wait_for("certificates of ssl:.* read again")
+        service.log.wait_for("certificates of ssl:.* reloaded")
         self.secured(service, authority, own=client).close()
         with self.assertRaises(OSError), self.secured(service, authority) as sock:
             self.assertEqual(sock.recv(100), b"")
@@ -242,14 +242,14 @@ class StreamTests(SynchronousTestCase):
             b"no\n",
         ):
             self.assertEqual(talk(service.connect(), header + LINES), b"")
-        service.log.wait_for("; no PROXY header came first", 3)
+        service.log.wait_for("; no valid PROXY header", 3)
         with service.connect(1) as sock:
             sock.sendall(b"PROXY TCP4 192.0.2.9 192.0.2.8 1111 2222\r\n")  # twisted#9041
             client = TLSClient(sock, files.certificate)
             self.assertRegex(client.talk(LINES), REPLIES)
         service.log.wait_for(r"connection from 192\.0\.2\.9:1111 ended .*closed by the peer")
         self.assertEqual(talk(service.connect(1), b"no\n" + LINES), b"")
-        service.log.wait_for("; no PROXY header came first", 4)
+        service.log.wait_for("; no valid PROXY header", 4)
         service.stop()
         self.assertNotIn("Traceback", service.log.text)
 
@@ -268,8 +268,12 @@ class StreamTests(SynchronousTestCase):
             sock.sendall(b"PROXY TCP4 192.0.2.9 192.0.2.8 1111 2222\r\n")
             socks.append(context.wrap_socket(sock, server_hostname="localhost"))
         for sock in socks[1:]:
-            self.assertIn(b"tsecho: 1 connections from your address", sock.recv(100))
-        service.log.wait_for("ended after .*; 1 connections from your address", 2)
+            self.assertIn(
+                b"tsecho: too many connections from your address: the limit is 1", sock.recv(100)
+            )
+        service.log.wait_for(
+            "ended after .*; too many connections from your address: the limit is 1", 2
+        )
         for sock in socks:
             sock.close()
 
@@ -418,9 +422,7 @@ class UnfriendlyTests(SynchronousTestCase):
         self.assertRegex(sock.recv(1024), STAMP + b"one\n")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         sock.close()
-        self.service.log.wait_for(
-            "connection from .* ended .*; Connection to the other side was lost"
-        )
+        self.service.log.wait_for("connection from .* ended .*; connection lost")
 
     def test_slow_reader(self) -> None:
         """A peer that sends and never reads costs little memory, and gets all in the end."""
@@ -472,9 +474,9 @@ class LimitTests(SynchronousTestCase):
             for sock in (first, second):
                 sock.sendall(b"hello\n")
                 self.assertRegex(sock.recv(1024), STAMP + b"hello\n")
-            words = b"2 connections are open, and no more may be"
+            words = b"too many connections: the limit is 2"
             self.assertEqual(talk(service.connect(), LINES * 1000), b"tsecho: " + words + b"\n")
-            service.log.wait_for("connection from .* refused: 2 connections are open")
+            service.log.wait_for("connection from .* refused: too many connections: the limit is 2")
         service.log.wait_for("connection from .* ended", 2)
         self.assertRegex(talk(service.connect(), LINES), REPLIES)
 
@@ -487,7 +489,7 @@ class LimitTests(SynchronousTestCase):
         )
         with service.connect() as first, service.connect() as sock:
             client = TLSClient(sock, files.certificate)
-            self.assertIn(b"tsecho: 1 connections are open", client.talk(LINES))
+            self.assertIn(b"tsecho: too many connections: the limit is 1", client.talk(LINES))
             first.close()
 
     def test_too_many_of_one_peer(self) -> None:
@@ -495,7 +497,10 @@ class LimitTests(SynchronousTestCase):
         service = self.service("--max-per-peer", "1")
         with service.connect():
             service.log.wait_for("opened")
-            self.assertIn(b"1 connections from your address", talk(service.connect(), LINES))
+            self.assertIn(
+                b"too many connections from your address: the limit is 1",
+                talk(service.connect(), LINES),
+            )
             with socket.socket() as other:
                 other.bind(("127.0.0.2", 0))
                 other.connect(("127.0.0.1", service.port()))
@@ -595,7 +600,7 @@ class StopTests(SynchronousTestCase):
     async def load(
         self, service: Service, context: ssl.SSLContext
     ) -> list[tuple[float | None, str]]:
-        """Clients that ask without pause, until the service stops; how each of them ended."""
+        """Clients that ask without pause, until the service is stopping; how each of them ended."""
         connects = [
             lambda: asyncio.open_connection("127.0.0.1", service.port()),
             lambda: asyncio.open_unix_connection(service.path()),
@@ -697,7 +702,7 @@ class StopTests(SynchronousTestCase):
             sock.sendall(b"hello\n")
             self.assertRegex(sock.recv(100), STAMP + b"hello\n")
             self.assertEqual(service.stop(), 0)
-        self.assertIn("1 messages, 6 bytes in", service.log.text)
+        self.assertIn(" 1 message, 6 bytes in", service.log.text)
 
     def test_second_signal(self) -> None:
         """A second signal ends it at once."""
@@ -796,23 +801,27 @@ class StartTests(SynchronousTestCase):
         return output.strip().splitlines()[-1]
 
     def test_bad_values(self) -> None:
-        """Usage, and one line that says what was expected and what came."""
+        """One line that says what was expected and what was given; no usage, and no log."""
         for arguments, words in (
             (["--listen", "tcp:70000"], "expected a port from 0 to 65535, not 70000"),
-            (["--listen", "bogus:1"], "not 'bogus:1' (Unknown endpoint type: 'bogus')"),
+            (["--listen", "bogus:1"], "not 'bogus:1': Unknown endpoint type: 'bogus'"),
             (["--stamp", "rfc822"], "--stamp: expected ctime, iso, unix"),
             (["--stamp", "%Q"], "--stamp: expected a strftime directive, not '%Q'"),
             (["--framing", "word"], "--framing: expected auto, line, chunk, not 'word'"),
             (["--listen", "ssl:0:privateKey=/nonexistent"], "No such file or directory"),
         ):
-            self.assertIn(words, self.refused("tsecho", *arguments))
+            done = twistd(".", "-n", "tsecho", *arguments)
+            line = done.stderr.decode()
+            self.assertEqual((done.returncode, done.stdout, line.count("\n")), (1, b"", 1))
+            self.assertTrue(line.startswith("tsecho: "), line)
+            self.assertIn(words, line)
 
     def test_port_in_use(self) -> None:
         """A port that another has: the ports that were open by then are closed again."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             there = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
             line = self.refused("tsecho", "-l", "unix:socket", "-l", there)
-        self.assertIn(f"tsecho: Address already in use: cannot listen on {there}", line)
+        self.assertIn(f"tsecho: cannot listen on {there}: Address already in use", line)
 
     def test_datagram_port_in_use(self) -> None:
         """The same for datagrams."""
@@ -821,34 +830,35 @@ class StartTests(SynchronousTestCase):
             there = f"udp:{taken.getsockname()[1]}:interface=127.0.0.1"
             for stamp in ("ctime", "iso"):
                 line = self.refused("tsecho", "-l", there, "-s", stamp)
-                self.assertIn(f"Address already in use: cannot listen on {there}", line)
+                self.assertIn(f"cannot listen on {there}: Address already in use", line)
 
     def test_address_not_ours(self) -> None:
         """An address that this machine does not have (RFC 5737)."""
         line = self.refused("tsecho", "-l", "tcp:0:interface=192.0.2.1")
         self.assertIn(
-            "Cannot assign requested address: cannot listen on tcp:0:interface=192.0.2.1", line
+            "cannot listen on tcp:0:interface=192.0.2.1: Cannot assign requested address", line
         )
 
     def test_path_exists(self) -> None:
         """A file where the UNIX socket would be: it stays."""
         line = self.refused("tsecho", "-l", "unix:socket", there=["socket"])
-        self.assertIn("Address already in use: cannot listen on unix:socket", line)
+        self.assertIn("cannot listen on unix:socket: Address already in use", line)
 
     def test_path_twice(self) -> None:
         """The same path twice: the second fails, and takes nothing of the first away."""
         line = self.refused("tsecho", "-l", "unix:socket", "-l", "unix:socket")
         self.assertIn("cannot listen on unix:socket", line)
 
-    def test_daemon_told(self) -> None:
-        """A daemon that can't start tells the shell, and leaves no pidfile."""
+    def test_daemon_not_started(self) -> None:
+        """A daemon that cannot start says why on one line, and leaves no pidfile."""
         folder = self.mktemp()
         os.makedirs(folder)
         with socket.create_server(("127.0.0.1", 0)) as taken:
             there = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
             done = twistd(folder, "--logfile=log", "tsecho", "-l", there)
         self.assertEqual(done.returncode, 1)
-        self.assertIn(b"tsecho: Address already in use: cannot", done.stderr)
+        error = f"tsecho: cannot listen on {there}: Address already in use\n"
+        self.assertEqual((done.stdout, done.stderr.decode()), (b"", error))
         self.assertEqual(os.listdir(folder), ["log"])
         # The parent ends when it is told; the daemon's last line may come after that.
         deadline = time.monotonic() + PATIENCE
@@ -990,7 +1000,9 @@ class DatagramTests(SynchronousTestCase):
                     replies += 1
         self.assertIn(replies, (3, 6))  # 6 if a new second began meanwhile
         service.stop()
-        self.assertIn(f"datagrams not answered: {50 - replies} over the rate", service.log.text)
+        self.assertIn(
+            f"datagrams not answered: {50 - replies} over the rate limit", service.log.text
+        )
 
 
 class PeerTests(SynchronousTestCase):

@@ -4,29 +4,97 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.logger import formatEvent
-from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyClass, verifyObject
 
 from tests.fakes import TCPTransport, logged
-from timestamp_echo.server.closing import FAREWELL
-from timestamp_echo.server.connections import Limits
-from timestamp_echo.server.protocol import PREFACE, TimestampEcho, TimestampEchoFactory
+from timestamp_echo.server.closing import LINGER_TIMEOUT
+from timestamp_echo.server.connections import Connections
+from timestamp_echo.server.protocol import HANDSHAKE_TIMEOUT, TimestampEcho, TimestampEchoFactory
 from timestamp_echo.stamps import SECOND, Stamp
 from timestamp_echo.transports.proxy import (
-    HalfCloseProxied,
-    IPeerListener,
+    InvalidHeader,
     IProxied,
-    with_half_close,
+    IProxyListener,
+    ProxiedFactory,
+    ProxiedProtocol,
+    parse_header,
 )
 
 STAMP = b"[Thu Jan  1 00:00:01 1970] "
+
+
+V2 = b"\r\n\r\n\0\r\nQUIT\n"
+
+INVALID = (
+    *(b"PROXY TCP4 192.0.2.1 192.0.2.2 %b 2\r\n" % port for port in (b"-1", b"65536", b"+5")),
+    *(b"PROXY TCP4 192.0.2.1 192.0.2.2 %b 2\r\n" % port for port in (b"5_6", b"05", b"", b"5 6")),
+    b"PROXY TCP4 192.0.2.1 192.0.2.2 1 65536\r\n",
+    b"PROXY TCP4 2001:db8::1 2001:db8::2 1 2\r\n",
+    b"PROXY TCP6 192.0.2.1 192.0.2.2 1 2\r\n",
+    b"PROXY TCP6 fe80::1%eth0 fe80::2 1 2\r\n",
+    b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\n",
+    b"PROXY UNKNOWN" + b" " * 94,
+    b"PROXYTCP4 192.0.2.1 192.0.2.2 1 2\r\n",
+    V2 + b"\x31\x11\0\x0c" + bytes(12),  # version 3
+    V2 + b"\x22\x11\0\x0c" + bytes(12),  # no such command
+    V2 + b"\x22",
+    V2 + b"\x21\x11\0\x0b" + bytes(11),  # one byte less than two addresses and ports have
+)
+
+
+class ParseHeaderTests(SynchronousTestCase):
+    """`parse_header`: headers of both versions, whole, cut, and wrong."""
+
+    def test_version_1(self) -> None:
+        """The client's address and port, or none."""
+        tcp4 = b"PROXY TCP4 192.0.2.1 192.0.2.2 65535 0\r\n"
+        tcp6 = b"PROXY TCP6 2001:DB8:0::1 ::1 1 2\r\n"
+        for header, peer in (
+            (tcp4, IPv4Address("TCP", "192.0.2.1", 65535)),
+            (tcp6, IPv6Address("TCP", "2001:db8::1", 1)),
+            (b"PROXY UNKNOWN\r\n", None),
+            (b"PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n", None),
+            (b"PROXY UNKNOWN " + b"x" * 91 + b"\r\n", None),  # the longest
+        ):
+            self.assertEqual(parse_header(header), (len(header), peer))
+            self.assertEqual(parse_header(header + b"rest\r\n"), (len(header), peer))
+
+    def test_version_2(self) -> None:
+        """The client's address and port; none for LOCAL and for families that it has not."""
+        ipv4 = bytes([192, 0, 2, 1, 192, 0, 2, 2]) + b"\0\1\0\2"
+        ipv6 = bytes(15) + b"\1" + bytes(15) + b"\2" + b"\1\0\0\2"
+        unix = b"/run/x".ljust(108, b"\0") + b"/run/y".ljust(108, b"\0")
+        for command, addresses, peer in (
+            (b"\x21\x11", ipv4, IPv4Address("TCP", "192.0.2.1", 1)),
+            (b"\x21\x11", ipv4 + b"\x04\0\1x", IPv4Address("TCP", "192.0.2.1", 1)),  # a TLV
+            (b"\x21\x21", ipv6, IPv6Address("TCP", "::1", 256)),
+            (b"\x21\x31", unix, UNIXAddress(b"/run/x")),
+            (b"\x20\x11", ipv4, None),
+            (b"\x20\0", b"", None),
+            (b"\x21\0", b"", None),
+            (b"\x21\x12", ipv4, None),
+        ):
+            header = V2 + command + len(addresses).to_bytes(2, "big") + addresses
+            self.assertEqual(parse_header(header), (len(header), peer))
+            self.assertEqual(parse_header(header + b"rest"), (len(header), peer))
+            for cut in range(1, len(header)):
+                self.assertIsNone(parse_header(header[:cut]))
+
+    def test_invalid(self) -> None:
+        """What cannot become a header is refused; every part of a header can."""
+        for header in INVALID:
+            self.assertRaises(InvalidHeader, parse_header, header)
+        header = b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"
+        for cut in range(1, len(header)):
+            self.assertIsNone(parse_header(header[:cut]))
 
 
 class Raising(Protocol):
@@ -37,30 +105,33 @@ class Raising(Protocol):
         raise ValueError(data)
 
 
-class HalfCloseProxiedTests(SynchronousTestCase):
-    """`HalfCloseProxied` around a timestamp echo."""
+class ProxiedProtocolTests(SynchronousTestCase):
+    """`ProxiedProtocol` around a timestamp echo."""
 
     def setUp(self) -> None:
         """A connection whose header has not come."""
         self.clock = Clock()
         self.factory = TimestampEchoFactory(
-            Stamp(utc=True), clock=self.clock, now=lambda: SECOND, limits=Limits(self.clock, 3, 1)
+            Stamp(utc=True),
+            clock=self.clock,
+            now=lambda: SECOND,
+            connections=Connections(self.clock, 3, 1),
         )
         self.connect(self.factory)
 
     def connect(self, inner: Any) -> None:
         """A connection with this inside."""
-        factory: Any = with_half_close(HAProxyWrappingFactory(inner))
-        self.proxied = factory.buildProtocol(None)
+        factory = ProxiedFactory(inner)
+        self.proxied: Any = factory.buildProtocol(None)
         self.transport = TCPTransport()
         self.proxied.makeConnection(self.transport)
 
     def test_interfaces(self) -> None:
         """It is what it says that it is."""
-        verifyClass(IPeerListener, TimestampEcho)
+        verifyClass(IProxyListener, TimestampEcho)
         verifyObject(IProxied, self.proxied)
-        verifyClass(IHalfCloseableProtocol, HalfCloseProxied)
-        self.assertIsInstance(self.proxied, HalfCloseProxied)
+        verifyClass(IHalfCloseableProtocol, ProxiedProtocol)
+        self.assertIsInstance(self.proxied, ProxiedProtocol)
 
     def test_half_close(self) -> None:
         """The protocol inside is told, and what is pending is answered."""
@@ -116,12 +187,13 @@ class HalfCloseProxiedTests(SynchronousTestCase):
             b"PROXY TCP9 a b 1 2\r\n",
             b"PROXY TCP4 here there 1 2\r\n",
             b"neither version of it",
+            *INVALID,
         ):
             self.setUp()
             self.proxied.dataReceived(header)
             self.assertTrue(self.transport.disconnecting)
             self.assertEqual(self.transport.value(), b"")
-            self.assertEqual(self.proxied.wrappedProtocol.why, "no PROXY header came first")
+            self.assertEqual(self.proxied.wrappedProtocol.why, "no valid PROXY header")
 
     def test_closed_before_header(self) -> None:
         """A peer that leaves before its header came just leaves."""
@@ -140,7 +212,7 @@ class HalfCloseProxiedTests(SynchronousTestCase):
         self.proxied.connectionLost(Failure(ConnectionDone()))
         self.connect(self.factory)
         self.proxied.dataReceived(b"PROXY TCP4 192.0.2.1 192.0.2.2 7 2\r\none\n")
-        words = "1 connections from your address are open, and no more may be"
+        words = "too many connections from your address: the limit is 1"
         self.assertEqual(self.transport.value(), f"tsecho: {words}\n".encode())
         self.assertTrue(self.transport.half_closed)
         self.proxied.connectionLost(Failure(ConnectionDone()))
@@ -156,7 +228,7 @@ class HalfCloseProxiedTests(SynchronousTestCase):
         """One too many of all is told so at once."""
         for _ in range(3):
             self.connect(self.factory)
-        self.assertIn(b"tsecho: 3 connections are open", self.transport.value())
+        self.assertIn(b"tsecho: too many connections: the limit is 3", self.transport.value())
 
     def test_part(self) -> None:
         """Ended by this side, it closes when the peer has, or after a second."""
@@ -165,13 +237,13 @@ class HalfCloseProxiedTests(SynchronousTestCase):
         self.assertTrue(self.transport.half_closed)
         self.proxied.writeConnectionLost()
         self.assertFalse(self.transport.disconnecting)
-        self.clock.advance(FAREWELL)
+        self.clock.advance(LINGER_TIMEOUT)
         self.assertTrue(self.transport.disconnecting)
 
     def test_no_header(self) -> None:
         """A header that does not come in ten seconds is not waited for."""
         events = logged(self)
-        self.clock.advance(PREFACE)
+        self.clock.advance(HANDSHAKE_TIMEOUT)
         self.assertTrue(self.transport.aborted)
         self.proxied.connectionLost(Failure(ConnectionAborted()))
         self.assertIn("; no PROXY header within 10 s", formatEvent(events[-1]))
@@ -194,9 +266,3 @@ class HalfCloseProxiedTests(SynchronousTestCase):
         self.connect(Factory.forProtocol(Raising))
         self.proxied.readConnectionLost()
         self.assertTrue(self.transport.disconnecting)
-
-    def test_other_factories(self) -> None:
-        """A factory of something else is left as it is."""
-        factory = Factory.forProtocol(Protocol)
-        self.assertIs(with_half_close(factory), factory)
-        self.assertIs(factory.protocol, Protocol)

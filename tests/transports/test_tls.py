@@ -22,9 +22,9 @@ from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import CertificateOptions, DefaultOpenSSLContextFactory
 from twisted.internet.task import Clock
-from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 from zope.interface.verify import verifyClass
 
 from tests.fakes import TCPTransport
@@ -32,11 +32,11 @@ from tests.system.certificates import self_signed
 from timestamp_echo.server.protocol import TimestampEchoFactory
 from timestamp_echo.stamps import SECOND, Stamp
 from timestamp_echo.transports.tls import (
-    RECORD,
+    MAX_RECORD,
     HalfCloseTLS,
-    Records,
-    ask_clients,
-    with_half_close,
+    HalfCloseTLSFactory,
+    RecordTracker,
+    require_client_certificate,
 )
 
 STAMP = b"[Thu Jan  1 00:00:01 1970] "
@@ -91,10 +91,10 @@ class Client:
 
 
 class RecordsTests(SynchronousTestCase):
-    """`Records`: which reads are one record."""
+    """`RecordTracker`: which reads are one record."""
 
     @given(
-        st.lists(st.integers(1, 300) | st.just(RECORD), min_size=1, max_size=6),
+        st.lists(st.integers(1, 300) | st.just(MAX_RECORD), min_size=1, max_size=6),
         st.lists(st.integers(0, 6 * 305), max_size=12),
         st.data(),
     )
@@ -103,10 +103,10 @@ class RecordsTests(SynchronousTestCase):
         stream = b"".join(b"\x17\3\3" + size.to_bytes(2, "big") + bytes(size) for size in sizes)
         ends = [0, *accumulate(5 + size for size in sizes)]
         places = sorted({0, len(stream), *cuts, *data.draw(st.sets(st.sampled_from(ends)))})
-        records = Records()
+        records = RecordTracker()
         for start, end in pairwise(place for place in places if place <= len(stream)):
             expected = (start, end) in set(pairwise(ends))
-            self.assertEqual(records.is_one(stream[start:end]), expected)
+            self.assertEqual(records.is_one_record(stream[start:end]), expected)
 
 
 class HalfCloseTLSTests(SynchronousTestCase):
@@ -120,13 +120,11 @@ class HalfCloseTLSTests(SynchronousTestCase):
         self.server: Any = self.tls(echoes).buildProtocol(None)
         self.client = Client(self.server, self.transport)
 
-    def tls(self, inner: Any) -> TLSMemoryBIOFactory:
-        """The factory in one of TLS."""
+    def tls(self, inner: Any) -> HalfCloseTLSFactory:
+        """The factory with TLS around it."""
         files = self_signed(self.mktemp())
-        context = DefaultOpenSSLContextFactory(files.key, files.certificate)
-        factory = TLSMemoryBIOFactory(context, False, inner, self.clock)
-        with_half_close(factory)
-        return factory
+        creator: Any = DefaultOpenSSLContextFactory(files.key, files.certificate)
+        return HalfCloseTLSFactory(creator, inner, self.clock)
 
     def test_interfaces(self) -> None:
         """It is what it says that it is."""
@@ -294,27 +292,62 @@ class HalfCloseTLSTests(SynchronousTestCase):
         client.exchange()
         self.assertTrue(client.server_closed)
 
-    def test_other_factories(self) -> None:
-        """A factory that is not TLS is left as it is."""
-        factory = Factory.forProtocol(Protocol)
-        with_half_close(factory)
-        self.assertIs(factory.protocol, Protocol)
+    def test_lose_write_connection(self) -> None:
+        """Only this side closes: its close_notify is sent, and the peer's data is still read."""
+        read: list[bytes] = []
+        closed: list[bool] = []
+
+        @implementer(IHalfCloseableProtocol)
+        class HalfCloseable(Protocol):
+            def dataReceived(self, data: bytes) -> None:
+                read.append(data)
+
+            def readConnectionLost(self) -> None:
+                read.append(b"closed")
+
+            def writeConnectionLost(self) -> None:
+                closed.append(True)
+
+        transport = TCPTransport()
+        server = self.tls(Factory.forProtocol(HalfCloseable)).buildProtocol(None)
+        client = Client(server, transport)
+        server.write(b"last words")
+        server.loseWriteConnection()
+        client.exchange()
+        self.assertEqual((client.received, client.server_closed), (b"last words", True))
+        self.assertEqual(closed, [True])
+        self.assertFalse(transport.disconnecting or transport.half_closed)
+        client.send(b"more")
+        client.exchange()
+        self.assertEqual(read, [b"more"])
+        server.loseConnection()
+        self.assertTrue(transport.disconnecting)
+
+    def test_lose_write_connection_without_half_close(self) -> None:
+        """A protocol inside that knows no half-close is not told."""
+        server = self.tls(Factory.forProtocol(Protocol)).buildProtocol(None)
+        client = Client(server, TCPTransport())
+        server.loseWriteConnection()
+        client.exchange()
+        self.assertTrue(client.server_closed)
 
 
 class AskClientsTests(SynchronousTestCase):
-    """`ask_clients`: whose certificates are asked for."""
+    """`require_client_certificate`: whose certificates are asked for."""
 
     def test_asked(self) -> None:
         """Without a certificate there is no connection."""
         files = self_signed(self.mktemp())
         options = CertificateOptions()
-        ask_clients(options, files.certificate)
+        require_client_certificate(options, files.certificate)
         mode = options.getContext().get_verify_mode()
         self.assertTrue(mode & VERIFY_PEER and mode & VERIFY_FAIL_IF_NO_PEER_CERT)
 
     def test_none(self) -> None:
         """A file without certificates, or none at all, is an error that names it."""
         files = self_signed(self.mktemp())
-        error = self.assertRaises(ValueError, ask_clients, CertificateOptions(), files.key)
+        error = self.assertRaises(
+            ValueError, require_client_certificate, CertificateOptions(), files.key
+        )
         self.assertEqual(str(error), f"{files.key}: expected certificates in PEM")
-        self.assertRaises(OSError, ask_clients, CertificateOptions(), self.mktemp())
+        self.assertRaises(OSError, require_client_certificate, CertificateOptions(), self.mktemp())

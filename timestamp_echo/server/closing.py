@@ -1,84 +1,133 @@
-"""How a connection is ended by this side, so that nothing that was written is lost.
+"""Lingering close: how this side ends a connection without losing what it wrote.
 
 Knows a transport and a clock; no message, and not why a connection ends.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import typing
 
-from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, INegotiated
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IHalfCloseableProtocol,
+    IPushProducer,
+    IReactorTime,
+)
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-FAREWELL = 1.0
-"""Seconds that a peer has to close its side after this one, with all delivered, closed its."""
+from timestamp_echo.server.log import ConnectionLog
+
+LINGER_TIMEOUT = 1.0
+"""Seconds that a peer has to close its side after this side closed its own, all replies sent."""
+
+
+class Transport(typing.Protocol):
+    """What a connection needs of its transport: a TCP or UNIX socket, or TLS or PROXY over it."""
+
+    def write(self, data: bytes) -> None:
+        """See `ITransport.write`."""
+
+    def getPeer(self) -> IAddress:
+        """See `ITransport.getPeer`."""
+
+    def loseConnection(self) -> None:
+        """See `ITransport.loseConnection`."""
+
+    def loseWriteConnection(self) -> None:
+        """See `IHalfCloseableDescriptor.loseWriteConnection`."""
+
+    def abortConnection(self) -> None:
+        """See `ITCPTransport.abortConnection`."""
+
+    def pauseProducing(self) -> None:
+        """See `IPushProducer.pauseProducing`."""
+
+    def resumeProducing(self) -> None:
+        """See `IPushProducer.resumeProducing`."""
+
+    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:
+        """See `IConsumer.registerProducer`."""
+
+    def unregisterProducer(self) -> None:
+        """See `IConsumer.unregisterProducer`."""
+
+
+class ServiceFactory(typing.Protocol):
+    """What a connection needs of the factory that built it."""
+
+    clock: IReactorTime
+    log: ConnectionLog
 
 
 @implementer(IHalfCloseableProtocol)
-class Parting(Protocol):
+class LingeringClose(Protocol):
     """A connection that this side can end without losing what it wrote.
 
-    Where a peer's bytes are still unread a close would be a reset, and may overtake or discard
-    the last replies. So only this side closes at first, what comes is thrown away, and the
-    whole is closed when the peer has closed as well, or after a while.
+    close(2) while the peer's bytes are unread sends a reset, and a reset discards whatever the
+    peer has not read yet: the last replies (RFC 9112, section 9.6, describes it for HTTP). So
+    this side closes only its sending direction, and reads and discards until the peer has closed
+    as well, for at most `LINGER_TIMEOUT`.
     """
 
-    factory: Any  # with a clock and a journal
-    transport: Any  # ITransport and IConsumer; the rest is asked for before it is used
+    factory: ServiceFactory
+    transport: Transport  # type: ignore[assignment]  # it has more than `ITransport`
 
     why = ""
-    """How it ends, in words, for the log; the transport's own if there are none."""
+    """Why the connection ends, for the log; empty: as the transport says."""
 
-    _farewell: IDelayedCall | None = None
+    _linger: IDelayedCall | None = None
 
-    def part(self) -> None:
-        """Close this side once all is delivered, then wait for the peer's."""
-        self.dataReceived = self._ignore  # type: ignore[method-assign]  # else each read would ask
-        if INegotiated.providedBy(self.transport):
-            # TLS goes on reading until the peer's close_notify, which may never come; the
-            # transport below delivers what is unsent, and waits for nothing.
-            secured: Any = self.transport
-            secured.loseConnection()
-            below = secured.transport
-            self._farewell = self.factory.clock.callLater(FAREWELL, below.loseConnection)
-        else:
+    def close(self) -> None:
+        """Close this side once everything is sent, then wait for the peer to close its own."""
+        self.dataReceived = self._discard  # type: ignore[method-assign]  # for this object alone
+        # Ask the class: Twisted's own TLS, which has no half-close, passes the call on to the
+        # socket, which would be closed under what TLS has still to write.
+        if hasattr(type(self.transport), "loseWriteConnection"):
             self.transport.loseWriteConnection()
+        else:
+            self.transport.loseConnection()
 
     def writeConnectionLost(self) -> None:
-        """All is delivered, and this side is closed."""
-        self._farewell = self.factory.clock.callLater(FAREWELL, self.transport.loseConnection)
+        """Everything is sent, and this side is closed."""
+        self._linger = self.factory.clock.callLater(LINGER_TIMEOUT, self.transport.loseConnection)
 
     def readConnectionLost(self) -> None:
-        """The peer closed as well."""
+        """The peer has closed as well."""
         self.transport.loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is over."""
-        self._cancel(self._farewell)
+        cancel(self._linger)
 
-    def _cancel(self, call: IDelayedCall | None) -> None:
-        if call is not None and call.active():
-            call.cancel()
+    def _discard(self, data: bytes) -> None:
+        """Drop what comes after the close."""
 
-    def _ignore(self, data: bytes) -> None:
-        """Throw away what comes after the end."""
+
+def cancel(call: IDelayedCall | None) -> None:
+    """Cancel a timer, if there is one and it has not fired."""
+    if call is not None and call.active():
+        call.cancel()
 
 
 def refusal(why: str) -> bytes:
-    """What a peer is told that is one too many."""
+    """The line that a refused client gets."""
     return f"tsecho: {why}\n".encode()
 
 
-class Refusal(Parting):
-    """A connection that is one too many: it is told so in one line."""
+class Refusal(LingeringClose):
+    """A connection that is refused with one line.
+
+    @param why: the reason, as the client and the log get it.
+    """
 
     def __init__(self, why: str) -> None:
         self.why = why
 
     def connectionMade(self) -> None:
-        """Say why, and part."""
-        self.factory.journal.refused(self.transport.getPeer, self.why)
+        """Send the reason, and close."""
+        self.factory.log.refused(self.transport.getPeer, self.why)
         self.transport.write(refusal(self.why))
-        self.part()
+        self.close()

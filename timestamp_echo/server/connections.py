@@ -1,15 +1,15 @@
-"""Who may connect, how many, and how long without a word.
+"""The open connections of one service, their limits and their idle timeout.
 
-Knows of a connection what it can be asked and told, and its peer's address; no message.
+Knows of a connection what `Connection` lists, and its peer's address; no message.
 """
 
 from __future__ import annotations
 
 import resource
 import sys
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
@@ -17,175 +17,185 @@ from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 
 from timestamp_echo.addresses import peer_key
 
-RESERVE = 64
-"""Files that are not for connections: ports, logs, the reactor's own, and connections that are
-just being told that there are too many."""
+RESERVED_FILES = 64
+"""Open files kept for other things than connections: ports, logs, the reactor's own, and refused
+connections while they are being closed."""
 
-IDLE = 3600.0
+IDLE_TIMEOUT = 3600.0
 """Seconds without a complete exchange after which a connection is closed, by default."""
 
-_SWEEPS = 10  # looks at all connections within the idle time: it is kept to a tenth
+_CHECKS = 10  # of all connections within the idle timeout: it is kept to within a tenth
 
 
-class Limited(ABC):
-    """A connection as its limits see it. What they note of it stands in it: there are many."""
+class Connection(Protocol):
+    """What the registry needs of a connection.
 
-    source = b""
-    """What it counts as, where peers are counted."""
+    The attributes are the registry's own notes. They are kept in the connection because there
+    may be many: a record for each would take some 100 bytes more.
+    """
 
-    since = 0.0
-    """When it was made, in seconds."""
+    peer_key: bytes
+    """What it counts as where peers are counted; empty if its peer is not known."""
 
-    active = 0.0
-    """When it was made, or last found to have answered something, in seconds."""
+    messages_seen: int
+    """`messages` at the last check."""
 
-    counted = 0
-    """Messages that it had answered by then."""
-
-    idle = False
-    """Whether it was told to end."""
+    idle_checks: int
+    """How many checks in a row found no new message."""
 
     @property
-    @abstractmethod
     def messages(self) -> int:
         """How many messages have been answered."""
 
-    @abstractmethod
     def end(self, why: str) -> None:
-        """Answer what is pending and close in order."""
+        """Answer what is pending, then close.
 
-    @abstractmethod
+        @param why: the reason, for the log.
+        """
+
     def drain(self) -> None:
-        """Answer all that has arrived by now, then end."""
+        """Answer everything that has arrived by now, then close."""
 
-    @abstractmethod
     def abort(self) -> None:
-        """Close at once, whatever is unsent."""
+        """Close at once, and drop what is unsent."""
 
 
 def file_limit() -> int:
-    """Raise the soft limit of open files to the hard one; what it is then (getrlimit(2))."""
+    """Raise the soft limit of open files to the hard one (getrlimit(2)).
+
+    @return: the limit that then holds.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (ValueError, OSError):  # a hard limit that is none, beyond what the kernel has
+    except (ValueError, OSError):  # an infinite hard limit, beyond the kernel's own
         return soft
     return sys.maxsize if hard == resource.RLIM_INFINITY else hard
 
 
-def source(address: IAddress | None) -> bytes:
-    """What counts as one peer: an IPv4 address, an IPv6 /64; nothing for any other address."""
-    if not isinstance(address, (IPv4Address, IPv6Address)):
-        return b""
-    return peer_key(address.host)
+def address_key(address: IAddress | None) -> bytes:
+    """What this peer counts as: see `peer_key`. Empty for an address without an IP address."""
+    if isinstance(address, (IPv4Address, IPv6Address)):
+        return peer_key(address.host)
+    return b""
 
 
-class Limits:
-    """The connections of one service, within their limits.
+class Connections:
+    """The open connections of one service.
 
-    All are looked at together, so that none needs a timer of its own, nor the path of a
-    message a note of the time.
+    One timer checks all of them, so that none has a timer of its own, and answering a message
+    does not have to note the time.
 
     @param clock: counts the seconds.
-    @param total: how many there may be; 0 is no limit.
-    @param per_peer: how many one peer may have; 0 is no limit.
-    @param idle: seconds without a complete exchange after which one is closed; 0 is never.
+    @param max_total: how many may be open; 0 is no limit.
+    @param max_per_peer: how many of one peer may be open; 0 is no limit.
+    @param idle_timeout: seconds without a complete exchange after which one is closed; 0 is
+        never.
     """
 
     def __init__(
-        self, clock: IReactorTime, total: int = 0, per_peer: int = 0, idle: float = IDLE
+        self,
+        clock: IReactorTime,
+        max_total: int = 0,
+        max_per_peer: int = 0,
+        idle_timeout: float = IDLE_TIMEOUT,
     ) -> None:
         self._clock = clock
-        self._total = total
-        self._per_peer = per_peer
-        self._idle = idle
-        self._connections: set[Limited] = set()
+        self._max_total = max_total
+        self._max_per_peer = max_per_peer
+        self._idle_timeout = idle_timeout
+        self._connections: set[Connection] = set()
         self._peers: Counter[bytes] = Counter()
-        self._sweep: IDelayedCall | None = None
+        self._check_call: IDelayedCall | None = None
         self._waiting: list[Deferred[None]] = []
 
     def refusal(self, address: IAddress | None) -> str:
-        """Why one more connection of this peer is refused, in words; nothing if it is not."""
-        if self._total and len(self._connections) >= self._total:
-            return f"{self._total} connections are open, and no more may be"
-        return self._crowded(source(address)) if self._per_peer else ""
+        """Why another connection from this address is refused; empty if it is not."""
+        if self._max_total and len(self._connections) >= self._max_total:
+            return f"too many connections: the limit is {self._max_total}"
+        return self._peer_refusal(address_key(address)) if self._max_per_peer else ""
 
-    def named(self, connection: Limited, address: IAddress) -> str:
-        """The peer of a connection that was entered for nobody is known.
+    def set_peer(self, connection: Connection, address: IAddress) -> str:
+        """The peer of a connection, unknown when it was added, is known.
 
-        @return: why it is refused, in words; nothing if it is not.
+        @return: why the connection is refused; empty if it is not.
         """
-        peer = source(address) if self._per_peer else b""
-        why = self._crowded(peer)
+        key = address_key(address) if self._max_per_peer else b""
+        why = self._peer_refusal(key)
         if not why:
-            self._forget(connection.source)
-            connection.source = peer
-            self._peers[peer] += 1
+            self._uncount(connection.peer_key)
+            connection.peer_key = key
+            self._peers[key] += 1
         return why
 
-    def _crowded(self, peer: bytes) -> str:
-        if self._per_peer and peer and self._peers[peer] >= self._per_peer:
-            return f"{self._per_peer} connections from your address are open, and no more may be"
+    def _peer_refusal(self, key: bytes) -> str:
+        if key and self._peers[key] >= self._max_per_peer:
+            return f"too many connections from your address: the limit is {self._max_per_peer}"
         return ""
 
-    def enter(self, connection: Limited, peer: Callable[[], IAddress | None]) -> None:
-        """A connection is made.
+    def add(self, connection: Connection, get_peer: Callable[[], IAddress | None]) -> None:
+        """A connection was made.
 
-        @param peer: tells by whom, or nothing if that is not known yet. It is asked only where
+        @param get_peer: returns its peer; None if that is not known yet. It is called only where
             peers are counted.
         """
-        if self._per_peer:
-            connection.source = source(peer())
-        self._peers[connection.source] += 1
-        connection.since = connection.active = self._clock.seconds()
+        if self._max_per_peer:
+            connection.peer_key = address_key(get_peer())
+        self._peers[connection.peer_key] += 1
         self._connections.add(connection)
-        if self._idle and self._sweep is None:
-            self._sweep = self._clock.callLater(self._idle / _SWEEPS, self._look)
+        if self._idle_timeout and self._check_call is None:
+            self._schedule_check()
 
-    def leave(self, connection: Limited) -> None:
+    def remove(self, connection: Connection) -> None:
         """A connection is over."""
         self._connections.remove(connection)
-        self._forget(connection.source)
-        if not self._connections and self._sweep is not None:
-            self._sweep.cancel()
-            self._sweep = None
-        self._tell()
+        self._uncount(connection.peer_key)
+        if not self._connections and self._check_call is not None:
+            self._check_call.cancel()
+            self._check_call = None
+        self._fire_if_empty()
 
     def __len__(self) -> int:
-        """How many connections there are now."""
+        """How many connections are open."""
         return len(self._connections)
 
-    def __iter__(self) -> Iterator[Limited]:
-        """All connections that there are now."""
+    def __iter__(self) -> Iterator[Connection]:
+        """All open connections; they may be closed while the iteration goes on."""
         return iter(list(self._connections))
 
-    def all_left(self) -> Deferred[None]:
-        """Fire when there is no connection any more."""
-        left: Deferred[None] = Deferred()
-        self._waiting.append(left)
-        self._tell()
-        return left
+    def all_closed(self) -> Deferred[None]:
+        """Return a Deferred that fires when no connection is open."""
+        closed: Deferred[None] = Deferred()
+        self._waiting.append(closed)
+        self._fire_if_empty()
+        return closed
 
-    def _forget(self, peer: bytes) -> None:
-        self._peers[peer] -= 1
-        if not self._peers[peer]:
-            del self._peers[peer]  # or whoever has been here would be remembered for ever
+    def _uncount(self, key: bytes) -> None:
+        self._peers[key] -= 1
+        if not self._peers[key]:
+            del self._peers[key]  # the counter would keep every peer that was ever connected
 
-    def _tell(self) -> None:
+    def _fire_if_empty(self) -> None:
         if not self._connections:
             waiting, self._waiting = self._waiting, []
-            for left in waiting:
-                left.callback(None)
+            for closed in waiting:
+                closed.callback(None)
 
-    def _look(self) -> None:
-        self._sweep = self._clock.callLater(self._idle / _SWEEPS, self._look)
-        now = self._clock.seconds()
+    def _schedule_check(self) -> None:
+        self._check_call = self._clock.callLater(self._idle_timeout / _CHECKS, self._check)
+
+    def _check(self) -> None:
+        """Close the connections that had no new message for the idle timeout."""
+        self._schedule_check()
         for connection in self:
-            if connection.idle:
-                connection.abort()  # it had its time to close
-            elif connection.messages != connection.counted:
-                connection.counted = connection.messages
-                connection.active = now
-            elif now - connection.active >= self._idle:
-                connection.idle = True
-                connection.end(f"idle for {self._idle:g} s")
+            if connection.idle_checks > _CHECKS:
+                connection.abort()  # it was ended at the check before, and is still open
+            elif connection.messages != connection.messages_seen:
+                connection.messages_seen = connection.messages
+                connection.idle_checks = 0
+            else:
+                # The first such check may come right after the last message, so that only one
+                # more than `_CHECKS` of them make up the whole timeout.
+                connection.idle_checks += 1
+                if connection.idle_checks > _CHECKS:
+                    connection.end(f"idle for {self._idle_timeout:g} s")

@@ -1,28 +1,30 @@
-"""What the log says of connections: one line at the opening of each, one at its end.
+"""What the log says of connections: one line when each opens, one line when it ends.
 
-Knows addresses and counts; never sees a message. A flood of connections must not become a
-flood of lines, so of each kind at most `LINES_A_SECOND` are written; the rest are counted.
+Knows addresses and counts; never sees a message. A flood of connections must not become a flood
+of lines: of each kind at most `LINES_PER_SECOND` are written, and the rest are counted.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.error import CannotListenError, ConnectionAborted, ConnectionLost
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.logger import Logger
 
 from timestamp_echo.addresses import host_port, unmapped
 
-LINES_A_SECOND = 10
-"""Enough to follow by eye; at 150 bytes a line, 130 MB a day at the very most."""
+LINES_PER_SECOND = 10
+"""Few enough to read as they come; at 150 bytes a line, 130 MB a day at most."""
 
 
-def written(address: IAddress | None) -> str:
-    """An address as the log gives it: printable ASCII, whatever the peer chose.
+def format_address(address: IAddress | None) -> str:
+    """An address for the log, in printable ASCII whatever the peer chose.
 
-    A peer can choose much: the path that its UNIX socket is bound to, and through
-    `haproxy:` any text at all (CWE-117).
+    A peer can choose a lot: the path that its UNIX socket is bound to, and in the header of the
+    PROXY protocol any text (CWE-117).
     """
     if isinstance(address, (IPv4Address, IPv6Address)):
         text = host_port(unmapped(address.host), address.port)
@@ -30,20 +32,38 @@ def written(address: IAddress | None) -> str:
         text = "unix:" + (address.name or b"").decode("utf-8", "surrogateescape")
     else:
         text = str(address)
-    return escaped(text)
+    return escape(text)
 
 
-def escaped(text: str) -> str:
-    """The text in printable ASCII: anything else as in a Python string literal."""
-    return ascii(text)[1:-1]
+def escape(text: str) -> str:
+    """The text as it is if that is printable ASCII; otherwise as in a Python string literal."""
+    return text if text.isascii() and text.isprintable() else ascii(text)[1:-1]
 
 
-Peer = Callable[[], "IAddress | None"]
-"""Tells a connection's peer. It is asked only for a line that is written."""
+def describe(error: BaseException | None) -> str:
+    """What an error says, as one line of plain text."""
+    if isinstance(error, CannotListenError):
+        error = error.socketError
+    if isinstance(error, ConnectionAborted):
+        return "aborted by the server"
+    if isinstance(error, ConnectionLost):
+        return "connection lost"
+    if isinstance(error, OSError) and error.strerror:
+        # Of the two names of a symlink(2), the first is its text: in Twisted's locks a process id.
+        name = error.filename2 or error.filename
+        return f"{os.fsdecode(name)}: {error.strerror}" if name else error.strerror
+    match getattr(error, "args", ()):
+        case ([*_, (_, _, str(text))],):  # OpenSSL's queue of errors: library, function, reason
+            return text
+    return " ".join(str(error).split()) or type(error).__name__
 
 
-class Journal:
-    """The lines of one service's connections.
+GetPeer = Callable[[], "IAddress | None"]
+"""Returns a connection's peer. It is called only for a line that is written."""
+
+
+class ConnectionLog:
+    """The log lines about one service's connections.
 
     @param clock: counts the seconds.
     """
@@ -52,52 +72,66 @@ class Journal:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._lines = {"opened": 0, "refused": 0, "ended": 0}
+        self._counts = {"opened": 0, "refused": 0, "ended": 0}
 
-    def opened(self, peer: Peer) -> None:
+    def opened(self, get_peer: GetPeer) -> None:
         """A connection was made."""
         if self._may_write("opened"):
-            self._log.info("connection from {peer} opened", peer=written(peer()))
+            self._log.info("connection from {peer} opened", peer=format_address(get_peer()))
 
-    def refused(self, peer: Peer, why: str) -> None:
-        """A connection was one too many.
+    def refused(self, get_peer: GetPeer, why: str) -> None:
+        """A connection was refused.
 
-        @param why: in words.
+        @param why: the reason.
         """
         if self._may_write("refused"):
-            self._log.info("connection from {peer} refused: {why}", peer=written(peer()), why=why)
+            peer = format_address(get_peer())
+            self._log.info("connection from {peer} refused: {why}", peer=peer, why=why)
 
     def ended(
-        self, peer: Peer, why: str, *, seconds: float, messages: int, into: int, out: int
+        self,
+        get_peer: GetPeer,
+        why: str,
+        *,
+        seconds: float,
+        messages: int,
+        received: int,
+        sent: int,
     ) -> None:
         """A connection is over.
 
-        @param why: how it ended, in words.
+        @param why: the reason.
         @param seconds: how long it lasted.
         @param messages: how many were answered.
-        @param into: bytes that came in.
-        @param out: bytes of replies.
+        @param received: bytes.
+        @param sent: bytes of replies.
         """
         if self._may_write("ended"):
             self._log.info(
-                "connection from {peer} ended after {seconds:.3f} s: {messages} messages,"
-                " {into} bytes in, {out} bytes out; {why}",
-                peer=written(peer()),
+                "connection from {peer} ended after {seconds:.3f} s: {messages} message{s},"
+                " {received} bytes in, {sent} bytes out; {why}",
+                peer=format_address(get_peer()),
                 seconds=seconds,
                 messages=messages,
-                into=into,
-                out=out,
+                s="" if messages == 1 else "s",
+                received=received,
+                sent=sent,
                 why=why,
             )
 
     def _may_write(self, kind: str) -> bool:
-        if not self._lines[kind]:
-            self._clock.callLater(1, self._second_over, kind)
-        self._lines[kind] += 1
-        return self._lines[kind] <= LINES_A_SECOND
+        if not self._counts[kind]:
+            self._clock.callLater(1, self._end_second, kind)
+        self._counts[kind] += 1
+        return self._counts[kind] <= LINES_PER_SECOND
 
-    def _second_over(self, kind: str) -> None:
-        rest = self._lines[kind] - LINES_A_SECOND
-        self._lines[kind] = 0
-        if rest > 0:
-            self._log.info("{rest} more connections {kind} in that second", rest=rest, kind=kind)
+    def _end_second(self, kind: str) -> None:
+        more = self._counts[kind] - LINES_PER_SECOND
+        self._counts[kind] = 0
+        if more > 0:
+            self._log.info(
+                "{more} more connection{s} {kind} within the same second",
+                more=more,
+                s="" if more == 1 else "s",
+                kind=kind,
+            )

@@ -1,13 +1,12 @@
-"""One stream connection: what comes in goes back behind the moment of its arrival.
+"""One stream connection: each message goes back behind its arrival time.
 
-Knows a framing, a stamp and a transport; not which kind of socket is below, nor who may
-connect.
+Knows a framing, a stamp and a transport; not which kind of socket that is, nor who may connect.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import cast
 
 from twisted.internet.error import ConnectionDone
@@ -25,99 +24,183 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from timestamp_echo.framing import FULL_READ, SHORT_READ, AutoFraming, Framing
-from timestamp_echo.server.closing import Parting, Refusal, refusal
-from timestamp_echo.server.connections import Limited, Limits
-from timestamp_echo.server.log import Journal, escaped
+from timestamp_echo.server.closing import LingeringClose, Refusal, cancel, refusal
+from timestamp_echo.server.connections import Connections
+from timestamp_echo.server.log import ConnectionLog, describe, escape
 from timestamp_echo.stamps import Stamp
-from timestamp_echo.transports.proxy import IPeerListener, IProxied
+from timestamp_echo.transports.proxy import IProxied, IProxyListener
 
 # FULL_READ is at most what one read can bring, whichever transport it comes through: a TLS record
 # has up to 16 KiB (RFC 8446, section 5.1), a batched connection reads 32 KiB (`epoll.READ`), of
 # which the header of the PROXY protocol may be gone, and Twisted's own connections read 64 KiB.
 
-PREFACE = 10.0
+HANDSHAKE_TIMEOUT = 10.0
 """Seconds that a TLS handshake, and the header of the PROXY protocol, may take."""
 
-CLOSED = "closed by the peer"
-"""Why a connection ended, if nothing else comes of it."""
+CLOSED_BY_PEER = "closed by the peer"
+"""Why a connection ended, unless an error follows."""
 
-PAUSE = 0.1
-"""Seconds without a byte that end a message in `auto`: longer than a segment that follows
-on a path across the world takes to come, shorter than a person notices."""
+MESSAGE_GAP = 0.1
+"""Seconds of silence that end a message in `auto`: longer than the next segment takes to follow
+on a path around the world, shorter than a person notices."""
 
 
-@implementer(IHandshakeListener, IPeerListener, IPushProducer)
-class TimestampEcho(Parting, Limited):
+class MessageGap:
+    """The silence that ends a message in `auto` framing.
+
+    @param clock: counts the seconds.
+    @param ended: is called when nothing was read for `MESSAGE_GAP`.
+    """
+
+    def __init__(self, clock: IReactorTime, ended: Callable[[], None]) -> None:
+        self._clock = clock
+        self._ended = ended
+        self._call: IDelayedCall | None = None
+        self._expired = False
+
+    def restart(self) -> None:
+        """Something was read: count from now on."""
+        self._expired = False
+        if self._call is None:
+            self._call = self._clock.callLater(MESSAGE_GAP, self._expire)
+        else:
+            self._call.reset(MESSAGE_GAP)  # cheaper than to cancel it and make another
+
+    def cancel(self) -> None:
+        """Do not call back."""
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+
+    def _expire(self) -> None:
+        self._call = None
+        if self._expired:
+            self._ended()
+        else:
+            # This process may be the one that is late, and a reactor runs its timers before it
+            # reads. So what has arrived by now is read first: `restart` is called if there is
+            # anything, and this is called once more if there is not.
+            self._expired = True
+            self._call = self._clock.callLater(0, self._expire)
+
+
+class Drain:
+    """Waits until everything that had arrived is read.
+
+    That is so when the reactor has looked at its sockets once more, and that brought less than
+    a full read from this one.
+
+    @param clock: the reactor's.
+    @param received: returns how many bytes were read so far.
+    @param drained: is called.
+    """
+
+    def __init__(
+        self, clock: IReactorTime, received: Callable[[], int], drained: Callable[[], None]
+    ) -> None:
+        self._clock = clock
+        self._received = received
+        self._drained = drained
+        self._call: IDelayedCall | None = None
+
+    def start(self) -> None:
+        """Begin, or begin again."""
+        # A reactor reads between one timer and the next that is due at once: only a call that
+        # was made by a timer is sure to come after a whole round of reads.
+        self._call = self._clock.callLater(0, self._begin_round)
+
+    def cancel(self) -> None:
+        """Stop waiting; nothing is called."""
+        cancel(self._call)
+
+    def _begin_round(self) -> None:
+        self._call = self._clock.callLater(0, self._end_round, self._received())
+
+    def _end_round(self, before: int) -> None:
+        if self._received() - before < FULL_READ:
+            self._drained()
+        else:
+            self._begin_round()
+
+
+@implementer(IHandshakeListener, IProxyListener, IPushProducer)
+class TimestampEcho(LingeringClose):
     """The server's side of one connection.
 
-    A peer may stop sending before it stops reading (`shutdown(SHUT_WR)`): what is pending
-    is then answered, all replies are delivered, and only then is the connection closed.
-    Without `IHalfCloseableProtocol` Twisted drops what it has not written yet when the
-    peer's FIN arrives.
+    A peer may stop sending before it stops reading (`shutdown(SHUT_WR)`): what is pending is
+    then answered, all replies are sent, and only then is the connection closed. Without
+    `IHalfCloseableProtocol`, which `LingeringClose` implements, Twisted drops what is unsent when
+    the peer's FIN arrives.
+
+    It is its transport's producer: while more than `--max-unsent` bytes of replies are unsent,
+    the transport pauses it, and it reads no further.
     """
 
     factory: TimestampEchoFactory
 
-    _pause: IDelayedCall | None = None
-    _quiet = False
-    _held = False
-    _rest: Sequence[tuple[bytes, bytes]] = ()
-    _closed = False
-    _draining = False
-    _look: IDelayedCall | None = None
-    _preface: IDelayedCall | None = None
+    peer_key = b""
+    messages_seen = 0
+    idle_checks = 0
+
+    _received = 0  # bytes
+    _sent = 0  # bytes of replies
+    _paused = False  # too many replies are unsent
+    _backlog: tuple[tuple[bytes, bytes], ...] = ()  # reads, with their prefixes, to be answered
+    _eof = False  # the peer has closed its side, but there still is a backlog
+    _gap: MessageGap | None = None
+    _drain: Drain | None = None
+    _handshake: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
-        """Begin: a framing of its own, and no reading while replies pile up."""
+        """Begin with a framing of its own, and stop reading while too many replies are unsent."""
         factory = self.factory
+        self._since = factory.clock.seconds()
         self._framing: Framing = factory.framing()
-        self._into = self._out = 0
-        self._held = False
+        self._paused = False
         if ITCPTransport.providedBy(self.transport):
-            # A reply is whole when it is written: nothing is gained by waiting for more.
+            # A reply is written whole, so there is nothing to wait for (Nagle's algorithm).
             self.transport.setTcpNoDelay(True)
-        # What is read is what is written: with too many replies unsent, it is not read.
         self.transport.registerProducer(self, True)
         if IProxied.providedBy(self.transport):
-            factory.limits.enter(self, _nobody)
-            self._await_preface("PROXY header")
+            factory.connections.add(self, _unknown_peer)
+            self._limit_handshake("PROXY header")
             return
-        self._await_handshake()
-        factory.limits.enter(self, self.transport.getPeer)
-        factory.journal.opened(self.transport.getPeer)
+        self._limit_tls_handshake()
+        factory.connections.add(self, self.transport.getPeer)
+        factory.log.opened(self.transport.getPeer)
 
-    def _await_preface(self, what: str) -> None:
-        self._preface = self.factory.clock.callLater(PREFACE, self._late, what)
+    def _limit_handshake(self, what: str) -> None:
+        self._handshake = self.factory.clock.callLater(HANDSHAKE_TIMEOUT, self._time_out, what)
 
-    def _await_handshake(self) -> None:
+    def _limit_tls_handshake(self) -> None:
         if INegotiated.providedBy(self.transport):
-            self._await_preface("TLS handshake")
+            self._limit_handshake("TLS handshake")
+
+    def _time_out(self, what: str) -> None:
+        self.why = self.why or f"no {what} within {HANDSHAKE_TIMEOUT:g} s"
+        self.abort()
 
     def handshakeCompleted(self) -> None:
-        """TLS is set up."""
-        self._cancel(self._preface)
+        """See `IHandshakeListener`: TLS is set up."""
+        cancel(self._handshake)
 
-    def peerUnknown(self) -> None:
-        """What came is no header of the PROXY protocol."""
-        self.why = "no PROXY header came first"
+    def proxy_header_invalid(self) -> None:
+        """See `IProxyListener`."""
+        self.why = "no valid PROXY header"
 
-    def peerNamed(self) -> None:
-        """The header of the PROXY protocol has come: let its peer in, or not."""
-        self._cancel(self._preface)
-        self._await_handshake()
-        peer = self.transport.getPeer
-        why = self.factory.limits.named(self, peer())
+    def proxy_header_received(self) -> None:
+        """See `IProxyListener`: the peer is known, so that its limit can be checked."""
+        cancel(self._handshake)
+        self._limit_tls_handshake()
+        get_peer = self.transport.getPeer
+        why = self.factory.connections.set_peer(self, get_peer())
         if why:
-            self.factory.journal.refused(peer, why)
-            self._last_words(why)
+            self.factory.log.refused(get_peer, why)
+            self._finish(why)
             self.transport.write(refusal(why))
-            self.part()
+            self.close()
         else:
-            self.factory.journal.opened(peer)
-
-    def _late(self, what: str) -> None:
-        self.why = self.why or f"no {what} within {PREFACE:g} s"
-        self.abort()
+            self.factory.log.opened(get_peer)
 
     @property
     def messages(self) -> int:
@@ -129,193 +212,173 @@ class TimestampEcho(Parting, Limited):
         factory = self.factory
         prefix = factory.prefix(self._arrival() if factory.subsecond else factory.now())
         size = len(data)
-        self._into += size
-        if self._held or (  # TLS hands on what it had read, held or not
-            size > SHORT_READ and self._framing.portion(data, prefix) < size
-        ):
-            self._rest = [*self._rest, (data, prefix)]
-            self._catch_up()
+        self._received += size
+        # While paused nothing is read, but TLS still hands on what it had read before.
+        if self._paused or (size > SHORT_READ and self._framing.portion(data, prefix) < size):
+            self._backlog += ((data, prefix),)
+            self._answer_backlog()
         else:
             self._answer(data, prefix)
 
-    def _catch_up(self) -> None:
-        """Answer what was read, until too many replies are unsent."""
-        while self._rest and not self._held:
-            (data, prefix), *self._rest = self._rest
+    def _answer_backlog(self) -> None:
+        """Answer what was read, a portion at a time, until too many replies are unsent."""
+        while self._backlog and not self._paused:
+            (data, prefix), *rest = self._backlog
             size = self._framing.portion(data, prefix)
             if size < len(data):
-                self._rest = [(data[size:], prefix), *self._rest]
-                data = data[:size]
-            self._answer(data, prefix)
+                rest = [(data[size:], prefix), *rest]
+            self._backlog = tuple(rest)
+            self._answer(data[:size], prefix)
 
     def _answer(self, data: bytes, prefix: bytes) -> None:
         framing = self._framing
         reply = framing.received(data, prefix)
         if framing.waiting and framing.ends_at_pause:
-            self._await_pause()  # before the write, which may be one too many: pauseProducing
+            self._restart_gap()  # before the write, which may pause this producer
         if reply:
-            self._out += len(reply)
+            self._sent += len(reply)
             self.transport.write(reply)
 
     def pauseProducing(self) -> None:
-        """Too many replies are unsent: do not read. Then a pause is not the sender's."""
-        self._held = True
+        """Too many replies are unsent: stop reading.
+
+        From now on silence is this side's, not the sender's, and ends no message.
+        """
+        self._paused = True
         self.transport.pauseProducing()
-        self._cancel_pause()
-        self._cancel(self._look)
+        self._cancel_gap()
+        if self._drain is not None:
+            self._drain.cancel()
 
     def resumeProducing(self) -> None:
-        """There is room again: answer the rest of what was read, then read on."""
-        self._held = False
-        self._catch_up()
-        if self._held:
+        """There is room again: answer the backlog, then read on."""
+        self._paused = False
+        self._answer_backlog()
+        if self._paused:
             return
-        if self._closed:
+        if self._eof:
             self.readConnectionLost()
             return
         self.transport.resumeProducing()
         if self._framing.waiting and self._framing.ends_at_pause:
-            self._await_pause()
-        if self._draining:
-            self.drain()
+            self._restart_gap()
+        if self._drain is not None:
+            self._drain.start()
 
     def stopProducing(self) -> None:
-        """Nothing to do: the connection is lost, as `connectionLost` will say."""
+        """Nothing to do: the connection is lost, and `connectionLost` is called."""
 
     def readConnectionLost(self) -> None:
-        """The peer closed its side: answer what is pending, deliver all, then close."""
-        if self._held and self._rest:  # through TLS: the rest of its last read
-            self._closed = True
+        """The peer closed its side: answer what is pending, send everything, then close."""
+        if self._paused and self._backlog:  # the rest of the last read, through TLS
+            self._eof = True
             return
         if not self.why:
-            self._last_words(CLOSED)
+            self._finish(CLOSED_BY_PEER)
         self.transport.loseConnection()
 
     def end(self, why: str) -> None:
-        """Answer what is pending, deliver all, then close in order.
-
-        A peer that does not take its replies would not take the last ones either: abort.
-
-        @param why: in words, for the log.
-        """
+        """See `Connection.end`. A peer that reads no replies would not read these: abort."""
         if self.why:
             return
-        if self._held:
+        if self._paused:
             self.why = why
             self.abort()
         else:
-            self._last_words(why)
-            self.part()
+            self._finish(why)
+            self.close()
 
     def drain(self) -> None:
-        """Answer all that has arrived by now, then end.
+        """See `Connection.drain`. While too many replies are unsent nothing is read; it waits."""
+        self._drain = Drain(self.factory.clock, lambda: self._received, self._drained)
+        if not self._paused:
+            self._drain.start()
 
-        All has been read when the reactor has once looked at its sockets and did not fill its
-        buffer from this one. Where too many replies are unsent it is not read, until they are.
-        """
-        self._draining = True
-        if not self._held:
-            self._look = self.factory.clock.callLater(0, self._drain_turn)
-
-    def _drain_turn(self) -> None:
-        # From a timer on, for only then does the reactor look before it calls the next.
-        self._look = self.factory.clock.callLater(0, self._drained, self._into)
-
-    def _drained(self, before: int) -> None:
-        if self._into - before < FULL_READ:
-            self.end("the service stops")
-        else:
-            self._drain_turn()
-
-    def _last_words(self, why: str) -> None:
-        self.why = why
-        self._cancel_pause()
-        # A producer that is left registered would be resumed instead of closed.
-        self.transport.unregisterProducer()
-        self._held = False
-        self._catch_up()
-        self._end_message()
+    def _drained(self) -> None:
+        self.end("the service is stopping")
 
     def abort(self) -> None:
-        """Close at once, whatever is unsent."""
+        """See `Connection.abort`."""
         self.transport.abortConnection()
+
+    def _finish(self, why: str) -> None:
+        """Write the last replies: those to the backlog, and to a message without an end."""
+        self.why = why
+        self._cancel_gap()
+        # Twisted closes only once there is no producer any more.
+        self.transport.unregisterProducer()
+        self._paused = False
+        self._answer_backlog()
+        self._end_message()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is over."""
         super().connectionLost(reason)
-        self._cancel_pause()
-        self._cancel(self._look)
-        self._cancel(self._preface)
-        self.factory.limits.leave(self)
-        if isinstance(reason.value, ConnectionDone):
-            self.why = self.why or "closed by the server"
-        elif self.why in {"", CLOSED}:  # another reason is this side's own, and the first
-            self.why = escaped(reason.getErrorMessage())
-        self.factory.journal.ended(
+        self._cancel_gap()
+        if self._drain is not None:
+            self._drain.cancel()
+        cancel(self._handshake)
+        factory = self.factory
+        factory.connections.remove(self)
+        factory.log.ended(
             self.transport.getPeer,
-            self.why,
-            seconds=self.factory.clock.seconds() - self.since,
+            self._reason(reason.value),
+            seconds=factory.clock.seconds() - self._since,
             messages=self._framing.messages,
-            into=self._into,
-            out=self._out,
+            received=self._received,
+            sent=self._sent,
         )
 
-    def _await_pause(self) -> None:
-        # One timer is moved on, at no cost to the reactor's heap; a message that ends
-        # meanwhile leaves it to run out.
-        self._quiet = False
-        if self._pause is None:
-            self._pause = self.factory.clock.callLater(PAUSE, self._paused)
-        else:
-            self._pause.reset(PAUSE)
+    def _reason(self, error: BaseException | None) -> str:
+        """Why the connection ended: this side's own reason, or else the transport's."""
+        if isinstance(error, ConnectionDone):
+            return self.why or "closed by the server"
+        if self.why in {"", CLOSED_BY_PEER}:
+            return escape(describe(error))
+        return self.why
 
-    def _paused(self) -> None:
-        self._pause = None
-        if self._quiet:
-            self._end_message()
-        else:
-            # The server may be late, and a reactor's timers come before its reads: what has
-            # arrived by now is read first.
-            self._quiet = True
-            self._pause = self.factory.clock.callLater(0, self._paused)
+    def _restart_gap(self) -> None:
+        if self._gap is None:
+            self._gap = MessageGap(self.factory.clock, self._end_message)
+        self._gap.restart()
 
-    def _cancel_pause(self) -> None:
-        if self._pause is not None:
-            self._pause.cancel()
-            self._pause = None
+    def _cancel_gap(self) -> None:
+        if self._gap is not None:
+            self._gap.cancel()
 
     def _end_message(self) -> None:
         reply = self._framing.ended()
         if reply:
-            self._out += len(reply)
+            self._sent += len(reply)
             self.transport.write(reply)
 
     def _arrival(self) -> int:
-        """When the kernel got the bytes of this read, if the transport says; or now."""
+        """When the kernel received the bytes of this read, if the transport knows; or now."""
         arrival: int = getattr(self.transport, "arrival", 0)
         return arrival or self.factory.now()
 
 
-def _nobody() -> None:
-    """The peer of a connection, before the PROXY protocol has named it."""
+def _unknown_peer() -> None:
+    """The peer of a connection whose PROXY header has not come yet."""
 
 
 class TimestampEchoFactory(Factory[TimestampEcho]):
     """Builds the connections of a timestamp echo service.
 
-    It is an ordinary Twisted factory, for any endpoint of one's own service::
+    It is an ordinary Twisted factory, for any endpoint of your own service::
 
         endpoint.listen(TimestampEchoFactory())
 
-    @param stamp: the writer of stamps; `ctime` in the local zone if none is given.
+    @param stamp: writes the stamps; `ctime` in the local zone by default.
     @param framing: makes the framing of a connection.
-    @param clock: for pauses and durations; the global reactor if none is given.
+    @param clock: for pauses and durations; the global reactor by default.
     @param now: the wall clock, in nanoseconds since the epoch.
-    @param limits: who may connect; without them, anybody may, and may stay idle for an hour.
+    @param connections: keeps the open connections within their limits; by default there may be
+        any number of them, each idle for an hour.
     """
 
     protocol = TimestampEcho
-    noisy = False  # the service says what it listens on
+    noisy = False  # the service itself logs what it listens on
 
     def __init__(
         self,
@@ -323,7 +386,7 @@ class TimestampEchoFactory(Factory[TimestampEcho]):
         framing: Callable[[], Framing] = AutoFraming,
         clock: IReactorTime | None = None,
         now: Callable[[], int] = time.time_ns,
-        limits: Limits | None = None,
+        connections: Connections | None = None,
     ) -> None:
         if clock is None:
             from twisted.internet import reactor
@@ -334,12 +397,12 @@ class TimestampEchoFactory(Factory[TimestampEcho]):
         self.framing = framing
         self.clock = clock
         self.now = now
-        self.journal = Journal(clock)
-        self.limits = Limits(clock) if limits is None else limits
+        self.log = ConnectionLog(clock)
+        self.connections = Connections(clock) if connections is None else connections
 
-    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:  # type: ignore[override]  # a Refusal is none of its own
+    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:  # type: ignore[override]  # a Refusal is no TimestampEcho
         """See `IProtocolFactory.buildProtocol`."""
-        why = self.limits.refusal(addr)
+        why = self.connections.refusal(addr)
         if not why:
             return super().buildProtocol(addr)
         refusal = Refusal(why)

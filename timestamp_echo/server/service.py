@@ -1,4 +1,4 @@
-"""Listening and stopping: the service that twistd runs.
+"""Listening, reloading and stopping: the service that twistd runs.
 
 Knows ports, their addresses, and that there are connections; no message.
 """
@@ -7,33 +7,31 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any, NamedTuple
 
 from twisted.application.service import Service
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import quoteStringArgument
-from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IListeningPort
 from twisted.logger import Logger
+from twisted.python import log
 from twisted.python.failure import Failure
 
-from timestamp_echo.server.connections import Limits
-from timestamp_echo.server.log import escaped, written
+from timestamp_echo.server.connections import Connections
+from timestamp_echo.server.log import describe, escape, format_address
+from timestamp_echo.transports.epoll import MAX_EVENTS
 
-DRAIN = 20.0
+DRAIN_TIMEOUT = 20.0
 """Seconds that a stop may take, by default: less than the 30 that orchestrators give."""
 
 
-A_TURN = 128
-"""Connections that are served, at least, in one turn of the reactor."""
-
-
 class CannotListen(SystemExit, Exception):
-    """A listener could not be opened, so that the service does not start.
+    """A listener could not be opened, so the service does not start.
 
-    An `Exception`, so that twistd tells its parent and removes its pidfile; a `SystemExit`
-    too, so that Python then ends with this one line and status 1, not with a traceback.
+    It is an `Exception`, so that twistd tells its parent process and removes its pidfile; and a
+    `SystemExit`, so that Python then ends with this one line and status 1, without a traceback.
     """
 
 
@@ -44,9 +42,9 @@ class Listener(NamedTuple):
     """As it was given."""
 
     listen: Callable[[], Deferred[Any]]
-    """Opens the port; fires with an `IListeningPort`."""
+    """Opens the port; fires with an `IListeningPort`, or from `stdio:` with something else."""
 
-    renew: Callable[[IListeningPort], Deferred[Any]] | None = None
+    reload: Callable[[IListeningPort], Deferred[Any]] | None = None
     """Reads the certificates again for this port, which is open; None if it has none."""
 
 
@@ -56,7 +54,9 @@ class EchoService(Service):
     @param listeners: what to listen on.
     @param connections: those that are open.
     @param reactor: the reactor that they use.
-    @param drain: seconds that a stop may take.
+    @param drain_timeout: seconds that a stop may take.
+    @param report: is called when the ports are open, with an empty text, or when one could not be
+        opened, with the error.
     """
 
     _log = Logger()
@@ -64,119 +64,128 @@ class EchoService(Service):
     def __init__(
         self,
         listeners: Sequence[Listener],
-        connections: Limits,
-        reactor: Any,
-        drain: float = DRAIN,
+        connections: Connections,
+        reactor: Any,  # IReactorCore, IReactorTime, IReactorFromThreads, and `iterate`
+        drain_timeout: float = DRAIN_TIMEOUT,
+        report: Callable[[str], None] = lambda error: None,
     ) -> None:
         self._listeners = listeners
         self._connections = connections
-        self._drain_timeout = drain
+        self._drain_timeout = drain_timeout
         self._reactor = reactor
+        self._report = report
         self._ports: list[IListeningPort] = []
-        self._signalled = False
+        self._stopping = False
 
     def privilegedStartService(self) -> None:
-        """Open all ports, while the process may still have the right to.
+        """Open all ports, while the process still may have the right to.
 
-        @raise CannotListen: one could not be opened. Those before it are closed again.
+        @raise CannotListen: one could not be opened. Those opened before it are closed again.
         """
         super().privilegedStartService()
         for listener in self._listeners:
-            failures: list[Failure] = []
-            listener.listen().addCallbacks(
-                self._listening, failures.append, callbackArgs=(listener.description,)
-            )
-            if failures:
-                self._undo()
-                raise CannotListen(_explained(listener.description, failures[0].value))
+            self._open(listener)
+        self._report("")
 
     def startService(self) -> None:
         """Open all ports, unless that was done with privileges."""
         super().startService()
-        self._reactor.callWhenRunning(self._watch_signals)
+        self._reactor.callWhenRunning(self._set_signal_handlers)
         if not self._ports:
             self.privilegedStartService()
 
     def stopService(self) -> Deferred[Any]:
-        """Close all ports; answer all that has arrived; end all connections in order."""
+        """Close all ports, answer everything that has arrived, and end all connections."""
         super().stopService()
         ports, self._ports = self._ports, []
         # What `stdio:` opens is no port, and closes with its process.
-        stopping = [port.stopListening() for port in ports if IListeningPort.providedBy(port)]
-        return DeferredList([d for d in stopping if d is not None] + [self._drain()])
+        closing = [port.stopListening() for port in ports if IListeningPort.providedBy(port)]
+        return DeferredList([d for d in closing if d is not None] + [self._drain()])
 
-    def _listening(self, port: IListeningPort, description: str) -> None:
+    def _open(self, listener: Listener) -> None:
+        failures: list[Failure] = []
+        # Twisted logs "... starting on 3000" from within; an event without a format has no line.
+        opening: Deferred[Any] = log.callWithContext({"log_format": ""}, listener.listen)
+        opening.addCallbacks(self._opened, failures.append, callbackArgs=(listener.description,))
+        if failures:
+            self._close_again()
+            where, why = escape(listener.description), describe(failures[0].value)
+            error = f"tsecho: cannot listen on {where}: {why}"
+            self._report(error)
+            raise CannotListen(error)
+
+    def _opened(self, port: IListeningPort, description: str) -> None:
         self._ports.append(port)
-        self._log.info("listening on {where}", where=_where(description, port.getHost()))
+        self._log.info("listening on {where}", where=_listening_on(description, port.getHost()))
+
+    def _close_again(self) -> None:
+        self.stopService()
+        # Ports close in the reactor's next iteration, but it is not running yet.
+        self._reactor.iterate(0)
 
     def _drain(self) -> Deferred[None]:
-        """End all connections; what is left at the timeout, or at a second signal, by force."""
-        self._drain_in(len(self._connections) // A_TURN)
-        left = self._connections.all_left()
-        if not left.called:
+        """End all connections; at the timeout, or at a second signal, by force."""
+        self._drain_after(len(self._connections) // MAX_EVENTS)
+        closed = self._connections.all_closed()
+        if not closed.called:
             timeout = self._reactor.callLater(self._drain_timeout, self._abort)
-            left.addCallback(lambda _: timeout.active() and timeout.cancel())
-        return left
+            closed.addCallback(lambda _: timeout.active() and timeout.cancel())
+        return closed
 
-    def _drain_in(self, turns: int) -> None:
-        # By then each connection has had its turn, and what had come before has been read.
-        if turns:
-            self._reactor.callLater(0, self._drain_in, turns - 1)
+    def _drain_after(self, iterations: int) -> None:
+        # By then each connection has had its turn, so everything that had come is read.
+        if iterations:
+            self._reactor.callLater(0, self._drain_after, iterations - 1)
         else:
             for connection in self._connections:
                 connection.drain()
-
-    def _watch_signals(self) -> None:
-        # In place of the reactor's own handlers: those log an error at a second signal, and
-        # have twistd end by the signal, where a stop that went well is status 0.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._stop)
-        if any(listener.renew is not None for listener in self._listeners):
-            signal.signal(signal.SIGHUP, self._hang_up)
-
-    def _stop(self, number: int, frame: object) -> None:
-        self._log.info("{name} received", name=signal.Signals(number).name)
-        self._reactor.callFromThread(self._abort if self._signalled else self._reactor.stop)
-        self._signalled = True
-
-    def _hang_up(self, number: int, frame: object) -> None:
-        self._reactor.callFromThread(self._renew)
-
-    def _renew(self) -> None:
-        """Read all certificates again; who is connected stays so."""
-        for listener, port in zip(self._listeners, self._ports, strict=False):  # stopped: none
-            if listener.renew is not None:
-                maybeDeferred(listener.renew, port).addCallbacks(
-                    self._renewed,
-                    self._not_renewed,
-                    callbackArgs=(listener.description,),
-                    errbackArgs=(listener.description,),
-                )
-
-    def _renewed(self, _: object, description: str) -> None:
-        self._log.info("certificates of {where} read again", where=escaped(description))
-
-    def _not_renewed(self, failure: Failure, description: str) -> None:
-        self._log.error(
-            "certificates of {where} stay as they were: {why}",
-            where=escaped(description),
-            why=escaped(reason(failure.value)),
-        )
 
     def _abort(self) -> None:
         for connection in self._connections:
             connection.abort()
 
-    def _undo(self) -> None:
-        self.stopService()
-        # Ports are closed in the reactor's next turn, but it is not running yet.
-        self._reactor.iterate(0)
+    def _set_signal_handlers(self) -> None:
+        # In place of the reactor's own: those log an error at a second signal, and have twistd
+        # end by the signal, where a stop that went well has status 0.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop_signal)
+        if any(listener.reload is not None for listener in self._listeners):
+            signal.signal(signal.SIGHUP, self._reload_signal)
+
+    def _stop_signal(self, number: int, frame: FrameType | None) -> None:
+        self._log.info("{name} received", name=signal.Signals(number).name)
+        self._reactor.callFromThread(self._abort if self._stopping else self._reactor.stop)
+        self._stopping = True
+
+    def _reload_signal(self, number: int, frame: FrameType | None) -> None:
+        self._reactor.callFromThread(self._reload)
+
+    def _reload(self) -> None:
+        """Read all certificates again; open connections stay as they are."""
+        for listener, port in zip(self._listeners, self._ports, strict=False):  # stopped: no ports
+            if listener.reload is not None:
+                maybeDeferred(listener.reload, port).addCallbacks(
+                    self._reloaded,
+                    self._not_reloaded,
+                    callbackArgs=(listener.description,),
+                    errbackArgs=(listener.description,),
+                )
+
+    def _reloaded(self, _: object, description: str) -> None:
+        self._log.info("certificates of {where} reloaded", where=escape(description))
+
+    def _not_reloaded(self, failure: Failure, description: str) -> None:
+        self._log.error(
+            "certificates of {where} not reloaded, the old ones stay in use: {why}",
+            where=escape(description),
+            why=escape(describe(failure.value)),
+        )
 
 
-def _where(description: str, address: IAddress) -> str:
-    """An address in the words of `--listen`, so that port 0 shows which one it took."""
+def _listening_on(description: str, address: IAddress) -> str:
+    """An address in the words of `--listen`, with the port that was taken for port 0."""
     if not isinstance(address, (IPv4Address, IPv6Address)):
-        return written(address)
+        return format_address(address)
     kind = description.split(":", maxsplit=1)[0]
     if kind == "haproxy":
         kind = ":".join(description.split(":")[:2])
@@ -184,16 +193,3 @@ def _where(description: str, address: IAddress) -> str:
     if address.host == "0.0.0.0" or (address.host == "::" and kind.endswith(("tcp6", "tls"))):
         return where  # all addresses, as this kind does if it is not told otherwise
     return f"{where}:interface={quoteStringArgument(address.host)}"
-
-
-def _explained(description: str, error: BaseException | None) -> str:
-    # The reason first: of a daemon's words twistd passes on 100 bytes.
-    return f"tsecho: {reason(error)}: cannot listen on {escaped(description)}"
-
-
-def reason(error: BaseException | None) -> str:
-    """What an error says, in one line."""
-    cause = error.socketError if isinstance(error, CannotListenError) else error
-    if isinstance(cause, OSError) and cause.strerror:
-        return f"{cause.filename}: {cause.strerror}" if cause.filename else cause.strerror
-    return " ".join(str(cause).split()) or type(cause).__name__

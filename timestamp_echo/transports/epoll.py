@@ -1,10 +1,17 @@
-"""Stream connections, read in batches and written to at once.
+"""Stream connections, read in batches and written at once.
 
-A reactor spends more time on the way to a connection and back than the connection does on a
-short message: a logging context for each event, and a write that waits for the next turn and
-takes two more calls of `epoll_ctl`. Here all connections are one descriptor to the reactor, an
-epoll(7) of their own, whose `doRead` serves those that are ready in one loop; and what is
-written goes to the kernel at once. All else stays Twisted's. Knows no message and no stamp.
+Theory of operation. For a short message, Twisted's reactor costs more than the message itself: a
+logging context for every event, and a write that only marks the connection as writable, so that
+it waits for the next iteration and costs two calls of epoll_ctl(2). Here
+
+- all connections are one descriptor to the reactor: an epoll(7) of their own, which is readable
+  when any of them is ready. `EpollGroup.doRead` serves all that are, in one loop. (An epoll may be
+  watched by another epoll, by poll or by select.)
+- `StreamTransport.write` hands its bytes to the kernel at once. Only what the kernel does not
+  take is buffered, and only then is the connection watched for room.
+
+Everything else is Twisted's. Without epoll (it is Linux's) the reactor watches each connection,
+and only the second point holds. Knows no message and no stamp.
 """
 
 from __future__ import annotations
@@ -17,209 +24,238 @@ from typing import Any
 from twisted.internet import tcp, unix
 from twisted.internet.address import IPv6Address
 from twisted.internet.error import ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IReadDescriptor
+from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
-from twisted.internet.posixbase import _DisconnectSelectableMixin
 from twisted.python import log
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from timestamp_echo.transports.arrivals import SPACE, arrival
+from timestamp_echo.transports.arrivals import ANCILLARY_SIZE, from_ancillary
 
-BATCHED = hasattr(select, "epoll")
-"""Whether there is an epoll(7): it is Linux's. Elsewhere the reactor watches each connection."""
+HAS_EPOLL = hasattr(select, "epoll")
+"""Whether there is an epoll(7). Elsewhere the reactor watches each connection."""
 
-READ = 2**15
+READ_SIZE = 2**15
 """Bytes that one read brings at most. With twice as many, a TLS peer that does not take its
 replies costs 290 KiB, with these 205."""
 
-EVENTS = 128
-"""Connections that are served at a time, and `ROUNDS` such times in a turn of the reactor:
-at some 8 microseconds each, its timers and listening ports wait for 2 ms."""
+MAX_EVENTS = 128
+"""Connections served per round, and `MAX_ROUNDS` rounds per iteration of the reactor: at some 8
+microseconds each, its timers and listening ports wait for 2 ms."""
 
-ROUNDS = 2
+MAX_ROUNDS = 2
 
-_NOTHING: Any = ()  # in place of an empty list of its own
+_MANY_READY = 8  # in one round: then others are likely to have become ready meanwhile
 
-_MANY = 8  # ready at a time: then it is likely that others have become so meanwhile
-
-_IN = 1  # epoll(7): EPOLLIN, EPOLLOUT, EPOLLERR | EPOLLHUP
+# epoll(7), in words that a local variable need not look up: EPOLLIN, EPOLLOUT, EPOLLERR | EPOLLHUP
+_IN = 1
 _OUT = 4
 _BROKEN = 8 | 16
 
+_NO_BUFFER: Any = ()  # see StreamTransport.__init__
+
 
 @implementer(IReadDescriptor)
-class Batch(_DisconnectSelectableMixin):
+class EpollGroup:
     """All connections of one service, as one descriptor.
 
-    It stands in for the reactor where a connection asks to be watched. Its epoll is there while
-    there are connections that do: so it is made in the process that serves, after any fork,
-    and nothing is left of it in the end.
+    It stands in for the reactor where a connection asks to be watched. Its epoll exists only
+    while a connection is watched: so it is made in the process that serves, after any fork, and
+    nothing is left of it in the end.
 
     @param reactor: watches the epoll.
     """
 
-    def __init__(self, reactor: Any) -> None:
+    def __init__(self, reactor: IReactorFDSet) -> None:
         self._reactor = reactor
-        self._epoll: Any = None
-        # By their numbers. These are small, so that a list takes a fraction of what a dict does;
-        # few wait for room to write.
-        self._reads: list[Connection | None] = []
-        self._writes: dict[int, Connection] = {}
+        self._epoll: select.epoll | None = None
+        # Transports by file descriptor. The kernel always gives the lowest free one, so they are
+        # small, and a list takes a fraction of what a dict does. Few wait for room to write.
+        self._readers: list[StreamTransport | None] = []
+        self._writers: dict[int, StreamTransport] = {}
         self._watched = 0
-        self._changed: set[int] = set()
+        self._unregistered: set[int] = set()  # since the last epoll_wait(2)
 
     def fileno(self) -> int:
         """See `IFileDescriptor.fileno`."""
-        number: int = self._epoll.fileno() if self._epoll is not None else -1
-        return number
+        return -1 if self._epoll is None else self._epoll.fileno()
 
     def logPrefix(self) -> str:
         """See `ILoggingContext.logPrefix`."""
         return "connections"
 
     def connectionLost(self, reason: Failure) -> None:
-        """See `IFileDescriptor.connectionLost`: the reactor drops all that it watches."""
+        """See `IFileDescriptor.connectionLost`: the reactor stops."""
 
     def doRead(self) -> None:
-        """Serve the connections that are ready.
-
-        A connection may be closed, or paused, and its number taken by another, by what is done
-        for those before it.
-        """
-        reads = self._reads
-        for _ in range(ROUNDS):
+        """Serve the connections that are ready, in at most `MAX_ROUNDS` rounds."""
+        # epoll_wait(2) returns the events of a whole round at once. What serving the first of
+        # these connections does may close or pause any of the others (a limit, a stop), and a
+        # connection that is accepted meanwhile may get the file descriptor of a closed one. So
+        # an event may be stale by the time its turn comes:
+        #
+        # - To read is harmless. `readers` has None for whoever does not want to read (any more),
+        #   and a new connection with an old number finds nothing to read yet: EAGAIN.
+        # - All other events are rare, and `_other_event` checks that they are not stale.
+        #
+        # This loop is the path of every message, so the usual case, bytes to read, is inlined.
+        readers = self._readers
+        for _ in range(MAX_ROUNDS):
+            # Closing the last connection in the round before has closed the epoll as well.
             if self._epoll is None:
                 return
-            self._changed.clear()
-            events = self._epoll.poll(0, EVENTS)
-            for number, event in events:
-                connection = reads[number]
+            self._unregistered.clear()
+            events = self._epoll.poll(0, MAX_EVENTS)
+            for fd, event in events:
+                transport = readers[fd]
                 if event != _IN:
-                    self._rare(number, event)
-                elif connection is not None:
+                    self._other_event(fd, event)
+                elif transport is not None:
                     why: BaseException | None
                     try:
-                        why = connection.doRead()
+                        why = transport.doRead()
                     except BaseException as error:
                         log.err()
                         why = error
                     if why:
-                        self._end(connection, why, True)
-            if len(events) < _MANY:
+                        self._disconnect(transport, why, True)
+            # With few ready, another look would likely find none: leave that to the reactor.
+            if len(events) < _MANY_READY:
                 return
 
-    def _rare(self, number: int, event: int) -> None:
-        """Something else than bytes to be read: room to write, a peer that is gone."""
-        if number in self._changed:
-            return  # it was another's
-        reader = self._reads[number]
-        connection = reader or self._writes[number]
-        why: BaseException | None = None
-        reading = False
+    def _other_event(self, fd: int, event: int) -> None:
+        """Handle an event that is not just bytes to read: room to write, or a peer that is gone."""
+        # Whoever was unregistered since epoll_wait(2) is no longer there, or is another.
+        if fd in self._unregistered:
+            return
+        reader = self._readers[fd]
+        transport = reader or self._writers[fd]
         if event & _BROKEN and not event & _IN:
-            reading = reader is not None
-            why = CONNECTION_DONE if reading else CONNECTION_LOST
-        else:
-            try:
-                if event & _IN and reader is not None:
-                    reading = True
-                    why = reader.doRead()
-                if event & _OUT and not why and number not in self._changed:
-                    reading = False
-                    why = connection.doWrite()
-            except BaseException as error:
-                log.err()
-                why = error
-        if why:
-            self._end(connection, why, reading)
+            # EPOLLHUP without EPOLLIN: there is nothing left to read. For a reader that is the
+            # usual end; whoever was only waiting for room has lost what it had still to send.
+            why = CONNECTION_DONE if reader else CONNECTION_LOST
+            self._disconnect(transport, why, reading=reader is not None)
+            return
+        # Otherwise read first, also where the peer is gone: its last bytes are still there.
+        alive = not (event & _IN and reader) or self._try(transport, transport.doRead, True)
+        # To read may have paused or closed this very connection, and so unregistered it.
+        if alive and event & _OUT and fd not in self._unregistered:
+            self._try(transport, transport.doWrite, False)
 
-    def _end(self, connection: Connection, why: BaseException, reading: bool) -> None:
+    def _try(self, transport: StreamTransport, do: Any, reading: bool) -> bool:
+        """Read or write; where that ends the connection, disconnect it, and return False."""
         try:
-            self._disconnectSelectable(connection, why, reading)
+            why = do()
+        except BaseException as error:
+            log.err()
+            why = error
+        if why:
+            self._disconnect(transport, why, reading)
+        return not why
+
+    def _disconnect(self, transport: StreamTransport, why: BaseException, reading: bool) -> None:
+        """End a connection, or, where the peer has only closed its side, its reading."""
+        # As the reactor itself does it. Once the peer's FIN is read, the socket stays readable
+        # (recv(2) returns nothing, again and again): stop watching for that.
+        self.removeReader(transport)
+        try:
+            if reading and isinstance(why, ConnectionDone):
+                transport.readConnectionLost(Failure(why))
+            else:
+                self.removeWriter(transport)
+                transport.connectionLost(Failure(why))
         except BaseException:
-            # Raised by its protocol, which is told last. The reactor would drop the batch for it.
+            # Raised by the protocol. If the reactor saw it, it would drop the whole group.
             log.err()
 
-    def addReader(self, connection: Connection) -> None:
+    def addReader(self, transport: StreamTransport) -> None:
         """See `IReactorFDSet.addReader`."""
-        number = connection.fileno()
-        if not self._is_read(number):
-            self._watch(number, _IN, number in self._writes)
-            self._reads[number] = connection
+        fd = transport.fileno()
+        if not self._is_reader(fd):
+            self._watch(fd, _IN, fd in self._writers)
+            self._readers[fd] = transport
 
-    def addWriter(self, connection: Connection) -> None:
+    def addWriter(self, transport: StreamTransport) -> None:
         """See `IReactorFDSet.addWriter`."""
-        number = connection.fileno()
-        if number not in self._writes:
-            self._watch(number, _OUT, self._is_read(number))
-            self._writes[number] = connection
+        fd = transport.fileno()
+        if fd not in self._writers:
+            self._watch(fd, _OUT, self._is_reader(fd))
+            self._writers[fd] = transport
 
-    def removeReader(self, connection: Connection) -> None:
+    def removeReader(self, transport: StreamTransport) -> None:
         """See `IReactorFDSet.removeReader`."""
-        number = connection.fileno()
-        if self._is_read(number):
-            self._reads[number] = None
-            self._unwatch(number, _OUT, number in self._writes)
+        fd = transport.fileno()
+        if self._is_reader(fd):
+            self._readers[fd] = None
+            self._unwatch(fd, _OUT, fd in self._writers)
 
-    def removeWriter(self, connection: Connection) -> None:
+    def removeWriter(self, transport: StreamTransport) -> None:
         """See `IReactorFDSet.removeWriter`."""
-        number = connection.fileno()
-        if self._writes.pop(number, None) is not None:
-            self._unwatch(number, _IN, self._is_read(number))
+        fd = transport.fileno()
+        if self._writers.pop(fd, None) is not None:
+            self._unwatch(fd, _IN, self._is_reader(fd))
 
-    def _is_read(self, number: int) -> bool:
-        return 0 <= number < len(self._reads) and self._reads[number] is not None
+    def _is_reader(self, fd: int) -> bool:
+        return 0 <= fd < len(self._readers) and self._readers[fd] is not None
 
-    def _watch(self, number: int, event: int, watched: bool) -> None:
+    def _watch(self, fd: int, event: int, for_other: bool) -> None:
         """Watch for one event more.
 
-        @param watched: whether it is watched for the other.
+        @param for_other: whether it is watched for the other event already.
         """
-        if watched:
-            self._epoll.modify(number, _IN | _OUT)
-            return
+        # Made with the first connection, not before: twistd forks, and a child that shares an
+        # epoll with its parent would see its parent's events, too (epoll(7)).
         if self._epoll is None:
             self._epoll = select.epoll()
             self._reactor.addReader(self)
-        self._epoll.register(number, event)
-        self._watched += 1
-        self._reads.extend([None] * (number + 1 - len(self._reads)))
-
-    def _unwatch(self, number: int, rest: int, watched: bool) -> None:
-        """Watch for the rest alone, if it is watched for that."""
-        if watched:
-            self._epoll.modify(number, rest)
+        if for_other:
+            self._epoll.modify(fd, _IN | _OUT)
             return
-        self._epoll.unregister(number)
-        self._changed.add(number)
+        self._epoll.register(fd, event)
+        self._watched += 1
+        # The list never shrinks: at most a pointer for each file that was ever open at once.
+        self._readers.extend([None] * (fd + 1 - len(self._readers)))
+
+    def _unwatch(self, fd: int, other: int, for_other: bool) -> None:
+        """Watch only for the other event, if it is watched for that, or not at all."""
+        assert self._epoll is not None
+        if for_other:
+            self._epoll.modify(fd, other)
+            return
+        # close(2) would unregister it as well, but only if no other process has the socket, and
+        # `_unregistered` has to know in any case.
+        self._epoll.unregister(fd)
+        self._unregistered.add(fd)
         self._watched -= 1
+        # Without connections there is nothing to watch, and nothing to be left open at the end.
         if not self._watched:
             self._reactor.removeReader(self)
             self._epoll.close()
             self._epoll = None
 
 
-class Connection(tcp.Server):
+class StreamTransport(tcp.Server):
     """A TCP connection that is written to at once.
 
-    @param watcher: a `Batch`, or the reactor itself.
+    @param group: watches it: an `EpollGroup`, or the reactor itself.
     @param max_unsent: bytes beyond which its producer is paused.
     """
 
-    _wants_room: bool | None = None  # while its peer's close is told: whether it would
-    _shouldShutdown = False  # before it is closed: no other process has its socket
+    # While `readConnectionLost` of the protocol runs: whether that asked to be watched for room.
+    _wants_room: bool | None = None
+    _shouldShutdown = False  # no shutdown(2) before close(2): no other process has this socket
 
-    def __init__(self, *args: Any, watcher: Any, max_unsent: int) -> None:
-        # In place of `tcp.Server.__init__`, which makes several texts and numbers for each
-        # connection that few ever need: they are a third of what it costs.
+    def __init__(self, *args: Any, group: Any, max_unsent: int) -> None:
+        # Memory counts here: there may be a million connections. `tcp.Server.__init__`, which is
+        # skipped, makes two texts and a number for each, and `fileno` is a method of the class in
+        # place of a bound one of the socket.
         sock, protocol, (host, *rest), self.server, _, reactor = args
         tcp.Connection.__init__(self, sock, protocol, reactor)
         del self.fileno
-        self._tempDataBuffer = _NOTHING
-        self._watcher = watcher
+        self._tempDataBuffer = _NO_BUFFER
+        self._group = group
         self.bufferSize = max_unsent
-        # Asked for by every write, and found sooner in an object than in its classes.
+        # Every write looks these up, which takes longer in a class than in the object.
         self.dataBuffer = b""
         self._writeDisconnected = False
         # One text for all connections of a host: a proxy, or a network behind one address.
@@ -242,16 +278,18 @@ class Connection(tcp.Server):
         return f"<{type(self).__name__} {self.fileno()} from {self.hostname}>"
 
     def connectionLost(self, reason: Failure) -> None:
-        """As `tcp.Connection.connectionLost`, which drops its `fileno`."""
+        """As `tcp.Connection.connectionLost`, which deletes the object's own `fileno`."""
         if self.connected:
-            self.fileno = self.socket.fileno  # type: ignore[method-assign]  # it deletes that
+            self.fileno = self.socket.fileno  # type: ignore[method-assign]  # to be deleted
         super().connectionLost(reason)
 
     def readConnectionLost(self, reason: Failure) -> None:
-        """As `tcp.Connection.readConnectionLost`. If that is the end, it is so at once.
-
-        That saves a turn of being watched for room to write what there is not.
-        """
+        """As `tcp.Connection.readConnectionLost`, but if nothing is unsent, it closes at once."""
+        # The protocol's usual answer to the peer's FIN is `loseConnection`. In Twisted that asks
+        # to be watched for room; the next iteration finds room, nothing to send, and closes. That
+        # is two calls of epoll_ctl(2) and a whole iteration for nothing, for every connection
+        # that the peer ends. So while the protocol is called here, `startWriting` only notes that
+        # it was called, and what it would have led to is done right away.
         self._wants_room = False
         super().readConnectionLost(reason)
         wants_room, self._wants_room = self._wants_room, None
@@ -261,51 +299,53 @@ class Connection(tcp.Server):
             self.startWriting()
 
     def startReading(self) -> None:
-        """See `IReadDescriptor`: be watched for bytes to read."""
-        self._watcher.addReader(self)
+        """Watch for bytes to read."""
+        self._group.addReader(self)
 
     def stopReading(self) -> None:
-        """No more."""
-        self._watcher.removeReader(self)
+        """Do not watch for bytes to read."""
+        self._group.removeReader(self)
 
     def startWriting(self) -> None:
-        """Be watched for room to write."""
+        """Watch for room to write."""
         if self._wants_room is None:
-            self._watcher.addWriter(self)
+            self._group.addWriter(self)
         else:
             self._wants_room = True
 
     def stopWriting(self) -> None:
-        """No more."""
-        self._watcher.removeWriter(self)
+        """Do not watch for room to write."""
+        self._group.removeWriter(self)
 
-    def doRead(self) -> ConnectionLost | ConnectionDone | None:  # type: ignore[override]  # abortConnection's
+    def doRead(self) -> ConnectionLost | ConnectionDone | None:  # type: ignore[override]  # abortConnection replaces it
         """As `tcp.Connection.doRead`."""
         try:
-            data = self.socket.recv(READ)
+            data = self.socket.recv(READ_SIZE)
         except OSError as error:
-            return _lost(error)
+            return _read_error(error)
         if not data:
             return CONNECTION_DONE
         self.protocol.dataReceived(data)
         return None
 
     def write(self, data: bytes) -> None:
-        """Send what the kernel takes at once; the rest waits, as in `FileDescriptor.write`.
-
-        So does what an error meets: it is reported when that is tried again, not from here.
-        """
+        """Send what the kernel takes at once; buffer the rest, as `FileDescriptor.write` does."""
+        # Anything that is still buffered must go first, or replies would overtake each other.
+        # After `loseWriteConnection` nothing may be sent; Twisted's `write` drops it.
         if self.connected and not (
             self._tempDataBuffer or self.dataBuffer or self._writeDisconnected
         ):
             try:
                 sent = self.socket.send(data)
             except OSError:
+                # EAGAIN: no room. Any other error must not surface here, in the middle of the
+                # caller's work, where `connectionLost` would be called from within `write`: the
+                # bytes are buffered, and the group meets the error again when it sends them.
                 sent = 0
             if sent == len(data):
                 return
             data = data[sent:]
-        if self._tempDataBuffer is _NOTHING:
+        if self._tempDataBuffer is _NO_BUFFER:
             self._tempDataBuffer = []
         super().write(data)
 
@@ -314,13 +354,13 @@ class Connection(tcp.Server):
         self.write(b"".join(iovec))
 
 
-def _lost(error: OSError) -> ConnectionLost | None:
-    """What an error in a read means: there was nothing to read, or it is the end."""
+def _read_error(error: OSError) -> ConnectionLost | None:
+    """What an error in a read means: there was nothing to read, or the connection is lost."""
     return None if isinstance(error, BlockingIOError) else CONNECTION_LOST
 
 
-class TimedConnection(Connection):
-    """A TCP connection that knows when the kernel got the bytes of its last read.
+class TimedStreamTransport(StreamTransport):
+    """A TCP connection that knows when the kernel received the bytes of its last read.
 
     Where a read takes in several segments, that is the last one's time.
     """
@@ -328,23 +368,24 @@ class TimedConnection(Connection):
     arrival = 0
     """Nanoseconds since the epoch; 0 if the kernel did not say."""
 
-    def doRead(self) -> ConnectionLost | ConnectionDone | None:  # type: ignore[override]  # abortConnection's
-        """As `Connection.doRead`."""
+    def doRead(self) -> ConnectionLost | ConnectionDone | None:  # type: ignore[override]  # abortConnection replaces it
+        """As `StreamTransport.doRead`."""
         try:
-            data, ancillary, _, _ = self.socket.recvmsg(READ, SPACE)
+            data, ancillary, _, _ = self.socket.recvmsg(READ_SIZE, ANCILLARY_SIZE)
         except OSError as error:
-            return _lost(error)
+            return _read_error(error)
         if not data:
             return CONNECTION_DONE
-        self.arrival = arrival(ancillary)
+        self.arrival = from_ancillary(ancillary)
         self.protocol.dataReceived(data)
         return None
 
 
-class UNIXConnection(Connection, unix.Server):
-    """The same for a UNIX socket. It takes no files that a peer passes (unix(7)).
+class UNIXStreamTransport(StreamTransport, unix.Server):
+    """The same for a UNIX socket.
 
-    Without ancillary data asked for, the kernel closes them.
+    It takes no file descriptors that a peer passes (unix(7)): the kernel closes them, as no
+    ancillary data is asked for.
     """
 
     def __init__(self, sock: Any, protocol: Any, client: Any, *args: Any, **options: Any) -> None:

@@ -1,149 +1,213 @@
-"""Connections behind the PROXY protocol (`haproxy:`), with half-close and without tracebacks.
+"""Connections behind the PROXY protocol (`haproxy:`), versions 1 and 2, with half-close.
 
-Knows Twisted's wrapper and mends it; knows no message and no stamp.
+The protocol is https://www.haproxy.org/download/2.8/doc/proxy-protocol.txt: the first bytes of a
+connection are a header that names the client for whom a proxy made it. Knows that header and the
+transport below; no message and no stamp.
+
+Twisted's own wrapper is not used: it tells the protocol inside neither that the peer has closed
+its side, and so loses replies, nor when the client's address is known; it refuses a header that
+comes in small pieces and the specification's own `PROXY UNKNOWN`; and it accepts ports and
+addresses that are none.
 """
 
 from __future__ import annotations
 
-from ipaddress import ip_address
-from typing import Any
+import re
+import socket
+import struct
+from collections.abc import Callable
 
-from twisted.internet.interfaces import (
-    IAddress,
-    IHalfCloseableProtocol,
-    IProtocolFactory,
-)
-from twisted.protocols.haproxy._exceptions import InvalidProxyHeader
-from twisted.protocols.haproxy._v1parser import V1Parser
-from twisted.protocols.haproxy._v2parser import V2Parser
-from twisted.protocols.haproxy._wrapper import HAProxyProtocolWrapper, HAProxyWrappingFactory
-from twisted.protocols.policies import ProtocolWrapper
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IProtocol, ITCPTransport
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from zope.interface import Interface, implementer
 
-_SHORTEST = 16
-"""Bytes of the shortest header of version 2; one of version 1 ends in a newline."""
+MAX_V1 = 107
+"""Bytes of the longest header of version 1, with its line ending (section 2.1)."""
+
+_V1 = re.compile(
+    rb"PROXY (?:UNKNOWN(?: [^\r\n]*)?|TCP(?P<ip>[46]) (?P<source>\S+) (?P<destination>\S+)"
+    rb" (?P<port>0|[1-9]\d{0,4}) (?P<to>0|[1-9]\d{0,4}))\r\n"
+)
+
+_V2_SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
+_V2_HEAD = struct.Struct("!12sBBH")  # signature, version and command, family, length of the rest
+_V2_LOCAL, _V2_PROXY = 0x20, 0x21
+
+_FAMILIES = {b"4": socket.AF_INET, b"6": socket.AF_INET6}
+
+Address = IPv4Address | IPv6Address | UNIXAddress
+
+
+class InvalidHeader(ValueError):
+    """What a connection began with is no header of the PROXY protocol."""
+
+
+def parse_header(data: bytes) -> tuple[int, Address | None] | None:
+    """Read the header at the beginning of a connection.
+
+    @param data: everything that has come so far.
+    @return: the size of the header in bytes, and the client's address, or None where the proxy
+        names none (a health check of its own, for example). None in place of both while the
+        header has not come whole.
+    @raise InvalidHeader: what came cannot become a header.
+    """
+    if data.startswith(_V2_SIGNATURE[: len(data)]):
+        return _parse_v2(data)
+    if data.startswith(b"PROXY "[: len(data)]):
+        return _parse_v1(data)
+    raise InvalidHeader("expected PROXY or the signature of version 2")
+
+
+def _parse_v1(data: bytes) -> tuple[int, Address | None] | None:
+    line, newline, _ = data[:MAX_V1].partition(b"\n")
+    if not newline:
+        if len(data) >= MAX_V1:
+            raise InvalidHeader(f"expected a line of at most {MAX_V1} bytes")
+        return None
+    match = _V1.fullmatch(line + newline)
+    if match is None:
+        raise InvalidHeader("expected PROXY UNKNOWN, or TCP4 or TCP6 with addresses and ports")
+    if match["ip"] is None:
+        return match.end(), None
+    if int(match["port"]) > 0xFFFF or int(match["to"]) > 0xFFFF:
+        raise InvalidHeader("expected ports from 0 to 65535")
+    host, _ = (_host(_FAMILIES[match["ip"]], match[name]) for name in ("source", "destination"))
+    kind = IPv4Address if match["ip"] == b"4" else IPv6Address
+    return match.end(), kind("TCP", host, int(match["port"]))
+
+
+def _host(family: int, text: bytes) -> str:
+    """An address of this family, in its usual form."""
+    try:
+        return socket.inet_ntop(family, socket.inet_pton(family, text.decode("ascii")))
+    except (OSError, ValueError) as error:
+        raise InvalidHeader("expected addresses of the family that the header names") from error
+
+
+def _parse_v2(data: bytes) -> tuple[int, Address | None] | None:
+    if len(data) < _V2_HEAD.size:
+        # A wrong version is refused as soon as it comes: there may never be more.
+        if len(data) > len(_V2_SIGNATURE) and data[12] not in {_V2_LOCAL, _V2_PROXY}:
+            raise InvalidHeader("expected version 2, and the command LOCAL or PROXY")
+        return None
+    _, command, family, length = _V2_HEAD.unpack_from(data)
+    if command not in {_V2_LOCAL, _V2_PROXY}:
+        raise InvalidHeader("expected version 2, and the command LOCAL or PROXY")
+    size = _V2_HEAD.size + length
+    if len(data) < size:
+        return None
+    if command == _V2_LOCAL or family not in _V2_FAMILIES:
+        return size, None  # the connection's own addresses hold (section 2.2)
+    layout, address = _V2_FAMILIES[family]
+    if length < layout.size:
+        raise InvalidHeader("expected the addresses that the family needs")
+    return size, address(*layout.unpack_from(data, _V2_HEAD.size))
+
+
+def _ipv4(source: bytes, _: bytes, port: int, __: int) -> Address:
+    return IPv4Address("TCP", socket.inet_ntop(socket.AF_INET, source), port)
+
+
+def _ipv6(source: bytes, _: bytes, port: int, __: int) -> Address:
+    return IPv6Address("TCP", socket.inet_ntop(socket.AF_INET6, source), port)
+
+
+def _unix(source: bytes, _: bytes) -> Address:
+    return UNIXAddress(source.rstrip(b"\0"))
+
+
+_V2_FAMILIES: dict[int, tuple[struct.Struct, Callable[..., Address]]] = {
+    0x11: (struct.Struct("!4s4s2H"), _ipv4),
+    0x21: (struct.Struct("!16s16s2H"), _ipv6),
+    0x31: (struct.Struct("!108s108s"), _unix),
+}
+"""What follows the head, by the byte of the family: SOCK_STREAM over IPv4, IPv6, and UNIX. For any
+other, a proxy's own as well, the receiver must use the connection's addresses (section 2.2)."""
 
 
 class IProxied(Interface):
-    """A transport whose peer is known when the header of the PROXY protocol has come."""
+    """A transport whose peer is known only once the header of the PROXY protocol has come."""
 
 
-class IPeerListener(Interface):
-    """A protocol that wants to know when the peer of its `IProxied` transport is known."""
+class IProxyListener(Interface):
+    """A protocol that wants to know when the header of the PROXY protocol has come."""
 
-    def peerNamed() -> None:
-        """From now on `getPeer` is the client, not the proxy."""
+    def proxy_header_received() -> None:
+        """From now on the transport's `getPeer` is the client, not the proxy."""
 
-    def peerUnknown() -> None:
-        """What came is no header of the PROXY protocol: the connection is closed."""
-
-
-@implementer(IPeerListener)
-class _Deaf:
-    """A protocol that does not want to know."""
-
-    def peerNamed(self) -> None:
-        """See `IPeerListener`."""
-
-    def peerUnknown(self) -> None:
-        """See `IPeerListener`."""
-
-
-def peer_listener(protocol: Any) -> Any:
-    """The protocol, if it is an `IPeerListener`; otherwise one that does nothing."""
-    return IPeerListener(protocol, _Deaf())
+    def proxy_header_invalid() -> None:
+        """What came is no header of the PROXY protocol: the connection is being closed."""
 
 
 @implementer(IHalfCloseableProtocol, IProxied)
-class HalfCloseProxied(HAProxyProtocolWrapper):
-    """A connection whose first bytes say for whom a proxy made it.
+class ProxiedProtocol(ProtocolWrapper):
+    """A connection that begins with the header of the PROXY protocol.
 
-    Twisted's wrapper tells the protocol inside neither that the peer has closed its side, and so
-    loses replies, nor when the peer's address is known; it refuses a header that comes in small
-    pieces and the specification's own `PROXY UNKNOWN`; and it raises where a port or an address
-    in the header is none.
+    The protocol inside is told that it has a connection at once, so that the header counts
+    against its timeouts and limits.
     """
 
-    wrappedProtocol: Any
-    transport: Any
+    wrappedProtocol: IProtocol
+    transport: ITCPTransport
 
-    _first = b""
+    _header: bytes | None = b""
+    """What came of the header so far; None once it is complete."""
+
+    _peer: Address | None = None
 
     def dataReceived(self, data: bytes) -> None:
-        """Take the header, then hand everything on."""
-        if self._proxyInfo is not None:
+        """Take the header, then pass everything on."""
+        if self._header is None:
             self.wrappedProtocol.dataReceived(data)
             return
+        self._header += data
         try:
-            rest = self._header(data)
-        except (InvalidProxyHeader, ValueError):
-            peer_listener(self.wrappedProtocol).peerUnknown()
+            parsed = parse_header(self._header)
+        except InvalidHeader:
+            if IProxyListener.providedBy(self.wrappedProtocol):
+                self.wrappedProtocol.proxy_header_invalid()
             self.loseConnection()
             return
-        if self._proxyInfo is not None:
-            peer_listener(self.wrappedProtocol).peerNamed()
-            if rest:
-                self.wrappedProtocol.dataReceived(rest)
+        if parsed is not None:
+            self._begin(*parsed)
 
-    def _header(self, data: bytes) -> bytes:
-        """Take the header, or a piece of it; what came behind it.
+    def _begin(self, size: int, peer: Address | None) -> None:
+        assert self._header is not None
+        rest, self._header = self._header[size:], None
+        self._peer = peer
+        if IProxyListener.providedBy(self.wrappedProtocol):
+            self.wrappedProtocol.proxy_header_received()
+        if rest:
+            self.wrappedProtocol.dataReceived(rest)
 
-        @raise InvalidProxyHeader: it is none.
-        @raise ValueError: neither is it.
-        """
-        if self._parser is None:
-            data = self._first = self._first + data
-            may_be_2 = V2Parser.PREFIX.startswith(data[: len(V2Parser.PREFIX)])
-            if len(data) < _SHORTEST and (may_be_2 or b"\n" not in data):
-                return b""
-            self._parser = _parser(data)
-            if data.startswith(b"PROXY UNKNOWN\r\n"):
-                data = data.replace(b"UNKNOWN", b"UNKNOWN ", 1)
-        info, rest = self._parser.feed(data)
-        if info is not None:
-            host = getattr(info.source, "host", None)
-            if host is not None:
-                ip_address(host)
-            self._proxyInfo = info
-        return rest or b""
+    def getPeer(self) -> IAddress:
+        """The client that the header names, if it names one; otherwise the proxy."""
+        return self._peer or super().getPeer()
 
     def readConnectionLost(self) -> None:
-        """Tell the protocol inside."""
+        """The peer closed its side: so it has for the protocol inside."""
         inner = IHalfCloseableProtocol(self.wrappedProtocol, None)
         if inner is None:
             self.loseConnection()
         else:
             inner.readConnectionLost()
 
+    def loseWriteConnection(self) -> None:
+        """See `IHalfCloseableDescriptor.loseWriteConnection`: the transport's own."""
+        self.transport.loseWriteConnection()
+
     def writeConnectionLost(self) -> None:
-        """Tell the protocol inside: only by its wish is this side alone closed."""
-        self.wrappedProtocol.writeConnectionLost()
+        """The protocol inside has closed this side: tell it that it is."""
+        IHalfCloseableProtocol(self.wrappedProtocol).writeConnectionLost()
 
 
-def _parser(data: bytes) -> V1Parser | V2Parser:
-    """The parser of a header that begins like this.
+class ProxiedFactory(WrappingFactory):
+    """Builds connections that begin with the header of the PROXY protocol."""
 
-    @raise InvalidProxyHeader: none does.
-    """
-    if data.startswith(V2Parser.PREFIX):
-        return V2Parser()
-    if data.startswith(V1Parser.PROXYSTR):
-        return V1Parser()
-    raise InvalidProxyHeader
-
-
-class ProxiedFactory(HAProxyWrappingFactory):
-    """Builds connections behind the PROXY protocol: for nobody, until the header has come."""
-
-    protocol = HalfCloseProxied  # type: ignore[assignment]  # it is a subclass
+    protocol = ProxiedProtocol
+    noisy = False  # the service itself logs what it listens on
 
     def buildProtocol(self, addr: IAddress | None) -> ProtocolWrapper:
-        """See `IProtocolFactory.buildProtocol`."""
+        """See `IProtocolFactory.buildProtocol`. Nobody's connection, until the header has come."""
         return super().buildProtocol(None)
-
-
-def with_half_close(factory: IProtocolFactory) -> IProtocolFactory:
-    """Let connections half-close: the factory for it, if this is one of the PROXY protocol."""
-    if isinstance(factory, HAProxyWrappingFactory):
-        return ProxiedFactory(factory.wrappedFactory)
-    return factory

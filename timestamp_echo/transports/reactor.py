@@ -1,9 +1,7 @@
-"""What a connection needs of its transport that Twisted's own leave out.
+"""What server endpoints are given in place of the reactor.
 
-The kernel's arrival time of each read, a limit of unsent bytes, half-close through TLS and
-the PROXY protocol, and no lock left behind. Endpoints
-get there through `ReactorAdapter`, which stands in for the reactor; all else stays Twisted's.
-Knows no message and no stamp.
+`ReactorAdapter` passes everything on to the reactor, but the connections of the ports that it
+opens are those of `epoll`, `tls` and `proxy`. Knows endpoints and ports; no message and no stamp.
 """
 
 from __future__ import annotations
@@ -13,102 +11,109 @@ import socket
 from functools import partial
 from typing import Any
 
+from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory
-from twisted.protocols.policies import WrappingFactory
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.python.lockfile import FilesystemLock
 
-from timestamp_echo.transports import arrivals, proxy
+from timestamp_echo.transports import arrivals
 from timestamp_echo.transports.arrivals import LINUX
 from timestamp_echo.transports.epoll import (
-    BATCHED,
-    Batch,
-    Connection,
-    TimedConnection,
-    UNIXConnection,
+    HAS_EPOLL,
+    EpollGroup,
+    StreamTransport,
+    TimedStreamTransport,
+    UNIXStreamTransport,
 )
-
-try:
-    from timestamp_echo.transports import tls
-except ImportError:  # pragma: no cover  # without the extra `tls` no endpoint speaks TLS
-    HALF_CLOSES = [proxy.with_half_close]
-else:
-    HALF_CLOSES = [proxy.with_half_close, tls.with_half_close]
-
+from timestamp_echo.transports.proxy import ProxiedFactory
 
 MAX_UNSENT = 2**16
 """Bytes of replies that may be unsent, by default, before a connection is read no further."""
 
 BACKLOG = 4096
-"""Connections that may wait to be accepted (the kernel's own limit, net.core.somaxconn, is as
-much), unless an endpoint asks for another number than Twisted's default."""
+"""Connections that may wait to be accepted, as in the kernel's own limit (net.core.somaxconn),
+unless an endpoint asks for another number than Twisted's default."""
 
-_DEFAULT_BACKLOG = 50  # a storm overruns it, and who is dropped tries again a second later
-
-
-def _holder(lock: str) -> int:
-    """Whose lock this is, by its process id, or 0: Twisted's are symbolic links to it."""
-    try:
-        return int(os.readlink(lock))
-    except (OSError, ValueError):
-        return 0
-
-
-def _with_half_close(factory: Any) -> Any:
-    """Let connections half-close through all layers: TLS, PROXY, or one in the other.
-
-    Proxies send the PROXY header in front of the TLS handshake, but Twisted's `haproxy:ssl:`
-    expects it inside (twisted#9041): these two change places.
-    """
-    for with_half_close in HALF_CLOSES:
-        factory = with_half_close(factory)
-    if isinstance(factory, WrappingFactory):
-        inner = factory.wrappedFactory = _with_half_close(factory.wrappedFactory)
-        if isinstance(inner, proxy.ProxiedFactory):
-            factory.wrappedFactory, inner.wrappedFactory = inner.wrappedFactory, factory
-            return inner
-    return factory
-
-
-def _queue(backlog: int) -> int:
-    """How many may wait, if an endpoint asks for so many."""
-    return BACKLOG if backlog == _DEFAULT_BACKLOG else backlog
+_TWISTED_BACKLOG = 50  # a burst overruns it, and a client that is dropped retries a second later
 
 
 class ReactorAdapter:
-    """What a server endpoint sees in place of the reactor.
+    """What a server endpoint is given in place of the reactor.
 
     @param reactor: the real one.
-    @param kernel_times: whether TCP connections are to know arrival times, which a stamp of
-        whole seconds does without.
+    @param kernel_times: whether TCP connections are to know the kernel's arrival times; stamps of
+        whole seconds do without.
     @param max_unsent: bytes of replies that a connection may have unsent before it is read no
         further.
-    @param client_ca: a file of certificates in PEM, for the `listenSSL` of a service whose
-        clients must show one of theirs.
+    @param client_ca: a file of certificates in PEM: clients of `ssl:` endpoints must show one of
+        these authorities.
     """
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Any,  # IReactorTCP, IReactorUNIX, IReactorSocket, IReactorFDSet and IReactorTime
         kernel_times: bool,
         max_unsent: int = MAX_UNSENT,
         client_ca: str | None = None,
     ) -> None:
-        self._client_ca = client_ca
         self._reactor = reactor
         self._timed = kernel_times and LINUX
         self._max_unsent = max_unsent
-        self._watcher = Batch(reactor) if BATCHED else reactor
+        self._client_ca = client_ca
+        self._group = EpollGroup(reactor) if HAS_EPOLL else reactor
+        self._proxied = False
+        self._replaced_port: Any = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)
+
+    def endpoint(self, description: str) -> IStreamServerEndpoint:
+        """Make an endpoint of its description, as `serverFromString` does.
+
+        The layers are put together here. `haproxy:` is always the outermost: proxies send its
+        header in front of the TLS handshake (Twisted's `haproxy:ssl:` expects it inside,
+        twisted#9041). TLS comes next: that of `ssl:` in `listenSSL`, that of `tls:` here.
+
+        @raise ValueError: the description is wrong; Twisted's parsers raise other errors as well.
+        """
+        inner = description.removeprefix("haproxy:")
+        adapter = self if inner == description else self._changed(_proxied=True)
+        if inner.startswith("haproxy:"):
+            raise ValueError("expected haproxy: once")
+        endpoint: Any = serverFromString(adapter, inner)
+        if inner.startswith("tls:"):
+            from timestamp_echo.transports.tls import HalfCloseTLSEndpoint
+
+            endpoint = HalfCloseTLSEndpoint(
+                endpoint.endpoint, endpoint.connectionCreator, self._reactor
+            )
+        made: IStreamServerEndpoint = endpoint
+        return made
+
+    def replacing(self, port: IListeningPort) -> ReactorAdapter:
+        """An adapter that does not open ports, but gives an open one a new factory.
+
+        An endpoint that is made with it, from the same description, reads its certificates again.
+        Connections accepted from then on use them; the others are not touched.
+        """
+        return self._changed(_replaced_port=port)
+
+    def _changed(self, **attributes: object) -> ReactorAdapter:
+        """The same adapter but for these attributes."""
+        other = ReactorAdapter.__new__(ReactorAdapter)
+        other.__dict__.update(self.__dict__, **attributes)
+        return other
 
     def listenTCP(
         self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = ""
     ) -> IListeningPort:
         """See `IReactorTCP.listenTCP`."""
-        mended = _with_half_close(factory)
-        return self._tcp(self._reactor.listenTCP(port, mended, _queue(backlog), interface))
+        outermost = self._outermost(factory)
+        if self._replaced_port is not None:
+            self._replaced_port.factory = outermost
+            replaced: IListeningPort = self._replaced_port
+            return replaced
+        return self._tcp(self._reactor.listenTCP(port, outermost, _backlog(backlog), interface))
 
     def listenSSL(
         self,
@@ -119,12 +124,12 @@ class ReactorAdapter:
         interface: str = "",
     ) -> IListeningPort:
         """See `IReactorSSL.listenSSL`."""
-        from twisted.protocols.tls import TLSMemoryBIOFactory
+        from timestamp_echo.transports.tls import HalfCloseTLSFactory, require_client_certificate
 
         if self._client_ca is not None:
-            tls.ask_clients(contextFactory, self._client_ca)
-        wrapping = TLSMemoryBIOFactory(contextFactory, False, factory, self._reactor)
-        return self.listenTCP(port, wrapping, backlog, interface)
+            require_client_certificate(contextFactory, self._client_ca)
+        secured = HalfCloseTLSFactory(contextFactory, factory, self._reactor)
+        return self.listenTCP(port, secured, backlog, interface)
 
     def listenUNIX(
         self,
@@ -134,59 +139,53 @@ class ReactorAdapter:
         mode: int = 0o666,
         wantPID: bool = False,
     ) -> IListeningPort:
-        """See `IReactorUNIX.listenUNIX`. If it fails, its lock does not stay behind."""
+        """See `IReactorUNIX.listenUNIX`. If it fails, it leaves no lock behind."""
         lock = address + ".lock"
-        held = _holder(lock) == os.getpid()  # by an earlier listener of this process
+        already_held = _lock_holder(lock) == os.getpid()  # by another listener of this process
         try:
-            mended = _with_half_close(factory)
-            port = self._reactor.listenUNIX(address, mended, _queue(backlog), mode, wantPID)
+            port = self._reactor.listenUNIX(
+                address, self._outermost(factory), _backlog(backlog), mode, wantPID
+            )
         except CannotListenError:
-            if not held and _holder(lock) == os.getpid():
+            if not already_held and _lock_holder(lock) == os.getpid():
                 FilesystemLock(lock).unlock()
             raise
-        return self._with(port, UNIXConnection)
+        return self._with_transport(port, UNIXStreamTransport)
 
     def adoptStreamPort(
         self, fileDescriptor: int, addressFamily: int, factory: IProtocolFactory
     ) -> IListeningPort:
         """See `IReactorSocket.adoptStreamPort`."""
-        mended = _with_half_close(factory)
-        port = self._reactor.adoptStreamPort(fileDescriptor, addressFamily, mended)
+        port = self._reactor.adoptStreamPort(
+            fileDescriptor, addressFamily, self._outermost(factory)
+        )
         if addressFamily == socket.AF_UNIX:
-            return self._with(port, UNIXConnection)
+            return self._with_transport(port, UNIXStreamTransport)
         return self._tcp(port)
 
-    def renewing(self, port: Any) -> Any:
-        """What an endpoint sees when it is not to listen, but to read its certificates again.
-
-        Connections that this port accepts from then on have them.
-        """
-        return _Renewing(self, port)
+    def _outermost(self, factory: IProtocolFactory) -> IProtocolFactory:
+        return ProxiedFactory(factory) if self._proxied else factory
 
     def _tcp(self, port: Any) -> IListeningPort:
         if not self._timed:
-            return self._with(port, Connection)
-        arrivals.ask(port.socket)
-        return self._with(port, TimedConnection)
+            return self._with_transport(port, StreamTransport)
+        arrivals.enable(port.socket)
+        return self._with_transport(port, TimedStreamTransport)
 
-    def _with(self, port: Any, kind: type[Connection]) -> IListeningPort:
+    def _with_transport(self, port: Any, kind: type[StreamTransport]) -> IListeningPort:
         """Let the port make its connections of this kind."""
-        port.transport = partial(kind, watcher=self._watcher, max_unsent=self._max_unsent)
+        port.transport = partial(kind, group=self._group, max_unsent=self._max_unsent)
         listening: IListeningPort = port
         return listening
 
 
-class _Renewing(ReactorAdapter):
-    """In place of listening, gives a port that is open already its factory made anew."""
+def _backlog(asked_for: int) -> int:
+    return BACKLOG if asked_for == _TWISTED_BACKLOG else asked_for
 
-    def __init__(self, streams: ReactorAdapter, port: Any) -> None:
-        super().__init__(streams, False, client_ca=streams._client_ca)
-        self._port = port
 
-    def listenTCP(
-        self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = ""
-    ) -> IListeningPort:
-        """See `IReactorTCP.listenTCP`."""
-        self._port.factory = _with_half_close(factory)
-        listening: IListeningPort = self._port
-        return listening
+def _lock_holder(lock: str) -> int:
+    """The process that holds a lock of Twisted's, a symbolic link to its id; 0 if none does."""
+    try:
+        return int(os.readlink(lock))
+    except (OSError, ValueError):
+        return 0

@@ -1,6 +1,6 @@
-"""Half-close through TLS, and the certificates of clients.
+"""TLS for servers, with half-close, and the certificates of clients.
 
-Needs the extra `tls`; knows no message and no stamp.
+Needs the extra `tls`. Knows TLS and the transport below it; no message and no stamp.
 """
 
 from __future__ import annotations
@@ -11,145 +11,254 @@ from typing import Any
 from cryptography.x509 import load_pem_x509_certificates
 from OpenSSL.crypto import X509
 from OpenSSL.SSL import RECEIVED_SHUTDOWN, Error, WantReadError, ZeroReturnError
-from twisted.internet.interfaces import IHalfCloseableProtocol, IProtocolFactory, ITransport
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
+    IListeningPort,
+    IOpenSSLServerConnectionCreator,
+    IProtocolFactory,
+    IReactorTime,
+    IStreamServerEndpoint,
+    ITransport,
+)
 from twisted.internet.ssl import Certificate, CertificateOptions, trustRootFromCertificates
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from timestamp_echo.transports.proxy import IPeerListener, peer_listener
+from timestamp_echo.transports.proxy import IProxyListener
 
-RECORD = 2**14
-"""Bytes that a record has at most (RFC 8446, section 5.1)."""
+MAX_RECORD = 2**14
+"""Bytes of data that one record holds at most (RFC 8446, section 5.1)."""
 
-_HEADER = 5  # bytes before them: of the type one, of the version two, of the length two
+_HEADER_SIZE = 5  # of a record: one byte for the type, two for the version, two for the length
 
 
-class Records:
-    """Where the records of one direction of TLS begin and end (RFC 8446, section 5.1)."""
+class RecordTracker:
+    """Where the records in one direction of a TLS connection begin and end.
 
-    __slots__ = ("_begun", "_next")  # there are many
+    TCP may cut the stream anywhere, also within a record's header. But a record's header gives
+    its length in clear text (RFC 8446, section 5.1), so its end is known without decrypting it.
+    """
+
+    __slots__ = ("_header", "_skip")  # one for each connection
 
     def __init__(self) -> None:
-        self._next = 0  # bytes of what comes that are in front of the next header
-        self._begun = b""  # a header that has come in part
+        self._skip = 0  # bytes still to come of the record that has begun
+        self._header = b""  # a header of which only a part has come
 
-    def is_one(self, data: bytes) -> bool:
-        """Whether what has come now is one record, whole, and nothing else."""
-        between = not (self._next or self._begun)
-        if between and len(data) > _HEADER and _size(data, 0) == len(data):
-            return True
-        data = self._begun + data
-        at = self._next
-        while at + _HEADER <= len(data):
-            at += _size(data, at)
-        self._begun = data[at:]
-        self._next = max(at - len(data), 0)
+    def is_one_record(self, data: bytes) -> bool:
+        """Follow what was just read.
+
+        @return: whether it is exactly one record: whole, and nothing else.
+        """
+        # Three states: at a boundary (nothing skipped, no part of a header); within a record, of
+        # which `_skip` bytes are still to come; or within a header, whose first bytes are in
+        # `_header`. In the last two, what came is not one record, whatever it is.
+        at_boundary = not (self._skip or self._header)
+        if at_boundary and len(data) > _HEADER_SIZE and _record_size(data, 0) == len(data):
+            return True  # the usual case, and the tracker is at a boundary again
+        # Jump from header to header. `position` ends at the first byte of the next header; if
+        # that lies beyond what came, the difference is the rest of a record.
+        data = self._header + data
+        position = self._skip
+        while position + _HEADER_SIZE <= len(data):
+            position += _record_size(data, position)
+        self._header = data[position:]
+        self._skip = max(position - len(data), 0)
         return False
 
 
-def _size(data: bytes, at: int) -> int:
-    return _HEADER + (data[at + 3] << 8) + data[at + 4]
+def _record_size(data: bytes, at: int) -> int:
+    """Bytes of the record whose header is here, header included."""
+    return _HEADER_SIZE + (data[at + 3] << 8) + data[at + 4]
 
 
-class _NotYet(Exception):
-    """The peer has closed its side, but the protocol inside is not ready to close."""
+class _CloseRefused(Exception):
+    """The peer has closed its side, but the protocol inside still has replies to write."""
 
 
-@implementer(IHalfCloseableProtocol, IPeerListener)
+@implementer(IHalfCloseableProtocol, IProxyListener)
 class HalfCloseTLS(TLSMemoryBIOProtocol):
     """The server's side of TLS, whose peer may stop sending before it stops reading.
 
-    TLS 1.3 has the same half-close as TCP: a `close_notify` ends one direction alone
-    (RFC 8446, section 6.1). Twisted answers it by closing both, and by default holds writes
-    back until its next turn, by which time they are lost (twisted#5341).
+    TLS 1.3 has the same half-close as TCP: a `close_notify` alert ends one direction only
+    (RFC 8446, section 6.1). Twisted answers it by closing both, and by default holds writes back
+    until the next reactor iteration, when they are lost (twisted#5341). This class
 
-    This class writes at once, tells the protocol inside before it closes, and does not close
-    before that one does: there may be replies which the peer has yet to make room for.
+    - writes at once (it is not Twisted's `BufferingTLSTransport`);
+    - on the peer's `close_notify`, or FIN, calls `readConnectionLost` of the protocol inside, and
+      closes only when that asks for it;
+    - has `loseWriteConnection`, as TCP's transport has.
     """
 
-    transport: Any  # the TCP connection
+    transport: Any  # what is below: a socket's transport, or a `ProxiedProtocol`
 
-    _told = False
-    _fin = False
+    _read_closed = False  # the protocol inside knows that nothing more will come
+    _write_closed = False  # close_notify is sent, or will be when everything before it is
+    _fin_received = False  # the peer has closed the connection below
 
     def makeConnection(self, transport: ITransport) -> None:
         """See `IProtocol.makeConnection`."""
-        self._records = Records()
+        self._records = RecordTracker()
         super().makeConnection(transport)
 
     def dataReceived(self, data: bytes) -> None:
-        """As `TLSMemoryBIOProtocol.dataReceived`, at less cost if it is one record.
+        """See `IProtocol.dataReceived`. What is exactly one record takes a shorter way.
 
-        Then there is nothing behind the bytes in it, nor do they make OpenSSL answer by itself.
-        To ask it both, as Twisted does, takes as long as to decrypt and to encrypt a message.
+        For any read Twisted calls SSL_read until it raises (there might be another record), and
+        then asks OpenSSL whether it has written anything by itself (a new key, an alert). Both
+        fail nearly always, and take as long as to decrypt and to encrypt a short message. But
+        where the read is one record there is nothing behind it, and a record of application data
+        makes OpenSSL write nothing. If the record is of another type, SSL_read says so at once,
+        and everything is done as Twisted does it.
         """
-        usual = self._handshakeDone and not (self.disconnecting or self._appSendBuffer)
-        if not self._records.is_one(data) or not usual:
+        # Not while the handshake goes on, nor after this side asked for the close, nor with
+        # writes that wait for OpenSSL: each of these has its own steps in Twisted's method. The
+        # tracker has to see every read all the same.
+        ordinary = self._handshakeDone and not (self.disconnecting or self._appSendBuffer)
+        if not self._records.is_one_record(data) or not ordinary:
             super().dataReceived(data)
             return
         self._tlsConnection.bio_write(data)
         try:
-            inner = self._tlsConnection.recv(RECORD)
-        except (WantReadError, ZeroReturnError):  # for TLS itself: a new key, a close_notify
+            decrypted = self._tlsConnection.recv(MAX_RECORD)
+        except (WantReadError, ZeroReturnError):  # no application data: a new key, a close_notify
             self._flushReceiveBIO()
         except Error:
             self._tlsShutdownFinished(Failure())
         else:
-            self.wrappedProtocol.dataReceived(inner)
+            self.wrappedProtocol.dataReceived(decrypted)
+
+    def loseWriteConnection(self) -> None:
+        """Send `close_notify` once everything is written, and read on.
+
+        The connection below stays open in both directions: what is sent through it later are
+        TLS's own alerts. So `writeConnectionLost` is called at once; `loseConnection` then
+        delivers what is unsent below.
+        """
+        super().loseConnection()
+        self._write_closed = True
+        inner = IHalfCloseableProtocol(self.wrappedProtocol, None)
+        if inner is not None:
+            inner.writeConnectionLost()
+
+    def loseConnection(self) -> None:
+        """Close both directions; after `loseWriteConnection`, without waiting for the peer."""
+        if self._write_closed:
+            self.transport.loseConnection()
+        else:
+            super().loseConnection()
 
     def readConnectionLost(self) -> None:
-        """The peer's FIN came, so that its `close_notify` will not come any more."""
-        self._fin = True
-        self._tell()
+        """The peer's FIN came: its `close_notify` will not come any more."""
+        self._fin_received = True
+        self._close_read()
         if self.disconnecting:
             self.transport.loseConnection()
 
     def writeConnectionLost(self) -> None:
-        """Never called: this side closes both directions at once."""
+        """Never called: the connection below is never half-closed by this side."""
 
-    def peerNamed(self) -> None:
-        """The header of the PROXY protocol came, in front of the handshake."""
-        peer_listener(self.wrappedProtocol).peerNamed()
+    def proxy_header_received(self) -> None:
+        """See `IProxyListener`: passed on to the protocol inside."""
+        if IProxyListener.providedBy(self.wrappedProtocol):
+            self.wrappedProtocol.proxy_header_received()
 
-    def peerUnknown(self) -> None:
-        """It did not."""
-        peer_listener(self.wrappedProtocol).peerUnknown()
+    def proxy_header_invalid(self) -> None:
+        """See `IProxyListener`: passed on to the protocol inside."""
+        if IProxyListener.providedBy(self.wrappedProtocol):
+            self.wrappedProtocol.proxy_header_invalid()
+
+    # Twisted calls the next two by these names. A close_notify arrives as a ZeroReturnError in
+    # `_flushReceiveBIO`, which calls `_shutdownTLS` to answer it, and closes whatever that does:
+    # only an exception stops it. So `_shutdownTLS` raises `_CloseRefused` while the protocol
+    # inside has not asked for the close.
 
     def _flushReceiveBIO(self) -> None:
-        if self._told:
+        if self._read_closed:
             return  # nothing comes any more
         try:
             super()._flushReceiveBIO()
-        except _NotYet:
+        except _CloseRefused:
             self._flushSendBIO()
 
     def _shutdownTLS(self) -> None:
-        # The one place that Twisted comes by when a close_notify was received.
+        # Two callers: `loseConnection`, by the wish of this side; and, on the peer's close_notify,
+        # `_flushReceiveBIO`. The second is recognized by OpenSSL's own note of what it received.
+        # Then the protocol inside learns that nothing more will come. Usually it closes at once,
+        # from within that call, which sets `disconnecting`: both directions are closed.
         if self._tlsConnection.get_shutdown() & RECEIVED_SHUTDOWN:
-            self._tell()
+            self._close_read()
             if not self.disconnecting:
-                raise _NotYet
+                raise _CloseRefused
         super()._shutdownTLS()
-        if self._fin:
+        # Twisted would wait for the peer's close_notify, which a peer that sent a FIN cannot send.
+        if self._fin_received:
             self.transport.loseConnection()
 
-    def _tell(self) -> None:
-        if not self._told:
-            self._told = True
-            inner = IHalfCloseableProtocol(self.wrappedProtocol, None)
-            if inner is not None:
-                inner.readConnectionLost()
-            else:
-                self.disconnecting = True
+    def _close_read(self) -> None:
+        if self._read_closed:
+            return
+        self._read_closed = True
+        inner = IHalfCloseableProtocol(self.wrappedProtocol, None)
+        if inner is not None:
+            inner.readConnectionLost()
+        else:
+            self.disconnecting = True
 
 
-def ask_clients(options: CertificateOptions, authorities: str) -> None:
-    """Let in only clients that show a certificate of one of these authorities.
+class HalfCloseTLSFactory(TLSMemoryBIOFactory):
+    """Builds the server's side of TLS around the protocols of another factory.
+
+    @param creator: makes the OpenSSL connections.
+    @param factory: makes the protocols inside.
+    @param clock: the reactor.
+    """
+
+    protocol = HalfCloseTLS
+
+    def __init__(
+        self,
+        creator: IOpenSSLServerConnectionCreator,
+        factory: IProtocolFactory,
+        clock: IReactorTime,
+    ) -> None:
+        super().__init__(creator, False, factory, clock)
+
+
+@implementer(IStreamServerEndpoint)
+class HalfCloseTLSEndpoint:
+    """TLS over another endpoint.
+
+    @param endpoint: what is below.
+    @param creator: makes the OpenSSL connections.
+    @param clock: the reactor.
+    """
+
+    def __init__(
+        self,
+        endpoint: IStreamServerEndpoint,
+        creator: IOpenSSLServerConnectionCreator,
+        clock: IReactorTime,
+    ) -> None:
+        self._endpoint = endpoint
+        self._creator = creator
+        self._clock = clock
+
+    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
+        """See `IStreamServerEndpoint.listen`."""
+        wrapped = HalfCloseTLSFactory(self._creator, factory, self._clock)
+        listening: Deferred[IListeningPort] = self._endpoint.listen(wrapped)
+        return listening
+
+
+def require_client_certificate(options: CertificateOptions, authorities: str) -> None:
+    """Accept only clients that show a certificate of one of these authorities.
 
     @param authorities: a file of certificates in PEM.
-    @raise OSError: it can't be read.
-    @raise ValueError: there are none in it.
+    @raise OSError: it cannot be read.
+    @raise ValueError: it holds no certificate.
     """
     try:
         certificates = load_pem_x509_certificates(Path(authorities).read_bytes())
@@ -159,10 +268,3 @@ def ask_clients(options: CertificateOptions, authorities: str) -> None:
     options.trustRoot = trustRootFromCertificates(
         [Certificate(X509.from_cryptography(certificate)) for certificate in certificates]
     )
-
-
-def with_half_close(factory: IProtocolFactory) -> IProtocolFactory:
-    """Let the connections of this factory half-close, if it is one of TLS."""
-    if isinstance(factory, TLSMemoryBIOFactory):
-        factory.protocol = HalfCloseTLS
-    return factory

@@ -1,9 +1,32 @@
-"""Datagrams, received and sent many at a time: recvmmsg(2) and sendmmsg(2), which are Linux's.
+"""Datagrams, received and sent many at a time: recvmmsg(2) and sendmmsg(2), on Linux only.
 
-Python's own sockets take a system call for each datagram, and make objects of it and of where
-it came from. Here one call brings all that are there, each into a place of its own, with room
-before it for what goes in front of its reply; another call sends all the replies from where
-they lie. Knows a UDP socket and memory; no stamp, and not which datagrams are answered.
+Theory of operation. Python's sockets take one system call for each datagram, and make objects of
+its bytes and its source. Here one recvmmsg(2) takes up to `BATCH` datagrams, each into a slot of
+its own, and one sendmmsg(2) sends the replies from where they lie. The two calls are made through
+ctypes, which passes them the addresses of C structures. These are laid out once, at the start:
+
+    slot 0                               slot 1
+    +--------------+-------------------+--------------+-------------------+---
+    |  ...prefix   | datagram          |  ...prefix   | datagram          |
+    +--------------+-------------------+--------------+-------------------+---
+    ^ PREFIX_ROOM    ^ maximum size
+
+    received[i]: mmsghdr -> name[i]     where the kernel writes the sender's address
+                         -> bodies[i]   an iovec: the datagram's part of the slot
+                         -> control[i]  ancillary data: arrival time, then pktinfo
+    sent[i]:     mmsghdr -> name[i]     the same address: the reply goes back there
+                         -> replies[2i], replies[2i + 1]
+                                        two iovecs: the prefix, and the datagram behind it
+                         -> control[i]  the same pktinfo: the reply leaves from that address
+
+So a reply is not built at all: the prefix is copied to the beginning of its slot, if it is not
+the one that is there already (datagrams of the same second share theirs), and the sizes of the
+two pieces are set. The kernel gathers them into one datagram (`struct iovec`, readv(2)).
+
+ctypes is slow where it makes objects of numbers, so the few numbers that are read or written for
+each datagram are reached by memoryviews over the structures (`_column`).
+
+Knows a UDP socket and memory; no stamp, and not which datagrams are answered.
 """
 
 from __future__ import annotations
@@ -22,259 +45,295 @@ from twisted.python import log
 from timestamp_echo.transports import arrivals
 from timestamp_echo.transports.arrivals import LINUX
 
-_LIBC: Any = ctypes.CDLL(None)
+_LIBC: Any = ctypes.CDLL(None)  # its functions are made when they are first asked for
 
-BATCHED = LINUX and hasattr(_LIBC, "recvmmsg")
+HAS_RECVMMSG = LINUX and hasattr(_LIBC, "recvmmsg")
 """Whether there are these calls. Elsewhere datagrams are received one by one."""
 
-MANY = 32
+MAX_DATAGRAM = 2**16
+"""Bytes in which any datagram fits: its length has 16 bits (RFC 768)."""
+
+BATCH = 32
 """Datagrams that are received at a time: with twice as many one costs 3 % less, and the memory
-for them is twice 2 MiB, of which the kernel gives what has once been used."""
+for them is twice 2 MiB, of which the kernel provides the pages that are used."""
 
-HEAD = 1024
-"""Bytes before each for what goes in front of its reply."""
+PREFIX_ROOM = 1024
+"""Bytes in front of each datagram for what goes in front of its reply."""
 
-TURN = 128
-"""Datagrams after which timers and other ports get their turn: at some 5 microseconds for each,
-and 30 for the longest, they wait for 1 to 4 ms."""
+MAX_PER_ITERATION = 128
+"""Datagrams after which the reactor's timers and other ports get their turn: at some 5
+microseconds for each, and 30 for the longest, they wait for 1 to 4 ms."""
 
-_SOURCES = 2**12  # whose addresses need not be written again
+_CACHED_SOURCES = 2**12  # whose addresses are not formatted again
 
-_ANY = ("", "0.0.0.0", "::")  # bound to no address of its own: the route would choose one
+# Bound to one of these, a socket receives at any local address. A reply then leaves from the
+# address that the route prefers, unless IP_PKTINFO says otherwise.
+_WILDCARDS = ("", "0.0.0.0", "::")
 
-# ip(7) and ipv6(7). Python has IP_PKTINFO from 3.14 on; the number is Linux's.
+# ip(7) and ipv6(7). Python has IP_PKTINFO from 3.14 on; the numbers are Linux's.
 _IP_PKTINFO: int = getattr(socket, "IP_PKTINFO", 8)
-_CONTROL = socket.CMSG_LEN(0)  # where in ancillary data the value begins
+_IPV6_RECVPKTINFO: int = getattr(socket, "IPV6_RECVPKTINFO", 49)
 
-_SIZE: Literal["P"] = "P"  # a memoryview's format of `size_t`, which is as large as a pointer
+_CMSG_DATA = socket.CMSG_LEN(0)  # where the value begins in a piece of ancillary data (cmsg(3))
+
+_SIZE_T: Literal["P"] = "P"  # a memoryview's format of `size_t`, which is as large as a pointer
 
 
-class _Vector(Structure):
+class iovec(Structure):  # noqa: N801  # this and the next two are named as in the man pages
     """`struct iovec` of readv(2): a piece of memory."""
 
     _fields_ = (("base", c_void_p), ("size", c_size_t))
 
 
-class _Message(Structure):
-    """`struct msghdr` of recvmsg(2): where a datagram goes, or is."""
+class msghdr(Structure):  # noqa: N801
+    """`struct msghdr` of recvmsg(2): where a datagram goes, or lies."""
 
     _fields_ = (
         ("name", c_void_p),
         ("name_size", c_uint),
-        ("vectors", c_void_p),
-        ("vector_count", c_size_t),
+        ("iovecs", c_void_p),
+        ("iovec_count", c_size_t),
         ("control", c_void_p),
         ("control_size", c_size_t),
         ("flags", c_int),
     )
 
 
-class _Counted(Structure):
-    """`struct mmsghdr` of recvmmsg(2): the same, and how many bytes it had."""
+class mmsghdr(Structure):  # noqa: N801
+    """`struct mmsghdr` of recvmmsg(2): the same, and how many bytes the datagram had."""
 
-    _fields_ = (("message", _Message), ("size", c_uint))
+    _fields_ = (("header", msghdr), ("size", c_uint))
 
 
 class _Family:
     """What differs between IPv4 and IPv6.
 
-    @param name: `struct sockaddr_in` or `sockaddr_in6`: of it the port and the address.
-    @param option: what asks for the address that a datagram came to (ip(7), ipv6(7)).
-    @param told: bytes of the answer.
-    @param interface: where in it the interface's number is.
+    @param sockaddr: the layout of `struct sockaddr_in` or `sockaddr_in6`: its port and address.
+    @param option: the socket option that asks for pktinfo (ip(7), ipv6(7)).
+    @param pktinfo_size: bytes of `struct in_pktinfo` or `in6_pktinfo`.
+    @param interface_offset: where in it the index of the interface is.
     """
 
-    def __init__(self, name: str, option: tuple[int, int], told: int, interface: int) -> None:
-        self.name = struct.Struct(name)
+    def __init__(
+        self, sockaddr: str, option: tuple[int, int], pktinfo_size: int, interface_offset: int
+    ) -> None:
+        self.sockaddr = struct.Struct(sockaddr)
         self.option = option
-        self.told = socket.CMSG_SPACE(told)
-        self.interface = interface
+        self.pktinfo_size = socket.CMSG_SPACE(pktinfo_size)
+        self.interface_offset = interface_offset
 
 
 _FAMILIES = {
     socket.AF_INET: _Family("!2xH4s8x", (socket.IPPROTO_IP, _IP_PKTINFO), 12, 0),
-    socket.AF_INET6: _Family(
-        "!2xH4x16s4x", (socket.IPPROTO_IPV6, getattr(socket, "IPV6_RECVPKTINFO", 49)), 20, 16
-    ),
+    socket.AF_INET6: _Family("!2xH4x16s4x", (socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO), 20, 16),
 }
 
 
-@lru_cache(_SOURCES)
+@lru_cache(_CACHED_SOURCES)
 def _source(name: bytes) -> tuple[str, int]:
     """The IP address, without a scope, and the port in a `sockaddr_in` or `sockaddr_in6`."""
-    ipv4 = len(name) == _FAMILIES[socket.AF_INET].name.size
+    ipv4 = len(name) == _FAMILIES[socket.AF_INET].sockaddr.size
     family = socket.AF_INET if ipv4 else socket.AF_INET6
-    port, packed = _FAMILIES[family].name.unpack(name)
+    port, packed = _FAMILIES[family].sockaddr.unpack(name)
     return socket.inet_ntop(family, packed), port
 
 
 def _column(array: Any, offset: int, kind: Literal["I", "P"]) -> memoryview:
     """One number of each structure in an array.
 
-    @param offset: where in the structure it is.
+    @param array: a ctypes array of structures.
+    @param offset: where in each structure the number is.
     @param kind: its format, as in `struct`.
     """
     size = struct.calcsize(kind)
     return memoryview(array).cast("B").cast(kind)[offset // size :: sizeof(array[0]) // size]
 
 
-class Datagrams:
-    """The datagrams of one batch, each in a place from 0 to `count`.
+class DatagramBatch:
+    """The datagrams of one batch, each in a slot from 0 to `count`.
 
     @param sock: a UDP socket that does not block, of IPv4 or IPv6.
-    @param told: whether replies are to leave from the address that was asked, although the
+    @param pktinfo: whether replies are to leave from the address that was asked, although the
         socket is bound to none.
-    @param timed: whether the kernel's arrival times are wanted.
+    @param timed: whether arrival times are wanted.
     @param size: bytes of the longest datagram.
     """
 
     count = 0
-    """How many there are."""
+    """How many datagrams there are."""
 
     timed: bool
-    """Whether `arrival` is known."""
+    """Whether `arrival` may be called."""
 
-    firsts: memoryview
-    """The first byte of each; of an empty one any byte."""
+    first_bytes: memoryview
+    """The first byte of each datagram; of an empty one any byte."""
 
-    def __init__(self, sock: socket.socket, told: bool, timed: bool, size: int) -> None:
+    def __init__(self, sock: socket.socket, pktinfo: bool, timed: bool, size: int) -> None:
         family = _FAMILIES[sock.family]
-        self._told, self.timed = told, timed
-        self._dropped: list[int] = []
-        self._failed = 0
-        self._heads = [b""] * MANY  # what is in front of each
-        self._name = family.name.size
-        self._before_told = arrivals.SPACE if timed else 0  # the kernel puts the time first
-        self._control = self._before_told + (family.told if told else 0)
-        self._place = HEAD + size
-        # The kernel gives a page of it when it is first used.
-        self._memory = mmap.mmap(-1, MANY * self._place, mmap.MAP_PRIVATE)
-        self._names = ctypes.create_string_buffer(MANY * self._name)
-        self._controls = ctypes.create_string_buffer(MANY * self._control or 1)
-        self._received, self._sent = (_Counted * MANY)(), (_Counted * MANY)()
-        self._bodies, self._replies = (_Vector * MANY)(), (_Vector * (2 * MANY))()
-        # Made once: to make them of numbers takes ctypes as long as the rest of a call.
-        self._number = c_int(sock.fileno())
-        self._to = c_void_p(addressof(self._received))
+        self.timed = timed
+        self._pktinfo = pktinfo
+        self._dropped: list[int] = []  # slots without a reply, in order
+        self._prefixes = [b""] * BATCH  # what each slot has in its room for a prefix
+        self._lay_out(family, size)
+        # Made once: to make them anew takes ctypes as long as the rest of a call.
+        self._fd = c_int(sock.fileno())
+        self._receive_into = c_void_p(addressof(self._received))
         sent = addressof(self._sent)
-        self._from = [c_void_p(sent + i * sizeof(_Counted)) for i in range(MANY)]
-        self._point()
-        self._look(family.interface)
-        if told:
+        self._send_from = [c_void_p(sent + i * sizeof(mmsghdr)) for i in range(BATCH)]
+        self._link()
+        self._make_columns(family)
+        if pktinfo:
             sock.setsockopt(*family.option, 1)
         if timed:
-            arrivals.ask(sock)
+            arrivals.enable(sock)
 
-    def _point(self) -> None:
-        """Say where in memory each datagram goes, and its reply is."""
+    def _lay_out(self, family: _Family, size: int) -> None:
+        """Allocate the slots and the structures, of `BATCH` datagrams each."""
+        self._name_size = family.sockaddr.size
+        # The kernel writes the arrival time in front of pktinfo.
+        self._pktinfo_offset = arrivals.ANCILLARY_SIZE if self.timed else 0
+        pktinfo_size = family.pktinfo_size if self._pktinfo else 0
+        self._control_size = self._pktinfo_offset + pktinfo_size
+        self._slot_size = PREFIX_ROOM + size
+        # Anonymous memory: a page takes no room until it is first used.
+        self._memory = mmap.mmap(-1, BATCH * self._slot_size, mmap.MAP_PRIVATE)
+        self._names = ctypes.create_string_buffer(BATCH * self._name_size)
+        self._controls = ctypes.create_string_buffer(BATCH * self._control_size or 1)
+        self._received, self._sent = (mmsghdr * BATCH)(), (mmsghdr * BATCH)()
+        self._bodies, self._replies = (iovec * BATCH)(), (iovec * (2 * BATCH))()
+
+    def _link(self) -> None:
+        """Point the structures at each other and into the slots, as drawn at the top."""
+        # All addresses are fixed from here on, so that a call passes nothing but the address of
+        # the first `mmsghdr`. The buffers must stay alive, and in place, as long as this object:
+        # ctypes does not know that the structures point at them. The attributes hold them.
         memory = addressof(c_char.from_buffer(self._memory))
-        told = self._control - self._before_told
-        for i in range(MANY):
-            head = memory + i * self._place
-            body = head + HEAD
-            self._bodies[i] = _Vector(body, self._place - HEAD)
-            self._replies[2 * i], self._replies[2 * i + 1] = _Vector(head, 0), _Vector(body, 0)
-            name = (addressof(self._names) + i * self._name, self._name)
-            control = addressof(self._controls) + i * self._control
-            self._received[i].message = _Message(
-                *name, addressof(self._bodies[i]), 1, control, self._control
+        pktinfo_size = self._control_size - self._pktinfo_offset
+        for i in range(BATCH):
+            slot = memory + i * self._slot_size
+            body = slot + PREFIX_ROOM
+            self._bodies[i] = iovec(body, self._slot_size - PREFIX_ROOM)
+            self._replies[2 * i], self._replies[2 * i + 1] = iovec(slot, 0), iovec(body, 0)
+            name = (addressof(self._names) + i * self._name_size, self._name_size)
+            control = addressof(self._controls) + i * self._control_size
+            self._received[i].header = msghdr(
+                *name, addressof(self._bodies[i]), 1, control, self._control_size
             )
-            self._sent[i].message = _Message(
-                *name, addressof(self._replies[2 * i]), 2, control + self._before_told, told
+            self._sent[i].header = msghdr(
+                *name,
+                addressof(self._replies[2 * i]),
+                2,
+                control + self._pktinfo_offset,
+                pktinfo_size,
             )
 
-    def _look(self, interface: int) -> None:
-        """Have the numbers that are read and written for each datagram at hand."""
-        self.firsts = memoryview(self._memory)[HEAD :: self._place]
-        self._sizes = _column(self._received, _Counted.size.offset, "I")
-        pieces = _column(self._replies, _Vector.size.offset, _SIZE)
-        self._head_sizes, self._body_sizes = pieces[0::2], pieces[1::2]
-        offset = _Counted.message.offset + _Message.control_size.offset
-        self._control_sizes = _column(self._received, offset, _SIZE)
-        self._no_control = memoryview(bytes(self._control_sizes)).cast(_SIZE)
-        if self._told:
-            at = self._before_told + _CONTROL + interface
+    def _make_columns(self, family: _Family) -> None:
+        """Make the views of the numbers that are read or written for each datagram."""
+        # `self._received[i].size` makes two ctypes objects and an int, which takes as long as all
+        # the rest that is done for a datagram. A memoryview over the array, cast to the number's
+        # type and sliced with a step as long as the structure, is the column of all these
+        # numbers: to index it makes the int alone. `iovec`s go in pairs, so `pieces` has the
+        # prefix's sizes at even places, the body's at odd ones.
+        self.first_bytes = memoryview(self._memory)[PREFIX_ROOM :: self._slot_size]
+        self._sizes = _column(self._received, mmsghdr.size.offset, "I")
+        pieces = _column(self._replies, iovec.size.offset, _SIZE_T)
+        self._prefix_sizes, self._body_sizes = pieces[0::2], pieces[1::2]
+        offset = mmsghdr.header.offset + msghdr.control_size.offset
+        self._control_sizes = _column(self._received, offset, _SIZE_T)
+        # A copy of the sizes as they are now, all the same: written back before each call.
+        self._full_control_sizes = memoryview(bytes(self._control_sizes)).cast(_SIZE_T)
+        if self._pktinfo:
+            at = self._pktinfo_offset + _CMSG_DATA + family.interface_offset
             words = memoryview(self._controls).cast("B").cast("I")
-            self._interfaces = words[at // 4 :: self._control // 4]
-            self._any_interface = memoryview(bytes(4 * MANY)).cast("I")
+            self._interfaces = words[at // 4 :: self._control_size // 4]
+            self._any_interface = memoryview(bytes(4 * BATCH)).cast("I")
 
     def receive(self) -> int:
-        """Take those that are there; how many these are."""
-        if self._control:
-            self._control_sizes[:] = self._no_control  # it says there how much it gave
-        received = _LIBC.recvmmsg(self._number, self._to, MANY, 0, None)
-        self.count = max(received, 0)  # less than none: nothing is there, or an ICMP error is
+        """Receive the datagrams that are there.
+
+        @return: how many there are, also as `count`.
+        """
+        # The structures are in and out at once: recvmmsg(2) reads from `control_size` how much
+        # room there is, and overwrites it with how much it used. So it is set anew each time.
+        # `name_size` is overwritten, too, but always with the same: one socket has one family.
+        if self._control_size:
+            self._control_sizes[:] = self._full_control_sizes
+        received = _LIBC.recvmmsg(self._fd, self._receive_into, BATCH, 0, None)
+        self.count = max(received, 0)  # -1: nothing was there, or an ICMP error (udp(7))
         self._dropped.clear()
-        self._failed = 0
-        if self._told:
-            # From which interface a reply leaves is the route's to say.
+        if self._pktinfo:
+            # The replies must leave from that address, but through whichever interface the route
+            # says: with the index left in, they would not pass another one.
             self._interfaces[:] = self._any_interface
         return self.count
 
-    def source(self, place: int) -> tuple[str, int]:
-        """Where one came from: the IP address, without a scope, and the port."""
-        start = place * self._name
-        name: Any = self._names[start : start + self._name]  # bytes
+    def source(self, slot: int) -> tuple[str, int]:
+        """Where a datagram came from: the IP address, without a scope, and the port."""
+        start = slot * self._name_size
+        name: Any = self._names[start : start + self._name_size]  # bytes, which ctypes does not say
         return _source(name)
 
-    def message(self, place: int) -> bytes:
-        """What one says."""
-        start = place * self._place + HEAD
-        return self._memory[start : start + self._sizes[place]]
+    def message(self, slot: int) -> bytes:
+        """The bytes of a datagram."""
+        start = slot * self._slot_size + PREFIX_ROOM
+        return self._memory[start : start + self._sizes[slot]]
 
-    def arrival(self, place: int) -> int:
-        """When one came, in nanoseconds since the epoch; 0 if the kernel did not say.
+    def arrival(self, slot: int) -> int:
+        """When a datagram arrived: nanoseconds since the epoch, 0 if the kernel did not say.
 
-        It is to be asked only if `timed`.
+        It may be called only if `timed`.
         """
-        if self._control_sizes[place] != self._control:
-            # Then the rest is not where it is looked for, either: the route has to choose.
-            self._sent[place].message.control_size = 0
+        if self._control_sizes[slot] != self._control_size:
+            # Then pktinfo is not at its place either: the reply leaves as the route says.
+            self._sent[slot].header.control_size = 0
             return 0
-        return arrivals.read(self._controls, place * self._control + _CONTROL)
+        return arrivals.from_memory(self._controls, slot * self._control_size + _CMSG_DATA)
 
-    def reply(self, place: int, prefix: bytes) -> None:
-        """Answer one with itself, behind this prefix; with more than `HEAD` bytes it can't be."""
-        if prefix is not self._heads[place]:
+    def reply(self, slot: int, prefix: bytes) -> None:
+        """Answer a datagram with itself, behind a prefix of at most `PREFIX_ROOM` bytes."""
+        if prefix is not self._prefixes[slot]:
             size = len(prefix)
-            if size > HEAD:
-                self._failed += 1
-                self.drop(place)
-                return
-            start = place * self._place
-            self._memory[start : start + size] = self._heads[place] = prefix
-            self._head_sizes[place] = size
-        self._body_sizes[place] = self._sizes[place]
+            start = slot * self._slot_size
+            self._memory[start : start + size] = self._prefixes[slot] = prefix
+            self._prefix_sizes[slot] = size
+        self._body_sizes[slot] = self._sizes[slot]
 
-    def drop(self, place: int) -> None:
-        """Leave one, which is behind all that were left before, without an answer."""
-        self._dropped.append(place)
+    def drop(self, slot: int) -> None:
+        """Do not answer a datagram. Slots are dropped in ascending order."""
+        self._dropped.append(slot)
 
     def send(self) -> int:
-        """Send the replies; how many of them could not be sent."""
-        failed, place = self._failed, 0
+        """Send the replies, those between two dropped slots at once.
+
+        @return: how many could not be sent.
+        """
+        # sendmmsg(2) takes consecutive structures, so dropped slots divide the batch into runs:
+        # with slots 2 and 3 of 6 dropped, 0-1, none, and 4-5. It stops at the first datagram that
+        # cannot be sent and returns how many were sent before it, or -1 if that was the first;
+        # so that one is skipped, and the rest of its run is sent by another call.
+        failed = slot = 0
         for end in (*self._dropped, self.count):
-            while place < end:
-                sent = _LIBC.sendmmsg(self._number, self._from[place], end - place, 0)
-                if sent < 1:  # the first of them
+            while slot < end:
+                sent = _LIBC.sendmmsg(self._fd, self._send_from[slot], end - slot, 0)
+                if sent < 1:
                     failed += 1
                     sent = 1
-                place += sent
-            place += 1  # that one has no answer
+                slot += sent
+            slot += 1  # `end` is a dropped slot, or the end
         return failed
 
 
 class DatagramPort(udp.Port):
-    """A UDP port whose protocol takes datagrams in batches, by `datagramsReceived`.
+    """A UDP port whose protocol gets datagrams in batches, by its `datagramsReceived`.
 
-    It knows when each arrived, and at which of our addresses. Its replies leave from that
-    address: from another, as the route back may have it, they would not be taken for replies
-    (ip(7), IP_PKTINFO; RFC 3542, section 4). Without these calls it knows neither, and its
-    protocol's `datagramReceived` is called for each datagram.
+    It knows when each arrived, and at which local address. Replies leave from that address:
+    from any other, as the route may choose it, the client would not take them for replies
+    (ip(7), IP_PKTINFO; RFC 3542, section 4). Where recvmmsg(2) is missing it knows neither, and
+    calls its protocol's `datagramReceived` for each datagram.
     """
 
     _timed = False
-    _datagrams: Datagrams | None = None
+    _batch: DatagramBatch | None = None
 
     def listen(self, timed: bool) -> None:
         """Open the port.
@@ -285,42 +344,43 @@ class DatagramPort(udp.Port):
         self.startListening()
 
     def createInternetSocket(self) -> socket.socket:
-        """As `udp.Port.createInternetSocket`, and ask for what is to come with each datagram."""
+        """As `udp.Port.createInternetSocket`, prepared for batches."""
         sock: socket.socket = super().createInternetSocket()
-        if BATCHED and _is_allowed(sock):
-            told = self.interface in _ANY
-            self._datagrams = Datagrams(sock, told, self._timed, self.maxPacketSize)
+        if HAS_RECVMMSG and _is_allowed(sock):
+            pktinfo = self.interface in _WILDCARDS
+            self._batch = DatagramBatch(sock, pktinfo, self._timed, self.maxPacketSize)
         return sock
 
     def doRead(self) -> None:
-        """Answer those that are there, batch by batch."""
-        datagrams = self._datagrams
-        if datagrams is None:
+        """Answer the datagrams that are there, batch by batch."""
+        batch = self._batch
+        if batch is None:
             self._read_singly()
             return
-        for _ in range(TURN // MANY):
-            count = datagrams.receive()
+        for _ in range(MAX_PER_ITERATION // BATCH):
+            count = batch.receive()
             try:
-                self.protocol.datagramsReceived(datagrams)
+                self.protocol.datagramsReceived(batch)
             except BaseException:
-                log.err()  # as udp.Port does: the port is not closed for it
-            if count < MANY:
+                log.err()  # as udp.Port does: an error does not close the port
+            if count < BATCH:
                 return
 
     def _read_singly(self) -> None:
-        for _ in range(TURN):
+        # Not Twisted's own loop: that counts bytes, so a flood of empty datagrams never ends it.
+        for _ in range(MAX_PER_ITERATION):
             try:
                 datagram, address = self.socket.recvfrom(self.maxPacketSize)
-            except OSError:  # nothing more, or an ICMP error about an earlier reply
+            except OSError:  # no more, or an ICMP error about an earlier reply
                 return
             self.protocol.datagramReceived(datagram, address[:2])
 
 
 def _is_allowed(sock: socket.socket) -> bool:
     """Whether the kernel, or a filter in front of it (seccomp(2)), lets these calls pass."""
-    number = sock.fileno()
+    fd = sock.fileno()
     calls = (
-        _LIBC.recvmmsg(number, None, 0, socket.MSG_DONTWAIT, None),
-        _LIBC.sendmmsg(number, None, 0, socket.MSG_DONTWAIT),
+        _LIBC.recvmmsg(fd, None, 0, socket.MSG_DONTWAIT, None),
+        _LIBC.sendmmsg(fd, None, 0, socket.MSG_DONTWAIT),
     )
-    return calls == (0, 0)  # none asked for, and none
+    return calls == (0, 0)  # zero datagrams were asked for, and zero were handled
