@@ -98,6 +98,7 @@ class PortionTests(SynchronousTestCase):
                 rest = piece
                 while rest:
                     size = framing.portion(rest, prefix)
+                    self.assertGreater(size, 0)
                     lines = rest[:size].count(b"\n")
                     self.assertTrue(lines <= 1 or size + lines * length <= MAX_PENDING)
                     replies.append(framing.received(rest[:size], prefix))

@@ -31,8 +31,8 @@ from timestamp_echo.stamps import Stamp
 from timestamp_echo.transports.proxy import IProxied, IProxyListener
 
 # FULL_READ is at most what one read can bring, whichever transport it comes through: a TLS record
-# has up to 16 KiB (RFC 8446, section 5.1), a batched connection reads 32 KiB (`epoll.READ`), of
-# which the header of the PROXY protocol may be gone, and Twisted's own connections read 64 KiB.
+# has up to 16 KiB (RFC 8446, section 5.1), a batched connection reads 32 KiB (`epoll.READ_SIZE`),
+# of which the header of the PROXY protocol may be gone, and Twisted's own connections read 64 KiB.
 
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds that a TLS handshake, and the header of the PROXY protocol, may take."""
