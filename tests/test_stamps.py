@@ -98,9 +98,11 @@ class FormattingTests(SynchronousTestCase):
     def test_cached_within_second(self) -> None:
         """Within a second the stamp is formatted once."""
         stamp = Stamp(utc=True)
-        first = stamp.prefix(MOMENT)
-        self.assertIs(stamp.prefix(MOMENT + 1), first)
-        self.assertIs(stamp.prefix(MOMENT // SECOND * SECOND), first)
+        for start in range(MOMENT // SECOND * SECOND, MOMENT + 8 * SECOND, SECOND):
+            first = stamp.prefix(start)
+            self.assertIs(stamp.prefix(start + 1), first)
+            self.assertIs(stamp.prefix(start + SECOND - 1), first)
+            self.assertIs(stamp.prefix(start), first)
 
     @given(MOMENTS, st.lists(st.integers(-3 * SECOND, 3 * SECOND), min_size=1, max_size=5))
     def test_as_without_cache(self, moment: int, steps: list[int]) -> None:
