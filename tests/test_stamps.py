@@ -1,6 +1,7 @@
 """Tests for `timestamp_echo.stamps`."""
 
 import os
+import string
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,11 +28,11 @@ def zone(name: str) -> Iterator[None]:
     time.tzset()
 
 
-class WritingTests(SynchronousTestCase):
+class FormattingTests(SynchronousTestCase):
     """`Stamp.prefix`."""
 
     def test_ctime(self) -> None:
-        """By default a stamp looks as C's ctime has it."""
+        """The default is the text of C's ctime."""
         self.assertEqual(Stamp(utc=True).prefix(MOMENT), b"[Sun Nov 22 14:27:36 2026] ")
 
     def test_ctime_day_padded(self) -> None:
@@ -61,7 +62,7 @@ class WritingTests(SynchronousTestCase):
         self.assertEqual(Stamp("unix").prefix(MOMENT), b"[1795357656.065043076] ")
 
     def test_pattern(self) -> None:
-        """Any text with a % is a strftime pattern; %% is a % and %f the microseconds."""
+        """Any text with a % is a strftime pattern; %% is a %, and %f the microseconds."""
         stamp = Stamp("%H:%M:%S.%f %%f at 5%% é", utc=True)
         self.assertEqual(stamp.prefix(MOMENT), "[14:27:36.065043 %f at 5% é] ".encode())
 
@@ -74,23 +75,46 @@ class WritingTests(SynchronousTestCase):
         """A pattern may have %f several times."""
         self.assertEqual(Stamp("%f %f", utc=True).prefix(MOMENT), b"[065043 065043] ")
 
+    def test_pattern_from_any_letter(self) -> None:
+        """What is in front of the first directive of a pattern does not matter."""
+        for text in ("a", "ctime", "iso", "unix", "zone"):
+            prefix = Stamp(f"{text} %H", utc=True).prefix(MOMENT)
+            self.assertEqual(prefix, f"[{text} 14] ".encode())
+
+    def test_named_by_any_string(self) -> None:
+        """A style is known by its text, as it comes from a command line."""
+        for style in stamps.STYLES:
+            same = style.encode().decode()
+            self.assertEqual(Stamp(same).prefix(MOMENT), Stamp(style).prefix(MOMENT))
+
     def test_subsecond(self) -> None:
-        """Only styles that tell moments within a second apart are subsecond."""
+        """Only styles with a fraction of a second are sub-second."""
         styles = ["ctime", "iso", "unix", "%H", "%f", "%%f"]
         self.assertEqual(
             [Stamp(style).subsecond for style in styles],
             [False, True, True, False, True, False],
         )
 
-    def test_made_once_a_second(self) -> None:
-        """Within a second the same stamp is used again, not made again."""
+    def test_cached_within_second(self) -> None:
+        """Within a second the stamp is formatted once."""
         stamp = Stamp(utc=True)
-        first = stamp.prefix(MOMENT)
-        self.assertIs(stamp.prefix(MOMENT + 1), first)
-        self.assertIs(stamp.prefix(MOMENT // SECOND * SECOND), first)
+        for start in range(MOMENT // SECOND * SECOND, MOMENT + 8 * SECOND, SECOND):
+            first = stamp.prefix(start)
+            self.assertIs(stamp.prefix(start + 1), first)
+            self.assertIs(stamp.prefix(start + SECOND - 1), first)
+            self.assertIs(stamp.prefix(start), first)
+
+    @given(MOMENTS, st.lists(st.integers(-3 * SECOND, 3 * SECOND), min_size=1, max_size=5))
+    def test_as_without_cache(self, moment: int, steps: list[int]) -> None:
+        """A stamp does not depend on the ones before it."""
+        for style in ("ctime", "unix"):
+            stamp = Stamp(style, utc=True)
+            for step in (0, SECOND, *steps):
+                expected = Stamp(style, utc=True).prefix(moment + step)
+                self.assertEqual(stamp.prefix(moment + step), expected)
 
     def test_next_second(self) -> None:
-        """The next second has a stamp of its own, and so has an earlier one."""
+        """The stamp changes with the second, forwards and backwards (a clock may be set back)."""
         stamp = Stamp(utc=True)
         stamp.prefix(MOMENT)
         start = MOMENT // SECOND * SECOND
@@ -98,7 +122,7 @@ class WritingTests(SynchronousTestCase):
         self.assertIn(b":35 ", stamp.prefix(start - 1))
 
     def test_daylight_saving(self) -> None:
-        """A change to summer time between two messages is followed."""
+        """The start of daylight saving time takes effect between two messages."""
         change = 1774746000 * SECOND  # 2026-03-29 01:00 UTC
         with zone("Europe/Berlin"):
             stamp = Stamp("iso")
@@ -106,7 +130,7 @@ class WritingTests(SynchronousTestCase):
             self.assertIn(b"T03:00:00.000000+02:00", stamp.prefix(change))
 
     def test_zone_changed(self) -> None:
-        """A change of the machine's zone is followed from the next second on."""
+        """A change of the local zone takes effect with the next second."""
         stamp = Stamp("%H")
         with zone("UTC"):
             self.assertEqual(stamp.prefix(MOMENT), b"[14] ")
@@ -114,7 +138,7 @@ class WritingTests(SynchronousTestCase):
                 self.assertEqual(stamp.prefix(MOMENT + SECOND), b"[22] ")
 
     def test_zone_file_changed(self) -> None:
-        """The same zone name with another file behind it, as when zone data is updated."""
+        """So does a change of the zone's file, as when /etc/localtime is replaced."""
         zones = Path("/usr/share/zoneinfo")
         link = Path(self.mktemp()).absolute()
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -127,57 +151,95 @@ class WritingTests(SynchronousTestCase):
 
 
 class RefusedStyleTests(SynchronousTestCase):
-    """What `Stamp` refuses, and in which words."""
+    """What `Stamp` refuses, and its error messages."""
 
-    def assert_refused(self, style: str, words: str) -> None:
-        """The style is refused; the words say what was expected, and what came."""
-        error = self.assertRaises(ValueError, Stamp, style)
-        self.assertIn(words, str(error))
-        self.assertIn(repr(style), str(error))
+    def assert_refused(self, style: str, message: str) -> None:
+        """The style is refused with a message that says what was expected and what was given."""
+        self.assertEqual(str(self.assertRaises(ValueError, Stamp, style)), message)
 
     def test_unknown(self) -> None:
-        """A word that is no style and has no % in it."""
-        for style in ("rfc822", "", "ISO"):
-            self.assert_refused(style, "expected ctime, iso, unix, or a strftime pattern")
+        """A text that is not the name of a style and has no % in it."""
+        for style in ("rfc822", "", "ISO", "ctimes", "isotime", "unixtime", "zulu"):
+            self.assert_refused(
+                style,
+                "expected ctime, iso, unix, or a strftime pattern with a '%', not " + repr(style),
+            )
 
     def test_unknown_directive(self) -> None:
-        """A % before something that strftime's documentation does not have."""
-        for style in ("%Q", "%", "%H%", "% d", "%-d", "%:s"):
-            self.assert_refused(style, "expected a strftime directive")
+        """A directive that is not in the documentation of strftime."""
+        for style, directive in (
+            *(("%Q", "%Q"), ("%", "%"), ("%H%", "%"), ("x% d", "% "), ("%-d", "%-")),
+            *(("%:s", "%:"), ("%:", "%:"), ("%\n", "%\n"), ("%é", "%é")),
+        ):
+            self.assert_refused(
+                style, f"expected a strftime directive, not {directive!r} in {style!r}"
+            )
 
-    def test_would_break_the_line(self) -> None:
-        """A stamp that is no single printable line."""
+    def test_all_directives(self) -> None:
+        """Of the letters, those in the documentation of Python's strftime are directives."""
+        refused = "EiJkKlLNoOPqQsv"
+        for letter in string.ascii_letters:
+            if letter in refused:
+                self.assertRaises(ValueError, Stamp, f"%{letter}")
+            elif letter not in "nt":  # a newline and a tab, which do not print
+                Stamp(f"%{letter}")
+
+    def assert_unprintable(self, style: str) -> None:
+        """The text of the style is refused."""
+        self.assert_refused(
+            style,
+            "expected a strftime pattern that gives printable text on one line without ']'"
+            f" before a space, not {style!r}",
+        )
+
+    def test_not_printable(self) -> None:
+        """A pattern whose text is not one printable line."""
         for style in ("%H\n", "%n", "%t", "\x1b[31m%H", "%H\udcff"):
-            self.assert_refused(style, "printable text on one line")
+            self.assert_unprintable(style)
 
-    def test_would_end_early(self) -> None:
-        """A stamp with the end of a stamp in it."""
-        for style in ("%H] %M", "%%] ", "]%t%H"):
-            self.assert_refused(style, "without ']' before a space")
+    def test_end_of_stamp_within(self) -> None:
+        """A pattern whose text contains `] `, where a stamp ends."""
+        for style in ("%H] %M", "%%] ", "%H] "):
+            self.assert_unprintable(style)
+        for style in ("%H]%M", "%H [%M]"):
+            Stamp(style)
 
-    def test_long(self) -> None:
-        """A stamp that would make much longer replies of short messages is refused."""
+    def test_checked_times(self) -> None:
+        """A pattern is checked for each month, weekday and half of the day (%B, %A, %p)."""
+        times = {time.gmtime(second) for second in stamps._SECONDS}
+        seen = {(at.tm_mon, at.tm_wday, at.tm_hour < 12) for at in times}
+        self.assertEqual(len(seen), 12 * 7 * 2)
+
+    def assert_too_long(self, style: str, size: int) -> None:
+        """The text of the style is refused for its size."""
+        self.assert_refused(
+            style,
+            f"expected a strftime pattern that gives at most 255 bytes, not {size} as {style!r}",
+        )
+
+    def test_too_long(self) -> None:
+        """A pattern whose text may have more than 255 bytes, in UTF-8, at some time of the year."""
         Stamp("%y" + "é" * 124 + "xxxxx")  # 255 bytes
-        self.assert_refused("%y" + "é" * 127, "at most 255 bytes, not 256")
-        self.assert_refused("%f" * 43, "at most 255 bytes, not 258")
-        self.assert_refused("%B" * 29, "at most 255 bytes")  # in September
-        self.assert_refused("%A" * 29, "at most 255 bytes")  # on a Wednesday
+        self.assert_too_long("%y" + "é" * 127, 256)
+        self.assert_too_long("%f" * 43, 258)
+        self.assert_too_long("%B" * 29, 29 * len("September"))
+        self.assert_too_long("%A" * 29, 29 * len("Wednesday"))
 
 
-class ReadingTests(SynchronousTestCase):
+class ParsingTests(SynchronousTestCase):
     """`parse`."""
 
     @given(MOMENTS)
     def test_unix(self, moment: int) -> None:
-        """A `unix` stamp says its moment to the nanosecond."""
+        """A `unix` stamp has nanoseconds."""
         text = Stamp("unix").prefix(moment)[1:-2].decode()
         self.assertEqual(parse(text), Moment(moment, 1, True))
 
     @given(MOMENTS, st.sampled_from(["UTC", "Asia/Singapore", "America/St_Johns"]))
     def test_iso(self, moment: int, name: str) -> None:
-        """An `iso` stamp says its moment to the microsecond, whatever the zone.
+        """An `iso` stamp has microseconds, whatever the zone.
 
-        To the minute where the zone once had an offset with seconds in it.
+        Some zones once had an offset with seconds, which RFC 3339 has no room for.
         """
         with zone(name):
             text = Stamp("iso").prefix(moment)[1:-2].decode()
@@ -187,38 +249,61 @@ class ReadingTests(SynchronousTestCase):
 
     @given(MOMENTS)
     def test_ctime(self, moment: int) -> None:
-        """A `ctime` stamp says its second, as if its zone were UTC."""
+        """A `ctime` stamp has seconds and no zone, so it is taken for UTC."""
         text = Stamp(utc=True).prefix(moment)[1:-2].decode()
         self.assertEqual(parse(text), Moment(moment // SECOND * SECOND, SECOND, False))
 
     @given(MOMENTS)
     def test_pattern(self, moment: int) -> None:
-        """A pattern's stamp is read with the pattern."""
+        """A stamp in a pattern of one's own is parsed with the pattern."""
         pattern = "%d.%m.%Y %H-%M-%S,%f %:z"
         text = Stamp(pattern, utc=True).prefix(moment)[1:-2].decode()
         self.assertEqual(parse(text, pattern), Moment(moment // 1000 * 1000, 1000, True))
 
     def test_pattern_with_percent(self) -> None:
-        """A %% is a % and nothing more."""
+        """A %% is a %, whatever letters follow."""
         pattern = "%Y-%m-%d %H:%M:%S %%:z %%f"
         text = Stamp(pattern, utc=True).prefix(MOMENT)[1:-2].decode()
         self.assertEqual(parse(text, pattern), Moment(MOMENT // SECOND * SECOND, SECOND, False))
 
     def test_pattern_without_zone(self) -> None:
-        """A pattern without a zone or a fraction leaves both open."""
+        """Without a zone in the pattern the stamp is taken for UTC; without %f it has seconds."""
         expected = Moment(MOMENT // SECOND * SECOND, SECOND, False)
         self.assertEqual(parse("2026-11-22 14:27:36", "%Y-%m-%d %H:%M:%S"), expected)
 
     def test_leap_second(self) -> None:
-        """A leap second is read as the second before it, which is how POSIX counts."""
-        read = parse("Sat Dec 31 23:59:60 2016")
-        self.assertEqual(read, parse("Sat Dec 31 23:59:59 2016"))
+        """A leap second is taken for the second before it: POSIX time has no number for it."""
+        for text in ("Sat Dec 31 23:59:59 2016", "Sat Dec 31 23:59:60 2016"):
+            self.assertEqual(parse(text), Moment(1483228799 * SECOND, SECOND, False))
 
     def test_no_stamp(self) -> None:
-        """Anything else is refused, in words that show it."""
-        for text in ("", "hello", "Sun Foo 22 14:08:00 2026", "1.5", "2026-11-22T14:08:00Z"):
+        """Any other text is refused, and the message shows it."""
+        for text in (
+            *("", "hello", "Sun Foo 22 14:08:00 2026", "1.5", "2026-11-22T14:08:00Z"),
+            *("Sun Nov 22 14:08:00 2026 ", " Sun Nov 22 14:08:00 2026"),
+            *("1795357656.065043076 ", "1795357656,065043076", "-1.000000000"),
+            *("2026-11-22T14:08:00.123456+08:00 ", "2026-11-22 14:08:00.123456+08:00"),
+        ):
             error = self.assertRaises(ValueError, parse, text)
-            self.assertIn(repr(text), str(error))
+            self.assertEqual(str(error), f"expected a ctime, iso or unix stamp, not {text!r}")
+
+    def test_other_digits(self) -> None:
+        """Only ASCII digits are digits, although Python's `int` takes others."""
+        for text in (
+            "1795357656.065043076",
+            "2026-11-22T14:08:00.123456+08:00",
+            "Sun Nov 22 14:08:00 2026",
+        ):
+            arabic = text.translate({ord("0") + i: chr(0x660 + i) for i in range(10)})
+            error = self.assertRaises(ValueError, parse, arabic)
+            self.assertIn("expected a ctime, iso or unix stamp", str(error))
+
+    def test_every_month(self) -> None:
+        """Each month and weekday of `ctime` is parsed, and the fields in their order."""
+        for days in range(0, 400, 10):
+            moment = (MOMENT // SECOND - days * 86400) * SECOND
+            text = Stamp(utc=True).prefix(moment)[1:-2].decode()
+            self.assertEqual(parse(text).nanoseconds, moment)
 
     def test_no_such_date(self) -> None:
         """A date that does not exist is refused."""
@@ -226,6 +311,6 @@ class ReadingTests(SynchronousTestCase):
         self.assertRaises(ValueError, parse, "2026-13-22T14:08:00.000000+00:00")
 
     def test_all_styles(self) -> None:
-        """Every named style is written, and read back."""
+        """Every named style can be parsed."""
         for style in stamps.STYLES:
             parse(Stamp(style, utc=True).prefix(MOMENT)[1:-2].decode())

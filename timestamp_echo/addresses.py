@@ -1,6 +1,6 @@
-"""IP addresses as text, and as what counts as one peer.
+"""IP addresses as text, and the network that each belongs to.
 
-Pure: knows the text of an address, and no socket, no reactor, no name service.
+Knows no socket, no reactor and no name resolution.
 """
 
 from __future__ import annotations
@@ -9,37 +9,49 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 
 def host_port(host: str, port: int) -> str:
-    """A host and a port, an IPv6 address in brackets: `[2001:db8::1]:3000` (RFC 3986, 3.2.2)."""
+    """Join a host and a port, an IPv6 address in brackets (RFC 3986, section 3.2.2).
+
+    @return: as in `192.0.2.1:3000` and `[2001:db8::1]:3000`.
+    """
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def parse_ip(host: str) -> IPv4Address | IPv6Address:
-    """Read an address, without its scope; an IPv4-mapped one (RFC 4291, 2.5.5.2) as IPv4.
+    """Parse an IP address, without its zone (RFC 4007, section 11: `%eth0`).
 
-    @raise ValueError: it is no IP address.
+    @return: the address; for an IPv4-mapped one (RFC 4291, section 2.5.5.2: `::ffff:192.0.2.1`)
+        the IPv4 address in it.
+    @raise ValueError: the host is no IP address.
     """
     ip = ip_address(host.partition("%")[0])
     return (isinstance(ip, IPv6Address) and ip.ipv4_mapped) or ip
 
 
 def unmapped(host: str) -> str:
-    """The same host, its address written as IPv4 if it is IPv4-mapped."""
+    """Write an IPv4-mapped address as IPv4, as people know it; leave any other host alone."""
     return str(parse_ip(host)) if host.startswith("::ffff:") else host
 
 
 def peer_key(host: str) -> bytes:
-    """What counts as one peer: an IPv4 address, or an IPv6 /64, which is one subscriber's.
+    """Identify a peer by its IPv4 address, or by the /64 of its IPv6 address.
 
-    @raise ValueError: it is no IP address.
+    One IPv6 subscriber has at least a /64 and may use any address in it (RFC 6177).
+
+    @return: 4 or 8 bytes.
+    @raise ValueError: the host is no IP address.
     """
     ip = parse_ip(host)
     return ip.packed if ip.version == 4 else ip.packed[:8]
 
 
 def network_key(host: str) -> bytes:
-    """What counts as one source of datagrams, which anyone may forge: an IPv4 /24, an IPv6 /64.
+    """Identify the network of a datagram's source: its IPv4 /24, or its IPv6 /64.
 
-    @raise ValueError: it is no IP address.
+    Whoever forges sources in the network of a victim has all of its addresses to choose from,
+    so a limit on each address would not limit what reaches the network.
+
+    @return: 3 or 8 bytes.
+    @raise ValueError: the host is no IP address.
     """
     ip = parse_ip(host)
     return ip.packed[: 3 if ip.version == 4 else 8]

@@ -1,7 +1,7 @@
-"""The text of a moment: written in front of a message, and read back.
+"""A point in time as text, formatted and parsed.
 
-Knows nothing else of the house: no framing, no socket, no clock. A moment comes in as
-whole nanoseconds since the epoch (`time.time_ns`, or the kernel's arrival time).
+Knows no framing, no socket and no clock. A moment is an integer, nanoseconds since the epoch
+(`time.time_ns`, or the kernel's arrival time): a float has too few digits for today's.
 """
 
 from __future__ import annotations
@@ -15,39 +15,43 @@ from typing import NamedTuple
 SECOND = 10**9
 """Nanoseconds in a second."""
 
-LONGEST = 255
-"""Bytes of a stamp: a longer one would make of short messages much longer replies, which
-over UDP anybody could set on anybody."""
+MAX_STAMP = 255
+"""Bytes of a stamp, without its brackets. The limit bounds how much longer a reply is than its
+message: over UDP the sender may be forged, and the reply would hit somebody else."""
 
 STYLES = ("ctime", "iso", "unix")
+"""The named styles; any text with a `%` is a style as well."""
 
 _ISO = "%Y-%m-%dT%H:%M:%S.%f%:z"  # RFC 3339, section 5.6
 
-# The directives that the documentation of Python's strftime names. What else a C library
-# may know differs from one to the next, so it is refused rather than guessed at.
+# The directives in the documentation of Python's strftime. Others depend on the C library, which
+# may format them, copy them or drop them, so they are refused.
 _DIRECTIVES = frozenset("aAbBcCdDeFfgGhHIjmMnprRStTuUVwWxXyYzZ%")
 
-# Of a year every second midnight and noon: each day of the week in each month, and either half
-# of the day, for %p may be empty in a locale.
+# The times for which a pattern is checked: every 36 hours of a year, so midnight and noon in turn.
+# The length of the text depends on the month's name, the weekday's and %p (a locale may leave one
+# half of the day empty), and these occur in each combination.
 _SECONDS = range(0, 365 * 86400, 129600)
 
+# The colon of `%:z` is part of the directive; a lone `%` at the end is a token to be refused.
 _TOKEN = re.compile(r"%:z|%.|%$|[^%]+", re.DOTALL)
 
 
 class Stamp:
-    """The writer of one style of stamp.
+    """Formats moments in one style.
 
-    What does not change within a second is made once a second; between, a stamp costs a
-    comparison and, for the sub-second styles, one `bytes.join`.
+    What stays the same within a second is formatted once a second. Within it, a stamp costs a
+    comparison and, with a sub-second style, one `bytes.join`.
 
     @param style: `ctime`, `iso`, `unix`, or a strftime pattern: any text with a `%`.
-    @param utc: UTC instead of the local zone, which is followed as it changes.
-    @raise ValueError: for a style that is none of these, or a pattern whose text could not
-        stand between `[` and `] ` at the front of a line.
+    @param utc: UTC instead of the local time zone. Changes of the local zone (TZ, /etc/localtime)
+        take effect with the next second.
+    @raise ValueError: the style is none of these, or the pattern's text is longer than
+        `MAX_STAMP`, does not print on one line, or contains `] `, where a stamp ends.
     """
 
     subsecond: bool
-    """Whether this style tells moments apart within one second."""
+    """Whether two moments within one second may have different stamps."""
 
     def __init__(self, style: str = "ctime", utc: bool = False) -> None:
         self._utc = utc
@@ -55,15 +59,16 @@ class Stamp:
         self._ctime = style == "ctime"
         self._patterns = [] if style in ("unix", "ctime") else _split(style)
         self.subsecond = self._unix or len(self._patterns) > 1
-        self._start = self._end = 0
-        self._parts: list[bytes] = []
+        self._start = self._end = 0  # the moments for which _parts is valid
+        self._parts: list[bytes] = []  # the prefix, cut where its fraction of a second goes
         if self._patterns:
             self._check(style)
 
     def prefix(self, moment: int) -> bytes:
-        """What goes in front of a message: `[`, the stamp, `] `.
+        """Format a moment as it goes in front of a message: `[`, the stamp, `] `.
 
         @param moment: nanoseconds since the epoch.
+        @return: UTF-8.
         """
         if not self._start <= moment < self._end:
             self._renew(moment // SECOND)
@@ -83,12 +88,12 @@ class Stamp:
         self._parts = [text.encode("utf-8") for text in texts]
 
     def _texts(self, second: int) -> list[str]:
-        """The stamp of this second, cut where its fraction goes."""
+        """The stamp of this second, cut where its fraction of a second goes."""
         if self._unix:
             return [f"{second}.", ""]
         tm = self._broken_down(second)
         if self._ctime:
-            # Unlike strftime's %a and %b, asctime's names are English in every locale.
+            # asctime's names are English in every locale, those of strftime's %a and %b are not.
             return [time.asctime(tm)]
         offset = _offset(tm.tm_gmtoff)
         return [
@@ -99,7 +104,7 @@ class Stamp:
     def _broken_down(self, second: int) -> time.struct_time:
         if self._utc:
             return time.gmtime(second)
-        # localtime alone does not look whether /etc/localtime changed (tzset(3)).
+        # localtime alone does not notice that TZ or /etc/localtime has changed (tzset(3)).
         time.tzset()
         return time.localtime(second)
 
@@ -111,9 +116,9 @@ class Stamp:
                     "expected a strftime pattern that gives printable text on one line"
                     f" without ']' before a space, not {style!r}"
                 )
-            if (size := len(text.encode("utf-8"))) > LONGEST:
+            if (size := len(text.encode("utf-8"))) > MAX_STAMP:
                 raise ValueError(
-                    f"expected a strftime pattern that gives at most {LONGEST} bytes,"
+                    f"expected a strftime pattern that gives at most {MAX_STAMP} bytes,"
                     f" not {size} as {style!r}"
                 )
 
@@ -137,22 +142,23 @@ def _split(style: str) -> list[list[str]]:
 
 
 def _offset(seconds: int) -> str:
-    """A zone's distance from UTC, as in RFC 3339: `+08:00`."""
+    """Format a zone's offset from UTC as in RFC 3339: `+08:00`."""
     hours, minutes = divmod(abs(seconds) // 60, 60)
     return f"{'-' if seconds < 0 else '+'}{hours:02}:{minutes:02}"
 
 
 class Moment(NamedTuple):
-    """What a stamp says."""
+    """The time in a stamp, as `parse` returns it."""
 
     nanoseconds: int
-    """Since the epoch; where the stamp names no zone, as if it were UTC's."""
+    """Since the epoch. A stamp without a zone is taken for UTC."""
 
     resolution: int
-    """The step of the stamp, in nanoseconds: the moment is this one or less than a step later."""
+    """Nanoseconds. The stamp was cut down to a multiple of this: the time it was made for is
+    `nanoseconds`, or later by less than `resolution`."""
 
     zoned: bool
-    """Whether the stamp says what its zone is, so that `nanoseconds` is the moment itself."""
+    """Whether the stamp has a zone, so that `nanoseconds` is exact and not off by its offset."""
 
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -165,12 +171,12 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 def parse(text: str, pattern: str | None = None) -> Moment:
-    """Read a stamp: what stands between `[` and `] `.
+    """Parse a stamp: the text between `[` and `] `.
 
-    @param text: a `ctime`, `iso` or `unix` stamp, told apart by their shape.
-    @param pattern: the strftime pattern it was written with, if it was. It is read by
-        `datetime.strptime`, which does not know all the directives that strftime has.
-    @raise ValueError: the text is no such stamp.
+    @param text: a `ctime`, `iso` or `unix` stamp, which are recognised by their shape.
+    @param pattern: the strftime pattern that the stamp was formatted with, if there was one. It
+        is parsed by `datetime.strptime`, which lacks some of strftime's directives.
+    @raise ValueError: the text is no such stamp, or there is no such date.
     """
     if pattern is not None:
         return _parse_pattern(text, pattern)
@@ -182,14 +188,15 @@ def parse(text: str, pattern: str | None = None) -> Moment:
         month, day, hour, minute, second, year = match.groups()
         date = datetime(
             *(int(year), _MONTHS.index(month) + 1, int(day)),
-            *(int(hour), int(minute), min(int(second), 59)),  # 60 is a leap second
+            # A leap second is 60, which datetime refuses. POSIX has no number for it either.
+            *(int(hour), int(minute), min(int(second), 59)),
         )
         return Moment(calendar.timegm(date.timetuple()) * SECOND, SECOND, False)
     raise ValueError(f"expected a ctime, iso or unix stamp, not {text!r}")
 
 
 def _parse_pattern(text: str, pattern: str) -> Moment:
-    # strptime reads +08:00 with %z; %:z is a directive of strftime alone.
+    # strptime's %z parses +08:00 too; it has no %:z.
     tokens = ["%z" if token == "%:z" else token for token in _TOKEN.findall(pattern)]
     date = datetime.strptime(text, "".join(tokens))
     zoned = date.tzinfo is not None
@@ -198,5 +205,5 @@ def _parse_pattern(text: str, pattern: str) -> Moment:
 
 
 def _since_epoch(date: datetime) -> int:
-    # Whole microseconds: datetime.timestamp() is a float, too coarse for the last digit.
+    # In whole microseconds: datetime.timestamp() is a float, and its last digits are wrong.
     return (date - _EPOCH) // timedelta(microseconds=1) * 1000

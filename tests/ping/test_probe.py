@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from timestamp_echo.ping.probe import LARGEST, NONCE, SMALLEST, Probes, Reply
-from timestamp_echo.stamps import SECOND, Moment, Stamp
+from timestamp_echo.stamps import MAX_STAMP, SECOND, Moment, Stamp
 
 WORD = "0123456789ab"
 OTHER_WORD = "ba9876543210"
@@ -135,11 +135,11 @@ class RepliesTests(SynchronousTestCase):
 
     def test_no_stamp(self) -> None:
         """What is not `[`, a text without a bracket, `] ` right before it is none."""
-        for before in (b"[x]", b"[x]  ", b"x] ", b"[x\n] ", b"[" + b"x" * 257 + b"] "):
+        for before in (b"[x]", b"[x]  ", b"x] ", b"[x\n] ", b"[" + b"x" * (MAX_STAMP + 1) + b"] "):
             (reply,) = probes().replies(before + probes().text(1))
             self.assertEqual(reply, Reply(1, "", False))
-        (reply,) = probes().replies(b"[" + b"x" * 256 + b"] " + probes().text(1))
-        self.assertEqual(reply.stamp, "x" * 256)
+        (reply,) = probes().replies(b"[" + b"x" * MAX_STAMP + b"] " + probes().text(1))
+        self.assertEqual(reply.stamp, "x" * MAX_STAMP)
 
     def test_other_run(self) -> None:
         """Another run's probes are nothing to this one."""
@@ -180,7 +180,7 @@ class RepliesTests(SynchronousTestCase):
             run = probes(size)
             for _ in range(100):
                 self.assertEqual(run.replies(b"x" * 999), [])
-                self.assertLessEqual(len(run._rest), 2 * size + 256)
+                self.assertLessEqual(len(run._rest), 2 * size + MAX_STAMP)
             # When it ends, what comes next is as good as ever.
             self.assertEqual(run.replies(run.text(1) + run.text(2))[1], Reply(2, "", False))
 

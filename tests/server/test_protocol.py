@@ -23,8 +23,8 @@ from zope.interface.verify import verifyClass, verifyObject
 from tests.fakes import IterationClock, TCPTransport, TLSTransport, logged
 from timestamp_echo.framing import (
     FULL_READ,
-    HOLD,
-    SURE,
+    MAX_PENDING,
+    SHORT_READ,
     AutoFraming,
     ChunkFraming,
     Framing,
@@ -477,11 +477,11 @@ class TimestampEchoTests(SynchronousTestCase):
         """Many short lines in one read are answered only as far as their replies have room."""
         echo = self.connect()
         self.full_after(1, self.transport)
-        echo.dataReceived(b"\n" * HOLD)
+        echo.dataReceived(b"\n" * MAX_PENDING)
         portions = 1
-        while echo.messages < HOLD:
+        while echo.messages < MAX_PENDING:
             reply = self.transport.value()
-            self.assertLessEqual(len(reply), HOLD + len(STAMP))
+            self.assertLessEqual(len(reply), MAX_PENDING + len(STAMP))
             self.transport.clear()
             self.assertEqual(reply, (STAMP + b"\n") * (len(reply) // (len(STAMP) + 1)))
             self.assertEqual(self.transport.producerState, "paused")
@@ -494,26 +494,26 @@ class TimestampEchoTests(SynchronousTestCase):
     def test_backlog(self) -> None:
         """Lines that are answered late keep their order and their arrival times."""
         echo = self.connect()
-        self.full_after(HOLD, self.transport)
-        echo.dataReceived(b"\n" * SURE * 2)
+        self.full_after(MAX_PENDING, self.transport)
+        echo.dataReceived(b"\n" * SHORT_READ * 2)
         self.clock.advance(60)
         echo.dataReceived(b"later\n")  # TLS passes on what it had read before
         while self.transport.producerState == "paused":
             echo.resumeProducing()
         late = STAMP.replace(b":00:", b":01:") + b"later\n"
-        self.assertEqual(self.transport.value(), (STAMP + b"\n") * SURE * 2 + late)
+        self.assertEqual(self.transport.value(), (STAMP + b"\n") * SHORT_READ * 2 + late)
 
     def test_close_after_dense_read(self) -> None:
         """A close_notify in the same read takes effect when all lines are answered."""
         echo = self.connect()
         self.full_after(1, self.transport)
-        echo.dataReceived(b"\n" * HOLD + b"end")
+        echo.dataReceived(b"\n" * MAX_PENDING + b"end")
         echo.readConnectionLost()
-        self.assertLess(len(self.transport.value()), 2 * HOLD)
+        self.assertLess(len(self.transport.value()), 2 * MAX_PENDING)
         while not self.transport.disconnecting:
             self.assertEqual(self.transport.producerState, "paused")
             echo.resumeProducing()
-        self.assertEqual(self.transport.value(), (STAMP + b"\n") * HOLD + STAMP + b"end")
+        self.assertEqual(self.transport.value(), (STAMP + b"\n") * MAX_PENDING + STAMP + b"end")
         self.assertTrue(self.transport.disconnecting)
 
     def test_drain(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from timestamp_echo.stamps import Moment, parse
+from timestamp_echo.stamps import MAX_STAMP, Moment, parse
 
 SMALLEST = 25
 """Bytes of the smallest probe: the word, a number of ten digits, two spaces, the newline."""
@@ -20,9 +20,7 @@ LARGEST = 65000
 NONCE = 12
 """Characters of the word that tells a run's probes from all others."""
 
-_LONGEST_STAMP = 256  # bytes of one that is read
-
-_STAMP = re.compile(rb"\[[^\[\]\n]{0,%d}\] " % _LONGEST_STAMP)
+_STAMP = re.compile(rb"\[[^\[\]\n]{0,%d}\] " % MAX_STAMP)
 
 
 class Reply(NamedTuple):
@@ -58,7 +56,7 @@ class Probes:
         self._nonce = nonce.encode()
         self._size = size
         self._shape = re.compile(
-            rb"(?:\[([^\[\]\n]{0,%d})\] )?(%b (\d{1,10}) .*)" % (_LONGEST_STAMP, self._nonce), re.S
+            rb"(?:\[([^\[\]\n]{0,%d})\] )?(%b (\d{1,10}) .*)" % (MAX_STAMP, self._nonce), re.S
         )
         self._rest = b""
 
@@ -72,7 +70,7 @@ class Probes:
         With stamps within, a reply may be longer than a probe and a stamp: up to twice as long.
         """
         *lines, rest = (self._rest + data).split(b"\n")
-        self._rest = rest[-2 * self._size - _LONGEST_STAMP :]
+        self._rest = rest[-2 * self._size - MAX_STAMP :]
         return [reply for line in lines if (reply := self._reply(line + b"\n"))]
 
     def forget(self) -> None:

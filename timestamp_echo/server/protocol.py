@@ -23,12 +23,16 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from timestamp_echo.framing import FULL_READ, SURE, AutoFraming, Framing
+from timestamp_echo.framing import FULL_READ, SHORT_READ, AutoFraming, Framing
 from timestamp_echo.server.closing import LingeringClose, Refusal, cancel, refusal
 from timestamp_echo.server.connections import Connections
 from timestamp_echo.server.log import ConnectionLog, describe, escape
 from timestamp_echo.stamps import Stamp
 from timestamp_echo.transports.proxy import IProxied, IProxyListener
+
+# FULL_READ is at most what one read can bring, whichever transport it comes through: a TLS record
+# has up to 16 KiB (RFC 8446, section 5.1), a batched connection reads 32 KiB (`epoll.READ_SIZE`),
+# of which the header of the PROXY protocol may be gone, and Twisted's own connections read 64 KiB.
 
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds that a TLS handshake, and the header of the PROXY protocol, may take."""
@@ -210,7 +214,7 @@ class TimestampEcho(LingeringClose):
         size = len(data)
         self._received += size
         # While paused nothing is read, but TLS still hands on what it had read before.
-        if self._paused or (size > SURE and self._framing.portion(data, prefix) < size):
+        if self._paused or (size > SHORT_READ and self._framing.portion(data, prefix) < size):
             self._backlog += ((data, prefix),)
             self._answer_backlog()
         else:
