@@ -14,7 +14,7 @@ from twisted.internet.stdio import StandardIO
 from timestamp_echo import __version__
 from timestamp_echo.client import errors
 from timestamp_echo.client.address import DatagramServer, IClientReactor, StreamServer
-from timestamp_echo.client.arguments import add_server, chosen_server
+from timestamp_echo.client.arguments import CommandParser, add_server, chosen_server
 from timestamp_echo.client.datagram import DatagramSession
 from timestamp_echo.client.session import Session, SessionListener, StreamSession
 from timestamp_echo.client.stdio import Pipe, Terminal
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+    parser = CommandParser(
         prog="tsecho",
         usage="%(prog)s [connect|ping] [options] [SERVER]",
         description="Send lines to a timestamp echo and print its replies. To measure round trips"
