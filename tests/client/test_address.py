@@ -151,7 +151,7 @@ class ServerTests(SynchronousTestCase):
 
     def test_no_server(self) -> None:
         """Any other text: the message says what was expected and what was given."""
-        for text in ("bogus:x:y", "[example.com]:7", "", "tcp:a:b:c:d", "tcp:a", "a\\b:c:d"):
+        for text in ("bogus:x:y", "[example.com]:7", "", "tcp:a:b:c:d", "tcp:a:b", "a\\b:c:d"):
             message = self.error(text)
             self.assertIn("SERVER: expected host, host:port", message)
             self.assertTrue(message.endswith(f", not '{text}'"), message)
@@ -172,6 +172,8 @@ class ServerTests(SynchronousTestCase):
             ("upd:localhost:7", "udp:localhost:7"),
             ("tcp6:localhost:7", "tcp:localhost:7"),
             ("unx:/run/socket", "unix:/run/socket"),
+            ("tcp:localhost", "localhost:3000"),
+            ("tcp:[::1]:7", "[::1]:7"),
         ):
             self.assertTrue(
                 self.error(text).endswith(f", not '{text}'; did you mean '{meant}'?"),
@@ -211,7 +213,7 @@ class ServerTests(SynchronousTestCase):
         path.write_text("nothing")
         for file, cause in (
             ("/nonexistent", "/nonexistent: No such file or directory"),
-            (str(path), "no start line"),
+            (str(path), "certificate or key: no start line"),
         ):
             text = f"ssl:localhost:7:certKey={file}:privateKey={file}"
             self.assertTrue(self.error(text).endswith(f"not '{text}' ({cause})"), self.error(text))

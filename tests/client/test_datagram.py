@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from tests.fakes import Listener, Producer
 from timestamp_echo.client import session
 from timestamp_echo.client.address import DatagramServer, IClientReactor
-from timestamp_echo.client.datagram import REPLY_TIMEOUT, DatagramSession
+from timestamp_echo.client.datagram import MAX_DATAGRAM, REPLY_TIMEOUT, DatagramSession
 from timestamp_echo.server.datagram import TimestampDatagram
 from timestamp_echo.stamps import Stamp
 
@@ -22,10 +22,21 @@ STAMP = b"[stamp] "
 class FakePort:
     """A UDP port that keeps what is sent."""
 
+    connected: tuple[str, int] | None = None
+
     def __init__(self) -> None:
         self.sent: list[bytes] = []
-        self.listening = True
+        self.closed = 0
         self.error: Exception | None = None
+
+    @property
+    def listening(self) -> bool:
+        """Whether it was not closed."""
+        return not self.closed
+
+    def connect(self, host: str, port: int) -> None:
+        """See `IUDPTransport`."""
+        self.connected = host, port
 
     def write(self, datagram: bytes) -> None:
         """See `IUDPTransport`."""
@@ -35,7 +46,26 @@ class FakePort:
 
     def stopListening(self) -> None:
         """See `IUDPTransport`."""
-        self.listening = False
+        self.closed += 1
+
+
+class FakeReactor(Clock):
+    """A fake clock that also opens UDP ports."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ports: list[FakePort] = []
+        self.interfaces: list[str] = []
+
+    def listenUDP(
+        self, port: int, protocol: DatagramSession, interface: str = "", maxPacketSize: int = 8192
+    ) -> FakePort:
+        """See `IReactorUDP`."""
+        assert maxPacketSize > 65507, "a datagram would be cut"
+        self.ports.append(FakePort())
+        self.interfaces.append(interface)
+        protocol.transport = self.ports[-1]
+        return self.ports[-1]
 
 
 class DatagramSessionTests(SynchronousTestCase):
@@ -84,6 +114,7 @@ class DatagramSessionTests(SynchronousTestCase):
         self.reply(b"b")
         self.assertEqual(self.listener.ends, [""])
         self.assertFalse(self.port.listening)
+        self.assertTrue(self.producer.paused)  # no more is wanted
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_finish_at_once(self) -> None:
@@ -139,6 +170,11 @@ class DatagramSessionTests(SynchronousTestCase):
         self.assertIn("does not fit into a datagram", self.listener.ends[0])
         self.assertEqual((self.session.sent, self.session.missing), (2, 2))
 
+    def test_longest_partial_line(self) -> None:
+        """A line as long as the buffer still waits for its newline."""
+        self.session.write(b"x" * MAX_DATAGRAM)
+        self.assertEqual((self.port.sent, self.listener.ends), ([], []))
+
     def test_too_long(self) -> None:
         """A line that cannot be sent ends the session; the reason has its length."""
         self.port.error = MessageLengthError("too long")
@@ -161,7 +197,8 @@ class DatagramSessionTests(SynchronousTestCase):
         """A refusal reported by `connectionRefused` closes the port."""
         self.session.write(b"a\n")
         self.session.connectionRefused()
-        self.assertFalse(self.port.listening)
+        self.session.connectionRefused()
+        self.assertEqual(self.port.closed, 1)
 
     def test_close_is_no_refusal(self) -> None:
         """A port that this side closed is not taken for a refusal."""
@@ -190,6 +227,60 @@ class DatagramSessionTests(SynchronousTestCase):
         """A lost standard output does not close the port; `Pipe` handles it."""
         self.session.stopProducing()
         self.assertTrue(self.port.listening)
+
+
+class AddressTests(SynchronousTestCase):
+    """`DatagramSession` with a host that has two addresses, on a fake reactor."""
+
+    def setUp(self) -> None:
+        """Open a port to the first address, and send a line."""
+        self.reactor = FakeReactor()
+        self.listener = Listener()
+        self.session = DatagramSession(self.listener, cast(IClientReactor, self.reactor))
+        self.session._open(
+            [
+                (socket.AF_INET6, socket.SOCK_DGRAM, 0, "", ("::1", 7, 0, 0)),
+                (socket.AF_INET, socket.SOCK_DGRAM, 0, "", ("127.0.0.1", 7)),
+            ]
+        )
+        self.session.write(b"a\n")
+
+    def refuse(self) -> None:
+        """Refuse the datagram, as Twisted reports it."""
+        self.session.connectionRefused()
+        self.session.stopProtocol()
+
+    def test_first(self) -> None:
+        """The port is connected to the first address."""
+        self.assertEqual(self.reactor.interfaces, ["::"])
+        self.assertEqual(self.reactor.ports[0].connected, ("::1", 7))
+        self.assertEqual(self.reactor.ports[0].sent, [b"a\n"])
+
+    def test_second(self) -> None:
+        """A first line that is refused is sent to the second address; both may refuse."""
+        self.refuse()
+        first, second = self.reactor.ports
+        self.assertEqual(self.reactor.interfaces, ["::", "0.0.0.0"])
+        self.assertEqual(second.connected, ("127.0.0.1", 7))
+        self.assertEqual((second.sent, self.listener.ends), ([b"a\n"], []))
+        self.refuse()
+        self.assertEqual((first.closed, second.closed), (1, 1))
+        self.assertEqual(self.listener.ends, ["Connection refused"])
+
+    def test_after_reply(self) -> None:
+        """After a reply, a refusal is the end: the right address is known."""
+        self.session.datagramReceived(b"[] a\n", None)
+        self.session.write(b"b\n")
+        self.refuse()
+        self.assertEqual(self.listener.ends, ["Connection refused"])
+        self.assertEqual(len(self.reactor.ports), 1)
+
+    def test_nothing_in_flight(self) -> None:
+        """A refusal after the line was given up has nothing to send again."""
+        self.reactor.advance(REPLY_TIMEOUT)
+        self.refuse()
+        self.assertEqual(self.listener.ends, ["Connection refused"])
+        self.assertEqual(len(self.reactor.ports), 1)
 
 
 class RealDatagramTests(TestCase):

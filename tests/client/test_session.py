@@ -139,6 +139,15 @@ class StreamSessionTests(SynchronousTestCase):
         self.session.connectionLost(Failure(ConnectionLost()))
         self.assertEqual(self.listener.ends, [""])
 
+    def test_linger_closed(self) -> None:
+        """A server that closes after the last reply ends the session at once."""
+        self.session.write(b"a\n")
+        self.session.finish()
+        self.session.dataReceived(b"[] a\n")
+        self.session.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.listener.ends, [""])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_no_linger_after_partial_line(self) -> None:
         """After a line without a newline, only the server's close shows that the reply is whole."""
         self.session.write(b"a" * 2000)
@@ -180,6 +189,7 @@ class StreamSessionTests(SynchronousTestCase):
     def test_backpressure(self) -> None:
         """A slow standard output pauses the connection, and a lost one aborts it."""
         self.session.pauseProducing()
+        self.assertTrue(self.transport.streaming)
         self.assertEqual(self.transport.producerState, "paused")
         self.session.resumeProducing()
         self.assertEqual(self.transport.producerState, "producing")

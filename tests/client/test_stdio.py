@@ -143,6 +143,7 @@ class PipeTests(SynchronousTestCase):
         self.pipe()
         self.assertIs(self.session.producer, self.stdio)
         self.assertIs(self.stdio.producer, self.session)
+        self.assertTrue(self.stdio.streaming)
 
     def test_over(self) -> None:
         """It ends when standard output is written."""

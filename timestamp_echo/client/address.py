@@ -183,20 +183,22 @@ def _not_a_server(text: str) -> str:
 
 
 def _meant(text: str) -> str:
-    """The SERVER that a URL, or a misspelt kind of server, stands for; empty if it is neither."""
+    """What a URL, `tcp:[v6]:port` or a misspelt kind of server stands for; empty if it is none."""
     if (url := _URL.fullmatch(text)) and _host_and_port(url["server"]):
         return url["server"]
     kind, colon, rest = text.partition(":")
+    if kind == "tcp" and (address := _host_and_port(rest)):
+        return host_port(*address)
     similar = get_close_matches(kind, _KINDS, n=1)
     return f"{similar[0]}:{rest}" if colon and similar and kind not in _KINDS else ""
 
 
 def _cause(error: Exception) -> str:
-    """Add why a certificate or key in the text of an endpoint cannot be used, if that is it."""
+    """Say why a certificate or key that an endpoint names cannot be read; empty otherwise."""
     if isinstance(error, OSError) and error.filename:
         return f" ({error.filename}: {error.strerror})"
     reason = openssl_reason(error)
-    return f" ({reason})" if reason else ""
+    return f" (certificate or key: {reason})" if reason else ""
 
 
 def _tls_server(host: str, port: int, trust: Trust, reactor: IClientReactor) -> StreamServer:
