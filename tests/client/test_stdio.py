@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import stat
+from types import SimpleNamespace
 from unittest.mock import patch
 
 from hypothesis import given
@@ -156,17 +158,16 @@ class PipeTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(pipe.ended), "why")
 
     def test_reader_gone(self) -> None:
-        """A pipe without a reader as standard output is no error."""
-        pipe = self.pipe()
-        reading, writing = os.pipe()
-        self.addCleanup(os.close, reading)
-        self.addCleanup(os.close, writing)
-        with patch("timestamp_echo.client.stdio.fstat", lambda _: os.fstat(writing)):
-            pipe.writeConnectionLost()
-        self.assertEqual(self.session.calls, ["abort"])
-        self.assertEqual(self.successResultOf(pipe.ended), "")
-        pipe.over("aborted")
-        pipe.connectionLost(Failure(ConnectionDone()))
+        """A pipe or socket without a reader as standard output is no error."""
+        for kind in (stat.S_IFIFO, stat.S_IFSOCK):
+            pipe = self.pipe()
+            status = SimpleNamespace(st_mode=kind | 0o600)
+            with patch("timestamp_echo.client.stdio.fstat", return_value=status):
+                pipe.writeConnectionLost()
+            self.assertEqual(self.session.calls, ["abort"])
+            self.assertEqual(self.successResultOf(pipe.ended), "")
+            pipe.over("aborted")
+            pipe.connectionLost(Failure(ConnectionDone()))
 
     def test_output_full(self) -> None:
         """A standard output that cannot be written is an error."""
@@ -219,6 +220,7 @@ class TerminalTests(SynchronousTestCase):
         terminal.replied(b"[] hello\n")
         terminal.answered()
         self.assertEqual(self.stdio.value(), b"> [] hello\n> ")
+        self.assertEqual(self.stdio.producerState, "producing")
 
     def test_no_prompt(self) -> None:
         """A standard output that is no terminal gets the replies only."""
@@ -274,3 +276,4 @@ class TerminalTests(SynchronousTestCase):
         terminal.answered()
         terminal.answered()
         self.assertEqual(self.session.calls, [b"a\n", b"b\n", b"c", "finish"])
+        self.assertEqual(self.stdio.value(), b"> \n")  # nothing more to prompt for
