@@ -34,7 +34,7 @@ class MessageTests(SynchronousTestCase):
     def test_unreachable(self) -> None:
         """A failed connection: the server and the reason, in one line."""
         hint = " (--ca FILE trusts another authority, --insecure skips the verification)"
-        for error, words in (
+        for error, message in (
             (DNSLookupError("x"), "name not found"),
             (TimeoutError(), "no answer in time"),
             (ConnectionRefusedError(111, "x"), "Connection refused"),
@@ -53,7 +53,7 @@ class MessageTests(SynchronousTestCase):
             ),
             (VerificationError("errors"), "the certificate is for another name" + hint),
         ):
-            self.assertEqual(unreachable("host:1", error), f"cannot connect to host:1: {words}")
+            self.assertEqual(unreachable("host:1", error), f"cannot connect to host:1: {message}")
 
     def test_alert(self) -> None:
         """A server that wants a certificate of the client gets no hint about `--ca`."""

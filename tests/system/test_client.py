@@ -223,9 +223,9 @@ class OtherServerTests(SynchronousTestCase):
 
         def act(connection: socket.socket) -> None:
             connection.sendall(read_all(connection))
-            gone = select.poll()
-            gone.register(connection, 0)  # POLLERR and POLLHUP are always reported
-            self.assertTrue(gone.poll(PATIENCE * 1000))
+            poller = select.poll()
+            poller.register(connection, 0)  # POLLERR and POLLHUP are always reported
+            self.assertTrue(poller.poll(PATIENCE * 1000))
 
         done = tsecho(self.serve(act), stdin=b"one\n")
         self.assertEqual((done.returncode, done.stdout), (0, b"one\n"))

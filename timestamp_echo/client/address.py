@@ -183,7 +183,7 @@ def _not_a_server(text: str) -> str:
 
 
 def _meant(text: str) -> str:
-    """What a URL, `tcp:[v6]:port` or a misspelt kind of server stands for; empty if it is none."""
+    """The SERVER that a URL, `tcp:[v6]:port` or a misspelt kind probably means; empty if none."""
     if (url := _URL.fullmatch(text)) and _host_and_port(url["server"]):
         return url["server"]
     kind, colon, rest = text.partition(":")

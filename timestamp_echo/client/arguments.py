@@ -41,10 +41,10 @@ class CommandParser(ArgumentParser):
     def parse_args(  # `Any`: argparse returns the namespace that it is given, of any type
         self, args: Iterable[str] | None = None, namespace: Any = None
     ) -> Any:
-        """See `ArgumentParser.parse_args`; its message for unknown arguments names no cause."""
+        """See `ArgumentParser.parse_args`. Unknown arguments get a message of their own."""
         arguments, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            # `-4 host` looks like a negative number to argparse, hence SERVER is `-4`.
+            # SERVER as well: argparse takes the -4 of `-4 host` for a negative number, so for it.
             self.error(self._unknown([arguments.server, *unknown]))
         return arguments
 
@@ -57,14 +57,14 @@ class CommandParser(ArgumentParser):
         errors.say(message, self.prog)
         self.exit(errors.UNREACHABLE)
 
-    def _unknown(self, words: list[str]) -> str:
+    def _unknown(self, arguments: list[str]) -> str:
         """Describe arguments that the command does not have.
 
-        @param words: SERVER and what is left over.
+        @param arguments: SERVER, and those that are left over.
         """
-        options = [word for word in words if word.startswith("-")]
+        options = [argument for argument in arguments if argument.startswith("-")]
         if not options:
-            return f"SERVER: expected one, got {' and '.join(map(errors.quoted, words))}"
+            return f"SERVER: expected one, got {' and '.join(map(errors.quoted, arguments))}"
         name = options[0].partition("=")[0]
         # The one place that lists a parser's options; argparse has no public name for it.
         similar = get_close_matches(name, self._option_string_actions, n=1, cutoff=0.7)

@@ -231,8 +231,8 @@ class StreamSession(StreamProtocol):
             return
         # Twisted would resume a paused producer first; its TLS transport waits until there is none.
         self.transport.unregisterProducer()
-        # A half-close: the server sees the end of the input, so it answers what has no newline,
-        # and its replies can still come in. On TCP and UNIX sockets that is shutdown(SHUT_WR).
+        # A half-close: the server reads the end of the stream, answers what has no newline,
+        # and its replies can still be received. On TCP and UNIX sockets that is shutdown(SHUT_WR).
         # TLS ends a direction by close_notify (RFC 8446, section 6.1). Twisted's TLS transport
         # sends it in `loseConnection`, and delivers what it receives until the server's own.
         if INegotiated.providedBy(self.transport):
