@@ -167,6 +167,7 @@ class PipeTests(SynchronousTestCase):
             self.assertEqual(self.session.calls, ["abort"])
             self.assertEqual(self.successResultOf(pipe.ended), "")
             pipe.over("aborted")
+            self.assertFalse(self.stdio.disconnecting)  # there is nothing left to write
             pipe.connectionLost(Failure(ConnectionDone()))
 
     def test_output_full(self) -> None:
