@@ -151,7 +151,15 @@ class ServerTests(SynchronousTestCase):
 
     def test_no_server(self) -> None:
         """Any other text: the message says what was expected and what was given."""
-        for text in ("bogus:x:y", "[example.com]:7", "", "tcp:a:b:c:d", "tcp:a:b", "a\\b:c:d"):
+        for text in (
+            "bogus:x:y",
+            "[example.com]:7",
+            "",
+            "tcp:a:b:c:d",
+            "tcp:a:b",
+            "ssl:a",
+            "a\\b:c:d",
+        ):
             message = self.error(text)
             self.assertIn("SERVER: expected host, host:port", message)
             self.assertTrue(message.endswith(f", not '{text}'"), message)

@@ -53,6 +53,7 @@ class CommandParserTests(SynchronousTestCase):
             (["--ca"], "--ca: expected a value, got none"),
             (["--insecure=yes"], "--insecure: expected no value, got 'yes'"),
             (["-i", "x"], "-i: expected a number, not 'x'"),
+            (["-i", "x\ny"], "-i: expected a number, not 'x\\ny'"),
             (["-f", "-i", "1"], "-i: cannot be combined with -f"),
             (["--pl=a"], "--pl=a: expected one option, it may be any of --plot, --places"),
             (["a", "b", "c"], "SERVER: expected one, got 'a' and 'b' and 'c'"),

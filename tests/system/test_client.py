@@ -121,6 +121,19 @@ class PipeTests(SynchronousTestCase):
         done = run([BIN / "tsecho", f"localhost:{service.port()}"])
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, b"", b""))
 
+    def test_blocking(self) -> None:
+        """Standard input, which other processes may share, is as blocking as before."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        for blocking in (True, False):
+            read, write = os.pipe()
+            with os.fdopen(read, "rb") as reader, os.fdopen(write, "wb") as writer:
+                os.set_blocking(read, blocking)
+                writer.write(b"one\n")
+                writer.close()
+                done = run([BIN / "tsecho", f"localhost:{service.port()}"], stdin=reader)
+                self.assertEqual((done.returncode, done.stderr), (0, b""))
+                self.assertEqual(os.get_blocking(read), blocking)
+
     def test_long_line(self) -> None:
         """A line of several megabytes."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--framing", "line")

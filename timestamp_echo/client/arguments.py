@@ -51,9 +51,7 @@ class CommandParser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print one line, and exit with status 2."""
         for pattern, ours in _REWORDED:
-            message, matches = re.subn(f"^{pattern}$", ours, message, count=1, flags=re.DOTALL)
-            if matches:
-                break
+            message = re.sub(f"^{pattern}$", ours, message, flags=re.DOTALL)
         errors.say(message, self.prog)
         self.exit(errors.UNREACHABLE)
 
