@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
 import select
 import signal
@@ -133,6 +134,21 @@ class PipeTests(SynchronousTestCase):
                 done = run([BIN / "tsecho", f"localhost:{service.port()}"], stdin=reader)
                 self.assertEqual((done.returncode, done.stderr), (0, b""))
                 self.assertEqual(os.get_blocking(read), blocking)
+
+    def test_output_terminal(self) -> None:
+        """With input from a pipe, replies to a terminal are escaped as well."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        user, terminal = pty.openpty()
+        self.addCleanup(os.close, user)
+        self.addCleanup(os.close, terminal)
+        subprocess.run(
+            [BIN / "tsecho", f"localhost:{service.port()}"],
+            input=b"a\x1bb\n",
+            stdout=terminal,
+            timeout=PATIENCE,
+            check=True,
+        )
+        self.assertRegex(os.read(user, 1024), b"^" + STAMP + rb"a\\x1bb\r\n$")
 
     def test_long_line(self) -> None:
         """A line of several megabytes."""
