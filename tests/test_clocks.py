@@ -3,127 +3,140 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
+from unittest.mock import patch
 
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from timestamp_echo.clocks import LONG, SET, Clocks
+from timestamp_echo.clocks import MAX_AGE, STEP_THRESHOLD, Clocks, monotonic_ns
 from timestamp_echo.stamps import SECOND
 
 EPOCH = 1795357656 * SECOND
 
 
 class Host:
-    """A host's two clocks, each reading of which takes a moment.
+    """A host's two clocks. Each reading takes time, so the next one differs.
 
-    @param costs: nanoseconds that the next readings take, the first first; then 10 each.
+    @param costs: nanoseconds that the next readings take, in their order; those after them take
+        10 each.
     """
 
     def __init__(self, costs: list[int] | None = None) -> None:
         self.now = 5 * SECOND
-        self.set_by = EPOCH
+        self.offset = EPOCH
         self.costs = costs or []
         self.slept: list[float] = []
-        self.clocks = Clocks(self.wall, self.steady, self.slept.append)
+        self.clocks = Clocks(self.wall, self.monotonic, self.slept.append)
 
-    def steady(self) -> int:
-        """The clock that is never set."""
+    def monotonic(self) -> int:
+        """Read the monotonic clock."""
         self.now += self.costs.pop(0) if self.costs else 10
         return self.now
 
     def wall(self) -> int:
-        """The clock that is."""
-        return self.steady() + self.set_by
+        """Read the wall clock."""
+        return self.monotonic() + self.offset
 
 
 class ClocksTests(SynchronousTestCase):
-    """Both clocks of a host."""
+    """`Clocks`: the monotonic clock against the wall clock."""
 
     def test_time(self) -> None:
-        """The time at a moment is the wall's clock's."""
+        """A moment of the monotonic clock converts to wall-clock time."""
         host = Host()
         self.assertEqual(host.clocks.unset(7 * SECOND), 7 * SECOND + EPOCH)
         self.assertEqual(host.clocks.time(7 * SECOND), 7 * SECOND + EPOCH)
 
-    def test_never_set(self) -> None:
-        """As long as it is not set, nothing is said."""
+    def test_no_step(self) -> None:
+        """Without a step none is reported, however much time passes."""
         host = Host()
         for _ in range(5):
             self.assertEqual(host.clocks.set_by(), 0)
             host.now += 3600 * SECOND
-        self.assertEqual(host.clocks.moved, 0)
+        self.assertEqual(host.clocks.stepped, 0)
 
-    @given(st.integers(SET, 10**18), st.sampled_from([1, -1]))
-    def test_set(self, by: int, sign: int) -> None:
-        """When it is set, forward or back, that is noticed once."""
+    @given(st.integers(STEP_THRESHOLD, 10**18), st.sampled_from([1, -1]))
+    def test_step(self, step: int, sign: int) -> None:
+        """A step, forward or back, is reported once, and changes `time` but not `unset`."""
         host = Host()
-        host.set_by += sign * by
-        self.assertEqual([host.clocks.set_by() for _ in range(3)], [sign * by, 0, 0])
-        self.assertEqual(host.clocks.moved, sign * by)
+        host.offset += sign * step
+        self.assertEqual([host.clocks.set_by() for _ in range(3)], [sign * step, 0, 0])
+        self.assertEqual(host.clocks.stepped, sign * step)
         self.assertEqual(host.clocks.unset(0), EPOCH)
-        self.assertEqual(host.clocks.time(0), EPOCH + sign * by)
+        self.assertEqual(host.clocks.time(0), EPOCH + sign * step)
 
-    def test_set_again(self) -> None:
-        """Each time it is set is noticed, and what it comes to is kept."""
+    def test_several_steps(self) -> None:
+        """Each step is reported, and `stepped` is their sum."""
         host = Host()
         found = []
-        for by in (SECOND, -3 * SECOND, SET, 2 * SECOND - SET):
-            host.set_by += by
+        for step in (SECOND, -3 * SECOND, STEP_THRESHOLD, 2 * SECOND - STEP_THRESHOLD):
+            host.offset += step
             found += [host.clocks.set_by(), host.clocks.set_by()]
-        self.assertEqual(found, [SECOND, 0, -3 * SECOND, 0, SET, 0, 2 * SECOND - SET, 0])
-        self.assertEqual(host.clocks.moved, 0)
+        last = 2 * SECOND - STEP_THRESHOLD
+        self.assertEqual(found, [SECOND, 0, -3 * SECOND, 0, STEP_THRESHOLD, 0, last, 0])
+        self.assertEqual(host.clocks.stepped, 0)
 
-    def test_drift(self) -> None:
-        """What is less than that is none, until it has come to as much."""
+    def test_below_threshold(self) -> None:
+        """Less than the threshold is no step, until small ones add up to it."""
         for sign in (1, -1):
             host = Host()
-            host.set_by += sign * (SET - 1)
+            host.offset += sign * (STEP_THRESHOLD - 1)
             self.assertEqual(host.clocks.set_by(), 0)
-            self.assertEqual(host.clocks.moved, 0)
-            host.set_by += sign
-            self.assertEqual(host.clocks.set_by(), sign * SET)
+            self.assertEqual(host.clocks.stepped, 0)
+            host.offset += sign
+            self.assertEqual(host.clocks.set_by(), sign * STEP_THRESHOLD)
 
-    def test_interrupted(self) -> None:
-        """Another process between two readings does not look like a clock that was set."""
-        slow = [10, 80 * SET, 10]
+    def test_preempted(self) -> None:
+        """A delay between two readings is not taken for a step."""
+        slow = [10, 80 * STEP_THRESHOLD, 10]
         quick = [10, 10, 10]
-        for looks in (slow + slow + quick, quick + slow + slow, slow + quick + slow):
+        for costs in (slow + slow + quick, quick + slow + slow, slow + quick + slow):
             host = Host()
-            host.costs = list(looks)
+            host.costs = list(costs)
             self.assertEqual(host.clocks.set_by(), 0)
             self.assertEqual(host.costs, [])
-            self.assertEqual(Host(list(looks)).clocks.unset(0), EPOCH)
+            self.assertEqual(Host(list(costs)).clocks.unset(0), EPOCH)
 
     def test_since(self) -> None:
-        """How long ago a moment was; 0 if it is none, to come, or a second ago and more."""
+        """The age of an arrival; 0 if it is in the future, too old, or unknown."""
         host = Host()
         self.assertEqual(host.clocks.since(host.now + EPOCH), 10)
         self.assertEqual(host.clocks.since(host.now + EPOCH + 10), 0)
         self.assertEqual(host.clocks.since(host.now + EPOCH + 11), 0)
-        self.assertEqual(host.clocks.since(host.now + EPOCH + 11 - LONG), LONG - 1)
-        self.assertEqual(host.clocks.since(host.now + EPOCH + 10 - LONG), 0)
+        self.assertEqual(host.clocks.since(host.now + EPOCH + 11 - MAX_AGE), MAX_AGE - 1)
+        self.assertEqual(host.clocks.since(host.now + EPOCH + 10 - MAX_AGE), 0)
         self.assertEqual(host.clocks.since(0), 0)
 
-    def test_since_nothing(self) -> None:
-        """Even where the clock says that it is 1970."""
+    def test_since_unknown(self) -> None:
+        """An unknown arrival has no age, even if the wall clock is at the epoch."""
         host = Host()
-        host.set_by = -host.now
+        host.offset = -host.now
         self.assertEqual(host.clocks.since(0), 0)
         self.assertEqual(host.clocks.since(1), 19)
 
     def test_sleep(self) -> None:
-        """Sleep is in nanoseconds, too."""
+        """`sleep` takes nanoseconds."""
         host = Host()
         host.clocks.sleep(1_500_000)
         self.assertEqual(host.slept, [0.0015])
 
     def test_this_host(self) -> None:
-        """Without others they are this host's."""
+        """By default the clocks are this host's."""
         clocks = Clocks()
         self.assertLess(abs(clocks.time(clocks.steady()) - time.time_ns()), SECOND)
-        # It counts the time that the host was asleep as well.
-        self.assertGreater(clocks.steady(), time.monotonic_ns() - SECOND)
         before = time.monotonic_ns()
-        clocks.sleep(SET)
-        self.assertGreaterEqual(time.monotonic_ns() - before, SET)
+        clocks.sleep(STEP_THRESHOLD)
+        self.assertGreaterEqual(time.monotonic_ns() - before, STEP_THRESHOLD)
+
+    def test_suspended(self) -> None:
+        """On Linux the monotonic clock includes the time for which the host was suspended."""
+        linux = SimpleNamespace(CLOCK_BOOTTIME=7, clock_gettime_ns={7: 5}.__getitem__)
+        with patch("timestamp_echo.clocks.time", linux):
+            self.assertEqual(monotonic_ns(), 5)
+
+    def test_no_boot_time(self) -> None:
+        """Where there is no CLOCK_BOOTTIME, it is Python's monotonic clock."""
+        with patch("timestamp_echo.clocks.time", SimpleNamespace(monotonic_ns=lambda: 7)):
+            self.assertEqual(monotonic_ns(), 7)

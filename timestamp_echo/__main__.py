@@ -1,6 +1,6 @@
-"""The `tsecho` command, also `python -m timestamp_echo`: picks the subcommand.
+"""The command `tsecho`, also `python -m timestamp_echo`: selects the subcommand.
 
-It is above both subcommands, so that neither need know the other.
+It imports both subcommands, so that neither imports the other.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ from timestamp_echo.client import errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `tsecho connect`, the default, or `tsecho ping`.
 
-    @param argv: the arguments; the process's own if none are given.
+    @param argv: the arguments; by default those of the process.
     @return: the exit status.
     """
     for fd, name in ((0, "standard input"), (1, "standard output")):
-        if not _is_open(fd):  # checked before the reactor's own files take the number
+        # Before the reactor opens its own files, which would get the number of a closed one.
+        if not _is_open(fd):
             errors.say(f"expected an open {name}; it is closed")
             return errors.UNREACHABLE
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["ping"]:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["ping"]:
         from timestamp_echo.ping.command import main as ping
 
-        return ping(words[1:])
+        return ping(arguments[1:])
     from timestamp_echo.client.command import main as connect
 
-    return connect(words[1:] if words[:1] == ["connect"] else words)
+    return connect(arguments[1:] if arguments[:1] == ["connect"] else arguments)
 
 
 def _is_open(fd: int) -> bool:

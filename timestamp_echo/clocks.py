@@ -1,7 +1,7 @@
-"""The two clocks of this host: the one that tells the time, and may be set; the one that never is.
+"""The monotonic clock and the wall clock of this host.
 
-Moments are nanoseconds of the second, so that no setting of the first can
-make a round trip long or negative.
+A program that measures keeps its moments by the monotonic clock. A step of the wall clock (by an
+operator, or by NTP) then makes no round trip long or negative, and is found by comparing the two.
 """
 
 from __future__ import annotations
@@ -11,72 +11,102 @@ from collections.abc import Callable
 
 from timestamp_echo.stamps import SECOND
 
-SET = SECOND // 1000
-"""Nanoseconds by which one clock must have moved against the other to have been set."""
+STEP_THRESHOLD = SECOND // 1000
+"""Nanoseconds by which one clock must have moved against the other to count as a step.
 
-LONG = 60 * SECOND
-"""Nanoseconds beyond which what was read can't have waited for it."""
+Slewing (adjtime(3)) and frequency corrections move both clocks alike, so less is the error of the
+comparison. Small steps that add up to this much count as one.
+"""
 
-_LOOKS = 3  # of which the quickest counts: between two readings there may be another process
+MAX_AGE = 60 * SECOND
+"""Nanoseconds; an older arrival time is wrong, because no data waits that long to be read."""
+
+_READINGS = 3
+"""Comparisons of the clocks, the quickest of which counts.
+
+Another process may run between the two readings of one, which then are not of the same moment.
+"""
 
 
-def steady() -> int:
-    """Nanoseconds of a clock that is never set, nor stands still while the host is asleep."""
-    if hasattr(time, "CLOCK_BOOTTIME"):  # Linux
+def monotonic_ns() -> int:
+    """Nanoseconds of a clock that is never set, and goes on while the host is suspended.
+
+    That is CLOCK_BOOTTIME on Linux (clock_gettime(2)); CLOCK_MONOTONIC stops there meanwhile.
+    """
+    if hasattr(time, "CLOCK_BOOTTIME"):
         return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     return time.monotonic_ns()
 
 
 class Clocks:
-    """Both clocks.
+    """Both clocks, and the conversion from one to the other.
 
-    @param wall: the time, in nanoseconds since the epoch.
-    @param steady: nanoseconds of a clock that is never set.
-    @param sleep: does nothing for so many seconds.
+    @param wall: reads the wall clock, in nanoseconds since the epoch.
+    @param monotonic: reads the monotonic clock, in nanoseconds since any moment.
+    @param sleep: sleeps for a number of seconds.
     """
 
     def __init__(
         self,
         wall: Callable[[], int] = time.time_ns,
-        steady: Callable[[], int] = steady,
+        monotonic: Callable[[], int] = monotonic_ns,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._wall = wall
-        self.steady = steady
+        self.steady = monotonic
         self._sleep = sleep
-        self._base = self._difference()
-        self.moved = 0
-        """Nanoseconds by which the time was set forward until now."""
+        self._initial_offset = self._offset()
+        self.stepped = 0
+        """Nanoseconds by which the wall clock was stepped forward so far; the sum of `set_by`."""
 
     def unset(self, moment: int) -> int:
-        """The time at a moment, had it never been set since the beginning."""
-        return moment + self._base
+        """Convert a moment of the monotonic clock to wall-clock time, as if it was never stepped.
+
+        @return: nanoseconds since the epoch.
+        """
+        return moment + self._initial_offset
 
     def time(self, moment: int) -> int:
-        """The time at a moment, as the clock is set now."""
-        return moment + self._base + self.moved
+        """Convert a moment of the monotonic clock to wall-clock time, as it is set now.
+
+        @return: nanoseconds since the epoch.
+        """
+        return moment + self._initial_offset + self.stepped
 
     def since(self, time: int) -> int:
-        """Nanoseconds since this time, a short while ago; 0 if it is none, or 0."""
-        passed = self._wall() - time
-        return passed if time and 0 <= passed < LONG else 0
+        """How long ago an arrival was.
+
+        @param time: its wall-clock time, in nanoseconds since the epoch; 0 if it is unknown.
+        @return: nanoseconds; 0 if the time is unknown, in the future, or `MAX_AGE` ago or more, as
+            after a step of the wall clock.
+        """
+        age = self._wall() - time
+        return age if time and 0 <= age < MAX_AGE else 0
 
     def sleep(self, nanoseconds: int) -> None:
-        """Do nothing for so long."""
+        """Sleep, which blocks the process."""
         self._sleep(nanoseconds / SECOND)
 
     def set_by(self) -> int:
-        """By how many nanoseconds the time was set since this was asked last, or 0."""
-        moved = self._difference() - self._base - self.moved
-        if abs(moved) < SET:
-            return 0
-        self.moved += moved
-        return moved
+        """The step of the wall clock since the last call.
 
-    def _difference(self) -> int:
-        """How far the wall's clock is ahead of the steady one."""
-        looks = []
-        for _ in range(_LOOKS):
+        @return: nanoseconds, positive if it was set forward; 0 if there was none of
+            `STEP_THRESHOLD` or more.
+        """
+        step = self._offset() - self._initial_offset - self.stepped
+        if abs(step) < STEP_THRESHOLD:
+            return 0
+        self.stepped += step
+        return step
+
+    def _offset(self) -> int:
+        """How far the wall clock is ahead of the monotonic one, in nanoseconds.
+
+        The wall clock is read between two readings of the other, and compared with their mean: the
+        error is at most half of the time between them.
+        """
+        readings = []
+        for _ in range(_READINGS):
             before, wall, after = self.steady(), self._wall(), self.steady()
-            looks.append((after - before, wall - (before + after) // 2))
-        return min(looks)[1]
+            readings.append((after - before, wall - (before + after) // 2))
+        return min(readings)[1]

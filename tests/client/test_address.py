@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any, cast
 from unittest.mock import patch
 
 from twisted.internet.endpoints import (
@@ -13,34 +14,42 @@ from twisted.internet.endpoints import (
     UNIXClientEndpoint,
 )
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
+from twisted.internet.ssl import trustRootFromCertificates
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from tests.system.certificates import self_signed
 from timestamp_echo.client import address
-from timestamp_echo.client.address import DatagramServer, StreamServer, Trust, server_from
+from timestamp_echo.client.address import (
+    DatagramServer,
+    IClientReactor,
+    StreamServer,
+    Trust,
+    server_from,
+)
 
 
 class ServerTests(SynchronousTestCase):
-    """`server_from`: each form that SERVER may have."""
+    """`server_from`: each form of SERVER."""
 
     def server(self, text: str, **trust: object) -> StreamServer | DatagramServer:
-        """The server that this text stands for."""
-        return server_from(text, Trust(**trust), MemoryReactorClock())  # type: ignore[arg-type]
+        """Parse SERVER, with these options for TLS."""
+        reactor = cast(IClientReactor, MemoryReactorClock())
+        return server_from(text, Trust(**trust), reactor)  # type: ignore[arg-type]
 
     def stream(self, text: str, **trust: object) -> StreamServer:
-        """The same, which is reached by a connection."""
+        """Parse SERVER, which is one for stream connections."""
         server = self.server(text, **trust)
         assert isinstance(server, StreamServer)
         return server
 
-    def refused(self, text: str, **trust: object) -> str:
-        """Why it stands for none."""
+    def error(self, text: str, **trust: object) -> str:
+        """The message for a SERVER that is refused."""
         return str(self.assertRaises(ValueError, self.server, text, **trust))
 
     def test_hosts(self) -> None:
-        """Host and port, either of them IPv6; 3000 where there is no port."""
+        """A host with or without port, by name or by address; the default port is 3000."""
         for text, name in (
             ("example.com", "example.com:3000"),
             ("example.com:7", "example.com:7"),
@@ -48,27 +57,29 @@ class ServerTests(SynchronousTestCase):
             ("[::1]:7", "[::1]:7"),
             ("[::1]", "[::1]:3000"),
             ("::1", "[::1]:3000"),
+            ("example.com:1", "example.com:1"),
+            ("example.com:65535", "example.com:65535"),
         ):
             server = self.stream(text)
             self.assertEqual(server.name, name)
             self.assertIsInstance(server.endpoint, HostnameEndpoint)
 
     def test_unix(self) -> None:
-        """A path may have colons in it."""
+        """A path may contain colons."""
         server = self.stream("unix:/run/a:b")
         self.assertEqual(server.name, "unix:/run/a:b")
         assert isinstance(server.endpoint, UNIXClientEndpoint)
         self.assertEqual(server.endpoint._path, "/run/a:b")
 
     def test_udp(self) -> None:
-        """Datagrams."""
+        """A server for datagrams."""
         self.assertEqual(
             self.server("udp:example.com:7"), DatagramServer("udp:example.com:7", "example.com", 7)
         )
         self.assertEqual(self.server("udp:::1"), DatagramServer("udp:[::1]:3000", "::1", 3000))
 
     def test_endpoints(self) -> None:
-        """Anything else that Twisted knows."""
+        """Any other client endpoint of Twisted."""
         server = self.stream("tcp:example.com:7:timeout=3")
         self.assertIsInstance(server.endpoint, TCP4ClientEndpoint)
         self.assertEqual(server.name, "tcp:example.com:7:timeout=3")
@@ -78,58 +89,144 @@ class ServerTests(SynchronousTestCase):
         self.stream("tls:example.com:7:timeout=3")
 
     def test_tls(self) -> None:
-        """TLS, by the system's authorities, those of a file, or none."""
+        """TLS, with the authorities of the system or of a file, or without verification."""
         files = self_signed(self.mktemp())
         for trust in ({}, {"ca": files.certificate}, {"insecure": True}):
             self.assertEqual(self.stream("tls:localhost:7", **trust).name, "tls:localhost:7")
 
+    def test_trust(self) -> None:
+        """The options for TLS decide what verifies the certificate."""
+        for trust, verified, ca in (
+            ({}, True, None),
+            ({"ca": "file"}, True, "file"),
+            ({"insecure": True}, False, None),
+        ):
+            with (
+                patch.object(address, "_verified") as by_authority,
+                patch.object(address, "_unverified") as by_nothing,
+            ):
+                self.stream("tls:localhost:7", **trust)
+            if verified:
+                by_authority.assert_called_once_with("localhost", ca)
+            self.assertEqual((by_authority.called, by_nothing.called), (verified, not verified))
+
     def test_authorities(self) -> None:
-        """All certificates of the file are read."""
+        """Every certificate of the file is read."""
         one, two = (Path(self_signed(self.mktemp()).certificate) for _ in range(2))
         both = Path(self.mktemp())
         both.write_text(f"first\n{one.read_text()}\nsecond\n{two.read_text()}")
         self.assertEqual(len(address._certificates(str(both))), 2)
 
+    def test_trust_root(self) -> None:
+        """The certificates of the file are the trust root, in place of the system's."""
+        files = self_signed(self.mktemp())
+        with patch("twisted.internet.ssl.optionsForClientTLS") as options:
+            address._verified("localhost", files.certificate)
+            address._verified("localhost", None)
+        given, system = (call.kwargs["trustRoot"] for call in options.call_args_list)
+        self.assertIsInstance(given, type(trustRootFromCertificates([])))
+        self.assertIsNone(system)
+
     def test_unverified(self) -> None:
-        """Without verification the host is still named, if it is a name (SNI)."""
+        """Without verification the server's name is still sent, but not an address (SNI)."""
         for host, name in (("localhost", b"localhost"), ("127.0.0.1", None), ("::1", None)):
-            creator = address._unverified(host, Trust(insecure=True))
+            creator = address._unverified(host)
             verifyObject(IOpenSSLClientConnectionCreator, creator)
-            connection = creator.clientConnectionForTLS(None)
+            connection = creator.clientConnectionForTLS(cast(Any, None))
             self.assertEqual(connection.get_servername(), name)
 
-    def test_port_out_of_range(self) -> None:
-        """A port that nobody can listen on."""
-        for text in ("example.com:70000", "example.com:0", "udp:example.com:65536"):
-            self.assertIn("expected a port from 1 to 65535, not", self.refused(text))
+    def test_port(self) -> None:
+        """A port out of range, or that is no number, is refused."""
+        for text, port in (
+            ("example.com:70000", "70000"),
+            ("example.com:0", "0"),
+            ("udp:example.com:65536", "65536"),
+            ("localhost:http", "'http'"),
+            ("localhost:", "''"),
+        ):
+            rest = text.removeprefix("udp:")
+            self.assertEqual(
+                self.error(text), f"SERVER: expected a port from 1 to 65535, not {port} in '{rest}'"
+            )
 
     def test_no_server(self) -> None:
-        """What is no server."""
-        for text in ("bogus:x:y", "[example.com]:7", "", "tcp:a:b:c:d"):
-            words = self.refused(text)
-            self.assertIn("expected host, host:port", words)
-            self.assertIn(f"not {text!r} (", words)
-            self.assertNotIn("\n", words)
-        self.assertIn("expected udp:host:port, not 'udp:'", self.refused("udp:"))
+        """Any other text: the message says what was expected and what was given."""
+        for text in (
+            "bogus:x:y",
+            "[example.com]:7",
+            "",
+            "tcp:a:b:c:d",
+            "tcp:a:b",
+            "ssl:a",
+            "a\\b:c:d",
+        ):
+            message = self.error(text)
+            self.assertIn("SERVER: expected host, host:port", message)
+            self.assertTrue(message.endswith(f", not '{text}'"), message)
+        self.assertIn("not 'a\\nb:c:d'", self.error("a\nb:c:d"))
+        self.assertIn("SERVER: expected udp:host:port, not 'udp:'", self.error("udp:"))
+
+    def test_unix_path(self) -> None:
+        """The path of a UNIX socket has 1 to 107 bytes."""
         for text in ("unix:", "unix:/" + "x" * 107, "unix:/" + "é" * 54):
-            self.assertIn("expected unix:/path with a path of 1 to 107", self.refused(text))
+            self.assertIn("expected unix:/path with a path of 1 to 107", self.error(text))
         self.stream("unix:/" + "x" * 106)
 
+    def test_meant(self) -> None:
+        """Where it is obvious what was meant, the message asks."""
+        for text, meant in (
+            ("http://localhost:3000/", "localhost:3000"),
+            ("https://[::1]:7", "[::1]:7"),
+            ("upd:localhost:7", "udp:localhost:7"),
+            ("tcp6:localhost:7", "tcp:localhost:7"),
+            ("unx:/run/socket", "unix:/run/socket"),
+            ("tcp:localhost", "localhost:3000"),
+            ("tcp:[::1]:7", "[::1]:7"),
+        ):
+            self.assertTrue(
+                self.error(text).endswith(f", not '{text}'; did you mean '{meant}'?"),
+                self.error(text),
+            )
+        for text in ("http://a:b:c", "tcp:a:b", "udp"):
+            self.assertEqual(address._meant(text), "")
+
     def test_trust_without_tls(self) -> None:
-        """An option for TLS where there is none."""
+        """The options for TLS are refused with any other server."""
         for trust in ({"ca": "x"}, {"insecure": True}):
-            self.assertIn("--ca and --insecure are for tls:", self.refused("localhost", **trust))
+            self.assertEqual(
+                self.error("localhost", **trust),
+                "--ca and --insecure are for tls:host:port, not 'localhost';"
+                " did you mean 'tls:localhost'?",
+            )
+            self.assertTrue(self.error("unix:/a", **trust).endswith("not 'unix:/a'"))
 
     def test_no_authorities(self) -> None:
-        """A file that isn't there, holds no certificate, or a broken one."""
-        self.assertIn("No such file", self.refused("tls:localhost:7", ca="/nonexistent"))
-        path = os.path.abspath(self.mktemp())
-        Path(path).write_text("nothing")
-        self.assertIn("found none in", self.refused("tls:localhost:7", ca=path))
-        Path(path).write_text("-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----")
-        self.assertIn("can't be read", self.refused("tls:localhost:7", ca=path))
+        """A file that is missing, has no certificate, or has a damaged one, is refused."""
+        self.assertEqual(
+            self.error("tls:localhost:7", ca="/nonexistent"),
+            "--ca: /nonexistent: No such file or directory",
+        )
+        path = Path(os.path.abspath(self.mktemp()))
+        path.write_text("nothing")
+        self.assertIn("found none in", self.error("tls:localhost:7", ca=str(path)))
+        path.write_text("-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----")
+        self.assertEqual(
+            self.error("tls:localhost:7", ca=str(path)),
+            f"--ca: {path}: damaged certificate (bad base64 decode)",
+        )
+
+    def test_client_certificate(self) -> None:
+        """A certificate in an endpoint that cannot be read: the file and the reason."""
+        path = Path(os.path.abspath(self.mktemp()))
+        path.write_text("nothing")
+        for file, cause in (
+            ("/nonexistent", "/nonexistent: No such file or directory"),
+            (str(path), "certificate or key: no start line"),
+        ):
+            text = f"ssl:localhost:7:certKey={file}:privateKey={file}"
+            self.assertTrue(self.error(text).endswith(f"not '{text}' ({cause})"), self.error(text))
 
     def test_extra_not_installed(self) -> None:
-        """Without pyOpenSSL the way to get it is said."""
+        """Without pyOpenSSL the message says how to install it."""
         with patch.dict(sys.modules, {"OpenSSL": None}):
-            self.assertIn("needs the extra 'tls'", self.refused("tls:localhost:7"))
+            self.assertIn("needs the extra 'tls'", self.error("tls:localhost:7"))

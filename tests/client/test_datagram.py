@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.error import MessageLengthError
 from twisted.internet.task import Clock
@@ -11,8 +11,8 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.fakes import Listener, Producer
 from timestamp_echo.client import session
-from timestamp_echo.client.address import DatagramServer
-from timestamp_echo.client.datagram import REPLY_TIMEOUT, DatagramSession
+from timestamp_echo.client.address import DatagramServer, IClientReactor
+from timestamp_echo.client.datagram import MAX_DATAGRAM, REPLY_TIMEOUT, DatagramSession
 from timestamp_echo.server.datagram import TimestampDatagram
 from timestamp_echo.stamps import Stamp
 
@@ -20,12 +20,23 @@ STAMP = b"[stamp] "
 
 
 class FakePort:
-    """A UDP port, connected to nowhere."""
+    """A UDP port that keeps what is sent."""
+
+    connected: tuple[str, int] | None = None
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
-        self.listening = True
+        self.closed = 0
         self.error: Exception | None = None
+
+    @property
+    def listening(self) -> bool:
+        """Whether it was not closed."""
+        return not self.closed
+
+    def connect(self, host: str, port: int) -> None:
+        """See `IUDPTransport`."""
+        self.connected = host, port
 
     def write(self, datagram: bytes) -> None:
         """See `IUDPTransport`."""
@@ -35,33 +46,52 @@ class FakePort:
 
     def stopListening(self) -> None:
         """See `IUDPTransport`."""
-        self.listening = False
+        self.closed += 1
+
+
+class FakeReactor(Clock):
+    """A fake clock that also opens UDP ports."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ports: list[FakePort] = []
+        self.interfaces: list[str] = []
+
+    def listenUDP(
+        self, port: int, protocol: DatagramSession, interface: str = "", maxPacketSize: int = 8192
+    ) -> FakePort:
+        """See `IReactorUDP`."""
+        assert maxPacketSize > 65507, "a datagram would be cut"
+        self.ports.append(FakePort())
+        self.interfaces.append(interface)
+        protocol.transport = self.ports[-1]
+        return self.ports[-1]
 
 
 class DatagramSessionTests(SynchronousTestCase):
-    """`DatagramSession`, on a port in memory and a clock."""
+    """`DatagramSession`, on a port in memory and a fake clock."""
 
     def setUp(self) -> None:
-        """A session that is connected, and fed by a producer."""
+        """Create a connected session with a producer."""
         self.clock = Clock()
-        self.user = Listener()
-        self.session = DatagramSession(self.user, self.clock)
+        self.listener = Listener()
+        self.session = DatagramSession(self.listener, cast(IClientReactor, self.clock))
         self.port = FakePort()
         self.session.transport = self.port
         self.producer = Producer()
-        self.session.feed_from(self.producer)
+        self.session.register_producer(self.producer)
 
     def reply(self, message: bytes) -> None:
-        """The server answers this."""
+        """Receive a reply to this message."""
         self.session.datagramReceived(STAMP + message, ("192.0.2.1", 1))
 
     def test_session(self) -> None:
-        """It is a session, as mypy sees."""
+        """It has the type `Session`, which mypy checks."""
         typed: session.Session = self.session
         self.assertIs(typed, self.session)
 
     def test_one_at_a_time(self) -> None:
-        """Each line is a datagram that waits for the reply to the one before."""
+        """A line is sent when the one before is answered."""
         self.session.write(b"a\nb\nc")
         self.assertEqual(self.port.sent, [b"a\n"])
         self.assertTrue(self.producer.paused)
@@ -69,62 +99,63 @@ class DatagramSessionTests(SynchronousTestCase):
         self.assertEqual(self.port.sent, [b"a\n", b"b\n"])
         self.reply(b"b\n")
         self.assertFalse(self.producer.paused)
-        self.assertEqual(self.user.answers, 0)
+        self.assertEqual(self.listener.answers, 0)
         self.session.write(b"d\n")
         self.reply(b"cd\n")
-        self.assertEqual(self.user.answers, 1)
+        self.assertEqual(self.listener.answers, 1)
         self.assertEqual((self.session.sent, self.session.missing), (3, 0))
 
     def test_finish(self) -> None:
-        """The line without a newline is sent at the end, which its reply is."""
+        """`finish` sends the last line without a newline; its reply ends the session."""
         self.session.write(b"a\nb")
         self.session.finish()
         self.reply(b"a\n")
-        self.assertEqual(self.user.ends, [])
+        self.assertEqual(self.listener.ends, [])
         self.reply(b"b")
-        self.assertEqual(self.user.ends, [""])
+        self.assertEqual(self.listener.ends, [""])
         self.assertFalse(self.port.listening)
+        self.assertTrue(self.producer.paused)  # no more is wanted
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_finish_at_once(self) -> None:
-        """Nothing sent, nothing to wait for."""
+        """`finish` without a line ends the session at once."""
         self.session.finish()
-        self.assertEqual(self.user.ends, [""])
+        self.assertEqual(self.listener.ends, [""])
 
     def test_lost_reply(self) -> None:
-        """A reply that does not come is missing, and the next line is sent."""
+        """After the timeout the reply is missing, and the next line is sent."""
         self.session.write(b"a\nb\n")
         self.clock.advance(REPLY_TIMEOUT)
         self.assertEqual(self.port.sent, [b"a\n", b"b\n"])
         self.reply(b"a\n")  # too late
-        self.assertEqual(self.user.replies, b"")
+        self.assertEqual(self.listener.replies, b"")
         self.reply(b"b\n")
         self.session.finish()
-        self.assertEqual(self.user.ends, ["no reply came in time"])
+        self.assertEqual(self.listener.ends, ["no reply came in time"])
         self.assertEqual((self.session.sent, self.session.missing), (2, 1))
 
-    def test_unasked(self) -> None:
-        """A datagram that answers nothing is not taken for a reply."""
+    def test_unexpected(self) -> None:
+        """A datagram while no line is in flight is ignored."""
         self.reply(b"a\n")
-        self.assertEqual(self.user.replies, b"")
+        self.assertEqual(self.listener.replies, b"")
 
-    def test_another_s_reply(self) -> None:
-        """Nor is the late reply to another line, though it ends alike; nor one of two stamps."""
+    def test_other_reply(self) -> None:
+        """The late reply to another line is ignored, though it ends alike; so are two stamps."""
         self.session.write(b"\n")
         for reply in (b"[t] abc\n", b"[t] [t] \n", b"x\n", b"[t] "):
             self.session.datagramReceived(reply, None)
-        self.assertEqual(self.user.replies, b"")
+        self.assertEqual(self.listener.replies, b"")
         self.session.datagramReceived(b"[t] \n", None)
-        self.assertEqual(self.user.replies, b"[t] \n")
+        self.assertEqual(self.listener.replies, b"[t] \n")
 
     def test_plain_echo(self) -> None:
         """A reply may be without a stamp."""
         self.session.write(b"a\n")
         self.session.datagramReceived(b"a\n", None)
-        self.assertEqual(self.user.replies, b"a\n")
+        self.assertEqual(self.listener.replies, b"a\n")
 
-    def test_pressure(self) -> None:
-        """While standard output is full nothing is sent that would be replied to."""
+    def test_backpressure(self) -> None:
+        """While standard output is paused, nothing is sent that would be replied to."""
         self.session.write(b"a\nb\n")
         self.session.pauseProducing()
         self.reply(b"a\n")
@@ -134,128 +165,188 @@ class DatagramSessionTests(SynchronousTestCase):
         self.assertEqual(self.port.sent, [b"a\n", b"b\n"])
 
     def test_endless_line(self) -> None:
-        """A line that has become too long is not waited for to end."""
+        """A line longer than a datagram is refused before its end."""
         self.session.write(b"a\n" + b"x" * 70000)
-        self.assertIn("does not fit into a datagram", self.user.ends[0])
+        self.assertIn("does not fit into a datagram", self.listener.ends[0])
         self.assertEqual((self.session.sent, self.session.missing), (2, 2))
 
+    def test_longest_partial_line(self) -> None:
+        """A line as long as the buffer still waits for its newline."""
+        self.session.write(b"x" * MAX_DATAGRAM)
+        self.assertEqual((self.port.sent, self.listener.ends), ([], []))
+
     def test_too_long(self) -> None:
-        """A line that is no datagram ends it, in words that say how long it is."""
+        """A line that cannot be sent ends the session; the reason has its length."""
         self.port.error = MessageLengthError("too long")
         self.session.write(b"x" * 70000 + b"\n")
-        self.assertIn("a datagram of 70001 bytes could not be sent", self.user.ends[0])
+        self.assertIn("a datagram of 70001 bytes could not be sent", self.listener.ends[0])
         self.assertEqual(self.session.missing, 1)
 
     def test_refused(self) -> None:
-        """Where nobody listens, the port's end says so; what waits to be sent is missing too."""
+        """A port closed by a refusal ends the session; lines that wait are missing, too."""
         self.session.write(b"a\nb\nc\n")
         self.session.transport = None  # as DatagramProtocol.doStop leaves it
         self.session.stopProtocol()
         self.session.stopProtocol()
         self.assertTrue(self.session.refused)
-        self.assertEqual(self.user.ends, ["Connection refused"])
+        self.assertEqual(self.listener.ends, ["Connection refused"])
         self.assertEqual((self.session.sent, self.session.missing), (3, 3))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_refused_as_it_should(self) -> None:
-        """A reactor that tells of the refusal itself has yet to close the port."""
+    def test_refused_by_callback(self) -> None:
+        """A refusal reported by `connectionRefused` closes the port."""
         self.session.write(b"a\n")
         self.session.connectionRefused()
-        self.assertFalse(self.port.listening)
+        self.session.connectionRefused()
+        self.assertEqual(self.port.closed, 1)
 
-    def test_end_is_no_refusal(self) -> None:
-        """The end of the port that this side closed is not taken for a refusal."""
+    def test_close_is_no_refusal(self) -> None:
+        """A port that this side closed is not taken for a refusal."""
         self.session.finish()
         self.session.stopProtocol()
         self.assertFalse(self.session.refused)
 
     def test_abort(self) -> None:
-        """It can be ended at any time, and once."""
+        """`abort` ends the session at any time, once."""
         self.session.write(b"a\n")
         self.session.abort()
         self.session.abort()
-        self.assertEqual(self.user.ends, [""])
+        self.assertEqual(self.listener.ends, [""])
         self.assertFalse(self.port.listening)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_without_producer(self) -> None:
-        """It can do without a producer."""
-        talk = DatagramSession(self.user, self.clock)
-        talk.transport = self.port
-        talk.write(b"a\n")
-        talk.datagramReceived(b"[] a\n", None)
-        self.assertEqual(self.user.answers, 1)
+        """A session works without a producer."""
+        tested = DatagramSession(self.listener, cast(IClientReactor, self.clock))
+        tested.transport = self.port
+        tested.write(b"a\n")
+        tested.datagramReceived(b"[] a\n", None)
+        self.assertEqual(self.listener.answers, 1)
 
     def test_stop_producing(self) -> None:
-        """A standard output that is lost is said by its own protocol."""
+        """A lost standard output does not close the port; `Pipe` handles it."""
         self.session.stopProducing()
         self.assertTrue(self.port.listening)
+
+
+class AddressTests(SynchronousTestCase):
+    """`DatagramSession` with a host that has two addresses, on a fake reactor."""
+
+    def setUp(self) -> None:
+        """Open a port to the first address, and send a line."""
+        self.reactor = FakeReactor()
+        self.listener = Listener()
+        self.session = DatagramSession(self.listener, cast(IClientReactor, self.reactor))
+        self.session._open(
+            [
+                (socket.AF_INET6, socket.SOCK_DGRAM, 0, "", ("::1", 7, 0, 0)),
+                (socket.AF_INET, socket.SOCK_DGRAM, 0, "", ("127.0.0.1", 7)),
+            ]
+        )
+        self.session.write(b"a\n")
+
+    def refuse(self) -> None:
+        """Refuse the datagram, as Twisted reports it."""
+        self.session.connectionRefused()
+        self.session.stopProtocol()
+
+    def test_first(self) -> None:
+        """The port is connected to the first address."""
+        self.assertEqual(self.reactor.interfaces, ["::"])
+        self.assertEqual(self.reactor.ports[0].connected, ("::1", 7))
+        self.assertEqual(self.reactor.ports[0].sent, [b"a\n"])
+
+    def test_second(self) -> None:
+        """A first line that is refused is sent to the second address; both may refuse."""
+        self.refuse()
+        first, second = self.reactor.ports
+        self.assertEqual(self.reactor.interfaces, ["::", "0.0.0.0"])
+        self.assertEqual(second.connected, ("127.0.0.1", 7))
+        self.assertEqual((second.sent, self.listener.ends), ([b"a\n"], []))
+        self.refuse()
+        self.assertEqual((first.closed, second.closed), (1, 1))
+        self.assertEqual(self.listener.ends, ["Connection refused"])
+
+    def test_after_reply(self) -> None:
+        """After a reply, a refusal is the end: the right address is known."""
+        self.session.datagramReceived(b"[] a\n", None)
+        self.session.write(b"b\n")
+        self.refuse()
+        self.assertEqual(self.listener.ends, ["Connection refused"])
+        self.assertEqual(len(self.reactor.ports), 1)
+
+    def test_nothing_in_flight(self) -> None:
+        """A refusal after the line was given up has nothing to send again."""
+        self.reactor.advance(REPLY_TIMEOUT)
+        self.refuse()
+        self.assertEqual(self.listener.ends, ["Connection refused"])
+        self.assertEqual(len(self.reactor.ports), 1)
 
 
 class RealDatagramTests(TestCase):
     """`DatagramSession` on real sockets."""
 
-    async def talk(self, host: str, interface: str) -> None:
-        """A line there and back."""
+    async def exchange(self, host: str, interface: str) -> None:
+        """Send a line to a server at this address, and check its reply."""
         from twisted.internet import reactor
 
         real: Any = reactor
         port = real.listenUDP(0, TimestampDatagram(Stamp(), real), interface)
         self.addCleanup(port.stopListening)
-        user = Listener()
+        listener = Listener()
         server = DatagramServer("name", host, port.getHost().port)
-        talk = await DatagramSession(user, real).connect(server)
-        talk.write(b"hello\n")
-        talk.finish()
-        self.assertEqual(await user.ended, "")
-        self.assertTrue(user.replies.endswith(b"] hello\n"))
+        tested = await DatagramSession(listener, real).connect(server)
+        tested.write(b"hello\n")
+        tested.finish()
+        self.assertEqual(await listener.ended, "")
+        self.assertTrue(listener.replies.endswith(b"] hello\n"))
 
     async def test_ipv4(self) -> None:
         """Over IPv4."""
-        await self.talk("127.0.0.1", "127.0.0.1")
+        await self.exchange("127.0.0.1", "127.0.0.1")
 
     async def test_ipv6(self) -> None:
         """Over IPv6."""
-        await self.talk("::1", "::1")
+        await self.exchange("::1", "::1")
 
     async def test_second_address(self) -> None:
-        """Where nobody listens at a name's first address, the next is asked."""
+        """A line refused at the name's first address is sent to the next."""
         from twisted.internet import reactor
 
         real: Any = reactor
         port = real.listenUDP(0, TimestampDatagram(Stamp(), real), "127.0.0.1")
         self.addCleanup(port.stopListening)
         number = port.getHost().port
-        user = Listener()
-        talk = DatagramSession(user, real)
-        talk._open(
+        listener = Listener()
+        tested = DatagramSession(listener, real)
+        tested._open(
             [
                 (socket.AF_INET6, socket.SOCK_DGRAM, 0, "", ("::1", number, 0, 0)),
                 (socket.AF_INET, socket.SOCK_DGRAM, 0, "", ("127.0.0.1", number)),
             ]
         )
-        talk.write(b"hello\n")
-        talk.finish()
-        self.assertEqual(await user.ended, "")
-        self.assertEqual((talk.sent, talk.missing), (1, 0))
+        tested.write(b"hello\n")
+        tested.finish()
+        self.assertEqual(await listener.ended, "")
+        self.assertEqual((tested.sent, tested.missing), (1, 0))
 
     def test_no_route(self) -> None:
-        """An address that this host has no way to is passed over; if all are, that is said."""
-        nowhere = (socket.AF_INET, socket.SOCK_DGRAM, 0, "", ("255.255.255.255", 9))
-        talk = DatagramSession(Listener(), None)
-        error = self.assertRaises(OSError, talk._open, [nowhere])
+        """An address without a route is skipped; without any, `connect` fails."""
+        unreachable = (socket.AF_INET, socket.SOCK_DGRAM, 0, "", ("255.255.255.255", 9))
+        tested = DatagramSession(Listener(), cast(IClientReactor, None))
+        error = self.assertRaises(OSError, tested._open, [unreachable])
         self.assertEqual(error.strerror, "Network is unreachable")
 
     async def test_refused(self) -> None:
-        """The error that Linux gives for a closed port is a refusal, with epoll as well."""
+        """ECONNREFUSED on a real socket ends the session as refused, with epoll, too."""
         from twisted.internet import reactor
 
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
             taken.bind(("127.0.0.1", 0))
             number = taken.getsockname()[1]
-        user = Listener()
+        listener = Listener()
         server = DatagramServer("name", "127.0.0.1", number)
-        talk = await DatagramSession(user, reactor).connect(server)
-        talk.write(b"hello\n")
-        self.assertEqual(await user.ended, "Connection refused")
-        self.assertTrue(talk.refused)
+        tested = await DatagramSession(listener, cast(IClientReactor, reactor)).connect(server)
+        tested.write(b"hello\n")
+        self.assertEqual(await listener.ended, "Connection refused")
+        self.assertTrue(tested.refused)

@@ -1,5 +1,9 @@
 """Tests for `timestamp_echo.client.errors`."""
 
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from unittest.mock import patch
+
 from OpenSSL.SSL import Error
 from twisted.internet.error import (
     ConnectError,
@@ -9,23 +13,32 @@ from twisted.internet.error import (
 )
 from twisted.trial.unittest import SynchronousTestCase
 
-from timestamp_echo.client.errors import lost, unreachable
+from timestamp_echo.client.errors import (
+    openssl_reason,
+    printable,
+    quoted,
+    reason,
+    say,
+    session_error,
+    unreachable,
+)
 
 
 class VerificationError(Exception):
-    """Called as service_identity's is."""
+    """Has the name of service_identity's."""
 
 
-class ReportTests(SynchronousTestCase):
-    """The one line on standard error."""
+class MessageTests(SynchronousTestCase):
+    """The messages on standard error."""
 
     def test_unreachable(self) -> None:
-        """What was tried, and why it failed, in words and in one line."""
-        hint = " (--ca FILE names another authority, --insecure goes without one)"
-        for error, words in (
+        """A failed connection: the server and the reason, in one line."""
+        hint = " (--ca FILE trusts another authority, --insecure skips the verification)"
+        for error, message in (
             (DNSLookupError("x"), "name not found"),
             (TimeoutError(), "no answer in time"),
             (ConnectionRefusedError(111, "x"), "Connection refused"),
+            (ConnectError("text"), "An error occurred while connecting: text."),
             (
                 ConnectError(string="strange\nthings"),
                 "An error occurred while connecting: strange things.",
@@ -33,17 +46,54 @@ class ReportTests(SynchronousTestCase):
             (FileNotFoundError(2, "No such file or directory"), "No such file or directory"),
             (ValueError(), "ValueError"),
             (Error([("SSL routines", "", "wrong version number")]), "wrong version number"),
+            (OSError("no\nnumber"), "no number"),
             (
                 Error([("SSL routines", "", "certificate verify failed")]),
                 "certificate verify failed" + hint,
             ),
             (VerificationError("errors"), "the certificate is for another name" + hint),
         ):
-            self.assertEqual(unreachable("host:1", error), f"cannot connect to host:1: {words}")
+            self.assertEqual(unreachable("host:1", error), f"cannot connect to host:1: {message}")
 
-    def test_lost(self) -> None:
-        """How many replies are missing, or that only the connection is."""
+    def test_alert(self) -> None:
+        """A server that wants a certificate of the client gets no hint about `--ca`."""
+        alert = "tlsv13 alert certificate required"
+        self.assertEqual(reason(Error([("SSL routines", "", alert)])), alert)
+
+    def test_openssl_reason(self) -> None:
+        """Of several errors in OpenSSL's queue the last is the reason; others have none."""
+        queue = [("asn1 encoding routines", "", "too long"), ("PEM routines", "", "ASN1 lib")]
+        self.assertEqual(openssl_reason(Error(queue)), "ASN1 lib")
+        for error in (Error(), Error([]), ValueError("x"), None):
+            self.assertEqual(openssl_reason(error), "")
+
+    def test_session_error(self) -> None:
+        """A session that failed: how many lines have no reply, if any, and the reason."""
         self.assertEqual(
-            lost("host:1", "why", 2, 5), "2 of 5 lines were not answered by host:1: why"
+            session_error("host:1", "why", 2, 5), "2 of 5 lines were not answered by host:1: why"
         )
-        self.assertEqual(lost("host:1", "why", 0, 5), "host:1: why")
+        self.assertEqual(session_error("host:1", "why", 0, 5), "host:1: why")
+
+    def test_printable(self) -> None:
+        """Text in any script passes; controls and bytes that are not UTF-8 become escapes."""
+        self.assertEqual(printable("hé 你 👋 a\\b'c"), "hé 你 👋 a\\b'c")
+        self.assertEqual(printable("a\nb\x1b[\u202e"), "a\\nb\\x1b[\\u202e")
+        self.assertEqual(printable(b"\x80\xff".decode(errors="surrogateescape")), "\\x80\\xff")
+        self.assertEqual(printable("\ud800"), "\\ud800")
+
+    def test_quoted(self) -> None:
+        """A value is shown as it was typed, unlike by `repr`."""
+        self.assertEqual(quoted("it's a\\b\n"), "'it's a\\b\\n'")
+
+    def test_say(self) -> None:
+        """A message is one line, which starts with the command's name."""
+        with redirect_stderr(StringIO()) as stderr:
+            say("a\nb")
+            say("c", "tsecho ping")
+        self.assertEqual(stderr.getvalue(), "tsecho: a\\nb\ntsecho ping: c\n")
+
+    def test_no_stderr(self) -> None:
+        """With standard error closed, nothing is printed elsewhere."""
+        with redirect_stdout(StringIO()) as stdout, patch("sys.stderr", None):
+            say("a")
+        self.assertEqual(stdout.getvalue(), "")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import stat
+from types import SimpleNamespace
 from unittest.mock import patch
 
 from hypothesis import given
@@ -14,83 +16,85 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyClass
 
-from timestamp_echo.client.stdio import Display, Pipe, Terminal
+from timestamp_echo.client.stdio import Pipe, Terminal, TerminalEscaper
 
 FULL = "standard output could not be written"
 
 
-class DisplayTests(SynchronousTestCase):
-    """`Display`: replies made harmless for a terminal."""
+class TerminalEscaperTests(SynchronousTestCase):
+    """`TerminalEscaper`: replies that are safe for a terminal."""
 
-    def shown(self, *pieces: bytes) -> str:
-        """What these pieces of a reply look like."""
-        display = Display()
-        return b"".join([*(display.shown(piece) for piece in pieces), display.rest()]).decode()
+    def escaped(self, *pieces: bytes) -> str:
+        """Escape these pieces of a reply."""
+        escaper = TerminalEscaper()
+        return b"".join([*(escaper.escape(piece) for piece in pieces), escaper.flush()]).decode()
 
     def test_plain(self) -> None:
-        """Text in any script passes, with its newlines and tabs, emoji joined or not."""
+        """Text in any script passes, with newlines and tabs, and emoji, joined or not."""
         text = "[Sun Nov 22 14:08:00 2026] a\tb 你好 👨‍👩‍👧 é\n"
-        self.assertEqual(self.shown(text.encode()), text)
+        self.assertEqual(self.escaped(text.encode()), text)
 
     def test_controls(self) -> None:
-        """Control characters are shown as escapes."""
-        self.assertEqual(self.shown(b"\x1b[31m\x07\0\x7f\x0c\n"), "\\x1b[31m\\x07\\x00\\x7f\\x0c\n")
-        self.assertEqual(self.shown("\x9b31m\x85".encode()), "\\x9b31m\\x85")
+        """Control characters become escapes."""
+        self.assertEqual(
+            self.escaped(b"\x1b[31m\x07\0\x7f\x0c\n"), "\\x1b[31m\\x07\\x00\\x7f\\x0c\n"
+        )
+        self.assertEqual(self.escaped("\x9b31m\x85".encode()), "\\x9b31m\\x85")
 
     def test_direction(self) -> None:
-        """So are marks that would make a line look like another, and separators."""
-        self.assertEqual(self.shown("a\u202eb\u2066c\u2028".encode()), "a\\u202eb\\u2066c\\u2028")
+        """Bidirectional controls and separators become escapes."""
+        self.assertEqual(self.escaped("a\u202eb\u2066c\u2028".encode()), "a\\u202eb\\u2066c\\u2028")
 
     def test_carriage_return(self) -> None:
-        """A carriage return passes before a newline alone."""
-        self.assertEqual(self.shown(b"a\r\nb\rc\n"), "a\r\nb\\rc\n")
-        self.assertEqual(self.shown(b"a\r", b"\nb\r", b"c\n"), "a\r\nb\\rc\n")
+        """A carriage return passes only in front of a newline."""
+        self.assertEqual(self.escaped(b"a\r\nb\rc\n"), "a\r\nb\\rc\n")
+        self.assertEqual(self.escaped(b"a\r", b"\nb\r", b"c\n"), "a\r\nb\\rc\n")
 
     def test_end(self) -> None:
-        """What was held because it might have gone on is shown in the end."""
-        self.assertEqual(self.shown(b"a\xe4\xbd"), "a\\xe4\\xbd")
-        self.assertEqual(self.shown(b"a\r"), "a\\r")
+        """An unfinished character or carriage return becomes an escape at the end."""
+        self.assertEqual(self.escaped(b"a\xe4\xbd"), "a\\xe4\\xbd")
+        self.assertEqual(self.escaped(b"a\r"), "a\\r")
 
-    def test_no_utf8(self) -> None:
-        """Bytes that are no UTF-8 are shown as escapes."""
-        self.assertEqual(self.shown(b"a\xff\xfeb\n"), "a\\xff\\xfeb\n")
+    def test_not_utf8(self) -> None:
+        """Bytes that are not UTF-8 become escapes."""
+        self.assertEqual(self.escaped(b"a\xff\xfeb\n"), "a\\xff\\xfeb\n")
 
     @given(st.text(), st.integers(1, 5))
     def test_cut(self, text: str, size: int) -> None:
-        """However a text is cut, it looks the same."""
+        """The result does not depend on how a text is cut."""
         data = text.encode() + b"\n"
         pieces = [data[i : i + size] for i in range(0, len(data), size)]
-        self.assertEqual(self.shown(*pieces), self.shown(data))
+        self.assertEqual(self.escaped(*pieces), self.escaped(data))
 
     @given(st.binary())
-    def test_harmless(self, data: bytes) -> None:
-        """Whatever comes, no control character but newline, tab and CRLF is shown."""
-        shown = self.shown(data).replace("\r\n", "").replace("\n", "").replace("\t", "")
-        self.assertFalse([c for c in shown if ord(c) < 32 or 127 <= ord(c) < 160])
+    def test_any_bytes(self, data: bytes) -> None:
+        """No bytes give a control character other than newline, tab and CRLF."""
+        escaped = self.escaped(data).replace("\r\n", "").replace("\n", "").replace("\t", "")
+        self.assertFalse([c for c in escaped if ord(c) < 32 or 127 <= ord(c) < 160])
 
 
 class FakeSession:
-    """A session that remembers what it was told."""
+    """A session that records its calls."""
 
     missing = sent = 0
     refused = False
 
     def __init__(self) -> None:
-        self.did: list[object] = []
+        self.calls: list[object] = []
 
     def write(self, data: bytes) -> None:
         """See `Session`."""
-        self.did.append(data)
+        self.calls.append(data)
 
     def finish(self) -> None:
         """See `Session`."""
-        self.did.append("finish")
+        self.calls.append("finish")
 
     def abort(self) -> None:
         """See `Session`."""
-        self.did.append("abort")
+        self.calls.append("abort")
 
-    def feed_from(self, producer: object) -> None:
+    def register_producer(self, producer: object) -> None:
         """See `Session`."""
         self.producer = producer
 
@@ -105,10 +109,10 @@ class FakeSession:
 
 
 class PipeTests(SynchronousTestCase):
-    """`Pipe`."""
+    """`Pipe`: standard input that is no terminal."""
 
     def pipe(self, terminal: bool = False) -> Pipe:
-        """A pipe with its session, and standard input and output that are strings."""
+        """Create a pipe with a session, and a transport in memory."""
         pipe = Pipe(terminal)
         pipe.session = self.session = FakeSession()
         self.stdio = StringTransport()
@@ -116,34 +120,35 @@ class PipeTests(SynchronousTestCase):
         return pipe
 
     def test_interfaces(self) -> None:
-        """It is what it says that it is."""
+        """It provides `IHalfCloseableProtocol`."""
         verifyClass(IHalfCloseableProtocol, Pipe)
 
-    def test_through(self) -> None:
-        """What comes goes to the session, and replies to standard output, byte for byte."""
+    def test_both_ways(self) -> None:
+        """Input goes to the session, and replies to standard output, byte for byte."""
         pipe = self.pipe()
         pipe.dataReceived(b"a\n\nb\xff")
         pipe.replied(b"[] \x1b\xff")
         pipe.answered()
         pipe.readConnectionLost()
-        self.assertEqual(self.session.did, [b"a\n\nb\xff", "finish"])
+        self.assertEqual(self.session.calls, [b"a\n\nb\xff", "finish"])
         self.assertEqual(self.stdio.value(), b"[] \x1b\xff")
 
-    def test_to_a_terminal(self) -> None:
-        """On a terminal they are harmless."""
+    def test_output_terminal(self) -> None:
+        """Replies to a terminal are escaped."""
         pipe = self.pipe(terminal=True)
         pipe.replied(b"\x1b\xe4")
         pipe.over("")
         self.assertEqual(self.stdio.value(), b"\\x1b\\xe4")
 
-    def test_pressure_both_ways(self) -> None:
-        """Each side is the other's producer."""
+    def test_backpressure(self) -> None:
+        """Standard input and output, and the session, are each other's producer."""
         self.pipe()
         self.assertIs(self.session.producer, self.stdio)
         self.assertIs(self.stdio.producer, self.session)
+        self.assertTrue(self.stdio.streaming)
 
     def test_over(self) -> None:
-        """The end waits until standard output is written out."""
+        """It ends when standard output is written."""
         pipe = self.pipe()
         pipe.over("why")
         self.assertTrue(self.stdio.disconnecting)
@@ -153,20 +158,20 @@ class PipeTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(pipe.ended), "why")
 
     def test_reader_gone(self) -> None:
-        """Where standard output is a pipe that nobody reads, it ends quietly."""
-        pipe = self.pipe()
-        reading, writing = os.pipe()
-        self.addCleanup(os.close, reading)
-        self.addCleanup(os.close, writing)
-        with patch("timestamp_echo.client.stdio.fstat", lambda _: os.fstat(writing)):
-            pipe.writeConnectionLost()
-        self.assertEqual(self.session.did, ["abort"])
-        self.assertEqual(self.successResultOf(pipe.ended), "")
-        pipe.over("aborted")
-        pipe.connectionLost(Failure(ConnectionDone()))
+        """A pipe or socket without a reader as standard output is no error."""
+        for kind in (stat.S_IFIFO, stat.S_IFSOCK):
+            pipe = self.pipe()
+            status = SimpleNamespace(st_mode=kind | 0o600)
+            with patch("timestamp_echo.client.stdio.fstat", return_value=status):
+                pipe.writeConnectionLost()
+            self.assertEqual(self.session.calls, ["abort"])
+            self.assertEqual(self.successResultOf(pipe.ended), "")
+            pipe.over("aborted")
+            self.assertFalse(self.stdio.disconnecting)  # there is nothing left to write
+            pipe.connectionLost(Failure(ConnectionDone()))
 
     def test_output_full(self) -> None:
-        """Where it is a file that can't be written, that is said."""
+        """A standard output that cannot be written is an error."""
         pipe = self.pipe()
         with (
             open(os.devnull) as null,
@@ -175,8 +180,8 @@ class PipeTests(SynchronousTestCase):
             pipe.writeConnectionLost()
             self.assertEqual(self.successResultOf(pipe.ended), FULL)
 
-    def test_output_full_in_the_end(self) -> None:
-        """So it is where the server has closed by then."""
+    def test_output_full_at_end(self) -> None:
+        """It is one, too, after the server has closed."""
         pipe = self.pipe()
         pipe.over("")
         with (
@@ -186,37 +191,41 @@ class PipeTests(SynchronousTestCase):
             pipe.connectionLost(Failure(ConnectionLost()))
         self.assertEqual(self.successResultOf(pipe.ended), FULL)
 
-    def test_over_before_it_began(self) -> None:
-        """A session that ends before standard input is there has nothing to write out."""
+    def test_over_before_connection(self) -> None:
+        """A session may end before standard input and output are connected."""
         pipe = Pipe()
         pipe.over("why")
         self.assertNoResult(pipe.ended)
 
 
 class TerminalTests(SynchronousTestCase):
-    """`Terminal`."""
+    """`Terminal`: standard input that is a terminal."""
 
-    def terminal(self, shown: bool = True) -> Terminal:
-        """A person who sees the replies, or sends them elsewhere."""
-        terminal = Terminal(shown)
+    def terminal(self, output: bool = True) -> Terminal:
+        """Create one.
+
+        @param output: whether standard output is a terminal, too.
+        """
+        terminal = Terminal(output)
         terminal.session = self.session = FakeSession()
         self.stdio = StringTransport()
         terminal.makeConnection(self.stdio)
         return terminal
 
     def test_prompt(self) -> None:
-        """A prompt, a line, its reply, a prompt."""
+        """After each reply it prompts again."""
         terminal = self.terminal()
         self.assertEqual(self.stdio.value(), b"> ")
         terminal.dataReceived(b"hello\n")
-        self.assertEqual(self.session.did, [b"hello\n"])
+        self.assertEqual(self.session.calls, [b"hello\n"])
         terminal.replied(b"[] hello\n")
         terminal.answered()
         self.assertEqual(self.stdio.value(), b"> [] hello\n> ")
+        self.assertEqual(self.stdio.producerState, "producing")
 
     def test_no_prompt(self) -> None:
-        """A standard output that is no terminal gets the replies alone."""
-        terminal = self.terminal(shown=False)
+        """A standard output that is no terminal gets the replies only."""
+        terminal = self.terminal(output=False)
         terminal.dataReceived(b"hello\n")
         terminal.replied(b"[] hello\n")
         terminal.answered()
@@ -224,47 +233,48 @@ class TerminalTests(SynchronousTestCase):
         self.assertEqual(self.stdio.value(), b"[] hello\n")
 
     def test_empty_line(self) -> None:
-        """An empty line ends it, as in the lab; what is typed behind it is not sent."""
+        """An empty line ends the session; what follows it is not sent."""
         terminal = self.terminal()
         terminal.dataReceived(b"\nmore\n")
         terminal.dataReceived(b"more\n")
         terminal.readConnectionLost()
-        self.assertEqual(self.session.did, ["finish"])
+        self.assertEqual(self.session.calls, ["finish"])
 
     def test_end_of_input(self) -> None:
-        """So does Ctrl-D, after which the shell's prompt has a line of its own."""
+        """Ctrl-D ends the session, and starts a line for the shell's prompt."""
         terminal = self.terminal()
         terminal.readConnectionLost()
-        self.assertEqual(self.session.did, ["finish"])
+        self.assertEqual(self.session.calls, ["finish"])
         self.assertEqual(self.stdio.value(), b"> \n")
 
     def test_end_of_input_within_a_line(self) -> None:
-        """What was typed before Ctrl-D twice is sent as it is."""
+        """A line ended by Ctrl-D is sent without a newline."""
         terminal = self.terminal()
         terminal.dataReceived(b"hel")
         terminal.dataReceived(b"lo")
         terminal.readConnectionLost()
-        self.assertEqual(self.session.did, [b"hello", "finish"])
+        self.assertEqual(self.session.calls, [b"hello", "finish"])
 
     def test_typed_ahead(self) -> None:
-        """Lines typed before the reply came wait for it."""
+        """Lines typed before a reply wait for it."""
         terminal = self.terminal()
         terminal.dataReceived(b"a\nb\n\n")
-        self.assertEqual(self.session.did, [b"a\n"])
+        self.assertEqual(self.session.calls, [b"a\n"])
         self.assertEqual(self.stdio.producerState, "paused")
         terminal.answered()
-        self.assertEqual(self.session.did, [b"a\n", b"b\n"])
+        self.assertEqual(self.session.calls, [b"a\n", b"b\n"])
         terminal.answered()
-        self.assertEqual(self.session.did, [b"a\n", b"b\n", "finish"])
+        self.assertEqual(self.session.calls, [b"a\n", b"b\n", "finish"])
         terminal.answered()
-        self.assertEqual(self.session.did, [b"a\n", b"b\n", "finish"])
+        self.assertEqual(self.session.calls, [b"a\n", b"b\n", "finish"])
 
-    def test_typed_ahead_of_the_end(self) -> None:
-        """So they do where Ctrl-D came before the reply, in their order."""
+    def test_typed_ahead_of_ctrl_d(self) -> None:
+        """Ctrl-D typed before a reply waits for the lines before it."""
         terminal = self.terminal()
         terminal.dataReceived(b"a\nb\nc")
         terminal.readConnectionLost()
-        self.assertEqual(self.session.did, [b"a\n"])
+        self.assertEqual(self.session.calls, [b"a\n"])
         terminal.answered()
         terminal.answered()
-        self.assertEqual(self.session.did, [b"a\n", b"b\n", b"c", "finish"])
+        self.assertEqual(self.session.calls, [b"a\n", b"b\n", b"c", "finish"])
+        self.assertEqual(self.stdio.value(), b"> \n")  # nothing more to prompt for

@@ -1,8 +1,9 @@
-"""The client as a process: in a pipe and on a terminal, against servers of all kinds."""
+"""Tests of the client as a process: in a pipe and on a terminal, with servers of all kinds."""
 
 from __future__ import annotations
 
 import os
+import pty
 import re
 import select
 import signal
@@ -36,16 +37,16 @@ REPLIES = re.compile(
 
 
 class PipeTests(SynchronousTestCase):
-    """In a pipe."""
+    """`tsecho` in a pipe."""
 
-    def assert_talk(self, *arguments: str) -> None:
+    def assert_answered(self, *arguments: str) -> None:
         """Every line is answered in order, the last without a newline; the status is 0."""
         done = tsecho(*arguments, stdin=LINES)
         self.assertEqual((done.returncode, done.stderr), (0, b""))
         self.assertTrue(REPLIES.fullmatch(done.stdout), done.stdout)
 
     def test_families(self) -> None:
-        """Over TCP by name and by number, over UNIX sockets and datagrams, in any framing."""
+        """Over TCP by name and by address, UNIX sockets and datagrams, in either framing."""
         for framing in ("auto", "line"):
             service = Service(
                 self,
@@ -62,11 +63,11 @@ class PipeTests(SynchronousTestCase):
                 f"udp:127.0.0.1:{udp}",
                 f"tcp:host=127.0.0.1:port={port}",
             ):
-                self.assert_talk(server)
-            self.assert_talk("connect", f"localhost:{port}")
+                self.assert_answered(server)
+            self.assert_answered("connect", f"localhost:{port}")
 
     def test_tls(self) -> None:
-        """Over TLS: with its authority, by name and by number; the last line too."""
+        """Over TLS, by name and by address; the last line has no newline."""
         files = self_signed(self.mktemp())
         for framing in ("auto", "line"):
             service = Service(
@@ -74,10 +75,10 @@ class PipeTests(SynchronousTestCase):
                 *("-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}", "--framing", framing),
             )
             for host in ("localhost", "127.0.0.1"):
-                self.assert_talk(f"tls:{host}:{service.port()}", "--ca", files.certificate)
+                self.assert_answered(f"tls:{host}:{service.port()}", "--ca", files.certificate)
 
     def test_tls_not_trusted(self) -> None:
-        """A certificate of nobody we trust, or for another name, is refused with a hint."""
+        """A certificate that is not trusted, or for another name, is refused with a hint."""
         files = self_signed(self.mktemp(), "example.org")
         service = Service(self, "-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}")
         server = f"tls:localhost:{service.port()}"
@@ -89,7 +90,7 @@ class PipeTests(SynchronousTestCase):
             self.assertEqual(done.stderr.count(b"\n"), 1)
 
     def test_tls_insecure(self) -> None:
-        """Trusting anybody works, and is said aloud."""
+        """`--insecure` accepts any certificate, and prints a warning."""
         files = self_signed(self.mktemp(), "example.org")
         service = Service(self, "-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}")
         done = tsecho(f"tls:localhost:{service.port()}", "--insecure", stdin=LINES)
@@ -98,14 +99,14 @@ class PipeTests(SynchronousTestCase):
         self.assertIn(b"tsecho: warning: --insecure", done.stderr)
 
     def test_no_tls_there(self) -> None:
-        """TLS towards a server that has none."""
+        """A server without TLS: the reason is OpenSSL's, without its data structure."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
         done = tsecho(f"tls:localhost:{service.port()}", "--insecure")
         self.assertEqual(done.returncode, 2)
-        self.assertIn(b"wrong version number", done.stderr)
+        self.assertTrue(done.stderr.endswith(b": wrong version number\n"), done.stderr)
 
     def test_file_as_input(self) -> None:
-        """A regular file as standard input, which epoll does not know."""
+        """A regular file as standard input, which epoll(7) cannot watch."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
         path = Path(self.mktemp())
         path.write_bytes(b"".join(b"%d\n" % i for i in range(50_000)))
@@ -116,10 +117,38 @@ class PipeTests(SynchronousTestCase):
         self.assertEqual(len(re.findall(STAMP, done.stdout)), 50_000)
 
     def test_no_input(self) -> None:
-        """No line, no reply, no trouble."""
+        """Without input there is no reply and no error."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
         done = run([BIN / "tsecho", f"localhost:{service.port()}"])
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, b"", b""))
+
+    def test_blocking(self) -> None:
+        """Standard input, which other processes may share, is as blocking as before."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        for blocking in (True, False):
+            read, write = os.pipe()
+            with os.fdopen(read, "rb") as reader, os.fdopen(write, "wb") as writer:
+                os.set_blocking(read, blocking)
+                writer.write(b"one\n")
+                writer.close()
+                done = run([BIN / "tsecho", f"localhost:{service.port()}"], stdin=reader)
+                self.assertEqual((done.returncode, done.stderr), (0, b""))
+                self.assertEqual(os.get_blocking(read), blocking)
+
+    def test_output_terminal(self) -> None:
+        """With input from a pipe, replies to a terminal are escaped as well."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        user, terminal = pty.openpty()
+        self.addCleanup(os.close, user)
+        self.addCleanup(os.close, terminal)
+        subprocess.run(
+            [BIN / "tsecho", f"localhost:{service.port()}"],
+            input=b"a\x1bb\n",
+            stdout=terminal,
+            timeout=PATIENCE,
+            check=True,
+        )
+        self.assertRegex(os.read(user, 1024), b"^" + STAMP + rb"a\\x1bb\r\n$")
 
     def test_long_line(self) -> None:
         """A line of several megabytes."""
@@ -130,7 +159,7 @@ class PipeTests(SynchronousTestCase):
             self.assertEqual(re.sub(STAMP, b"", done.stdout), line)
 
     def test_any_bytes(self) -> None:
-        """In a pipe replies are the server's, byte for byte."""
+        """Replies are written byte for byte."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
         data = bytes(range(256)) * 100
         done = tsecho(f"localhost:{service.port()}", stdin=data)
@@ -138,23 +167,27 @@ class PipeTests(SynchronousTestCase):
         self.assertEqual(re.sub(STAMP, b"", done.stdout), data)
 
     def test_module(self) -> None:
-        """`python -m timestamp_echo` is the same."""
+        """`python -m timestamp_echo` is the same command."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
         command = [sys.executable, "-m", "timestamp_echo", f"localhost:{service.port()}"]
         self.assertRegex(run(command, input=LINES).stdout, REPLIES)
 
 
 class OtherServerTests(SynchronousTestCase):
-    """Against servers that are not tsecho."""
+    """`tsecho` with servers that are not tsecho, and with none."""
 
     def listener(self) -> socket.socket:
-        """A listening socket that a test's own server uses."""
+        """A listening socket for a test's own server."""
         listener = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(listener.close)
         return listener
 
     def serve(self, act: Callable[[socket.socket], None]) -> str:
-        """Do this with the first connection; where to find it."""
+        """Serve one connection in a thread.
+
+        @param act: is called with the connection.
+        @return: the server's host and port.
+        """
         listener = self.listener()
 
         def first() -> None:
@@ -169,19 +202,19 @@ class OtherServerTests(SynchronousTestCase):
         return f"127.0.0.1:{listener.getsockname()[1]}"
 
     def test_lab_server(self) -> None:
-        """The lab's server, which stamps what it reads."""
+        """The server of the lab, which stamps what each `recv` returns."""
         server = lab_server(self)
         done = tsecho(server, stdin=LINES)
         self.assertEqual((done.returncode, done.stderr), (0, b""))
         self.assertEqual(re.sub(STAMP, b"", done.stdout), LINES)
 
     def test_plain_echo(self) -> None:
-        """A plain echo (RFC 862), as socat's."""
+        """A plain echo (RFC 862): socat's."""
         done = tsecho(plain_echo(self), stdin=LINES)
         self.assertEqual((done.returncode, done.stdout), (0, LINES))
 
-    def test_goes_away(self) -> None:
-        """A server that answers a part and closes: how many replies are missing."""
+    def test_closes_early(self) -> None:
+        """A server that closes early: the error has the number of missing replies."""
 
         def act(connection: socket.socket) -> None:
             connection.recv(1024)
@@ -197,14 +230,14 @@ class OtherServerTests(SynchronousTestCase):
         assert process.stdin and process.stdout and process.stderr
         with process.stdin, process.stdout, process.stderr:
             process.stdin.write(b"one\ntwo\nthree\n")
-            process.stdin.flush()  # and does not end: the server ends first
+            process.stdin.flush()  # not closed: the server closes first
             self.assertEqual(process.stdout.read(), b"[x] one\n")
-            words = process.stderr.read().decode()
+            message = process.stderr.read().decode()
         self.assertEqual(process.wait(PATIENCE), 1)
-        self.assertIn(f"tsecho: 2 of 3 lines were not answered by {server}: ", words)
+        self.assertIn(f"tsecho: 2 of 3 lines were not answered by {server}: ", message)
 
     def test_resets(self) -> None:
-        """So it is with one that resets the connection."""
+        """So it is for a server that resets the connection."""
 
         def act(connection: socket.socket) -> None:
             connection.recv(1024)
@@ -215,26 +248,26 @@ class OtherServerTests(SynchronousTestCase):
         self.assertIn(b"1 of 1 lines were not answered", done.stderr)
 
     def test_does_not_close(self) -> None:
-        """A server that answers all but never closes does not keep the client for ever."""
+        """A server that answers every line but never closes does not block the client."""
 
         def act(connection: socket.socket) -> None:
             connection.sendall(read_all(connection))
-            gone = select.poll()
-            gone.register(connection, 0)  # only for POLLERR and POLLHUP, which need no asking
-            self.assertTrue(gone.poll(PATIENCE * 1000))
+            poller = select.poll()
+            poller.register(connection, 0)  # POLLERR and POLLHUP are always reported
+            self.assertTrue(poller.poll(PATIENCE * 1000))
 
         done = tsecho(self.serve(act), stdin=b"one\n")
         self.assertEqual((done.returncode, done.stdout), (0, b"one\n"))
 
-    def test_two_stamps_in_a_rest(self) -> None:
-        """A message without a newline that the server took for two is answered all the same."""
+    def test_two_stamps(self) -> None:
+        """A message without a newline may be answered in several chunks, each with a stamp."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--framing", "chunk")
         done = tsecho(f"localhost:{service.port()}", stdin=b"x" * 300_000)
         self.assertEqual((done.returncode, done.stderr), (0, b""))
         self.assertGreater(len(re.findall(STAMP, done.stdout)), 1)
 
     def test_refused(self) -> None:
-        """Nobody listens there, over TCP, UNIX and UDP: what was tried, in one line."""
+        """A closed port, over TCP and UDP, or a missing UNIX socket: one line names the server."""
         with self.listener() as listener:
             port = listener.getsockname()[1]
         for server in (f"127.0.0.1:{port}", f"localhost:{port}", f"udp:127.0.0.1:{port}"):
@@ -249,7 +282,7 @@ class OtherServerTests(SynchronousTestCase):
         )
 
     def test_no_such_name(self) -> None:
-        """A name that there is not (RFC 6761)."""
+        """A name that does not exist (RFC 6761, section 6.4)."""
         for server in ("tsecho.invalid", "udp:tsecho.invalid"):
             done = tsecho(server)
             self.assertEqual(done.returncode, 2)
@@ -257,7 +290,7 @@ class OtherServerTests(SynchronousTestCase):
             self.assertEqual(done.stderr.count(b"\n"), 1)
 
     def test_datagrams_lost(self) -> None:
-        """Datagrams that are not answered are counted."""
+        """Datagrams without a reply are counted."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
             silent.bind(("127.0.0.1", 0))
             server = f"udp:127.0.0.1:{silent.getsockname()[1]}"
@@ -267,22 +300,26 @@ class OtherServerTests(SynchronousTestCase):
 
 
 class UsageTests(SynchronousTestCase):
-    """The command line, and standard input and output that are no good."""
+    """The command line, and standard streams that are closed, full or limited."""
 
     def test_usage(self) -> None:
-        """Bad arguments: usage, one line, status 2."""
-        for arguments in (["bogus:x:y"], ["host:99999"], ["--nonsense"], ["--ca", "x"], ["a", "b"]):
+        """Wrong arguments: one line on standard error, status 2."""
+        for arguments in (
+            *(["bogus:x:y"], ["host:99999"], ["--nonsense"], ["--ca", "x"], ["a", "b"], ["--ca"]),
+            *(["a\n\x1bb:c:d"], [b"\xff:x:y".decode(errors="surrogateescape")]),
+        ):
             done = tsecho(*arguments)
             self.assertEqual((done.returncode, done.stdout), (2, b""))
-            self.assertRegex(done.stderr, rb"^usage: tsecho .*\ntsecho: error: .*\n$")
+            self.assertRegex(done.stderr, rb"^tsecho: [ -~]+\n$")
 
     def test_version_and_help(self) -> None:
-        """They can be asked for."""
+        """`--version` and `--help` print what they should."""
         self.assertRegex(tsecho("--version").stdout, rb"^tsecho \d+\.\d+\.\d+\n$")
-        self.assertIn(b"Exit status: 0 every line", re.sub(rb"\s+", b" ", tsecho("--help").stdout))
+        help_ = re.sub(rb"\s+", b" ", tsecho("--help").stdout)
+        self.assertIn(b"Exit status: 0 if every line", help_)
 
     def test_reader_gone(self) -> None:
-        """`| head -1` ends it quietly, however much is still to come."""
+        """A reader that leaves, as in `| head -1`, is no error."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
         command = f"yes | {BIN}/tsecho localhost:{service.port()} | head -1"
         done = run(["bash", "-c", f"set -o pipefail; {command}; echo ${{PIPESTATUS[1]}}"])
@@ -290,7 +327,7 @@ class UsageTests(SynchronousTestCase):
         self.assertEqual(done.stderr, b"")
 
     def test_output_full(self) -> None:
-        """A full disk is no quiet end."""
+        """A full disk is an error."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
         with open("/dev/full", "wb") as full:
             done = subprocess.run(
@@ -305,31 +342,31 @@ class UsageTests(SynchronousTestCase):
         self.assertIn(b"standard output could not be written", done.stderr)
 
     def test_closed(self) -> None:
-        """Standard input or output that is closed from the start."""
+        """A standard input or output that is closed from the start is an error."""
         for closed, name in (("<&-", b"standard input"), (">&-", b"standard output")):
             done = run(["bash", "-c", f"{BIN}/tsecho localhost:1 {closed}"])
             self.assertEqual(done.returncode, 2)
             self.assertEqual(done.stderr, b"tsecho: expected an open " + name + b"; it is closed\n")
 
     def test_output_limited(self) -> None:
-        """Nor is one that fills only after the server has closed."""
+        """So is an output that reaches its limit after the server has closed."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
         folder = self.mktemp()
         os.makedirs(folder)
         command = f"ulimit -f 4; seq 1 300 | {BIN}/tsecho localhost:{service.port()} > out"
-        # The limit is of every file, so of what coverage would write down, too.
+        # The limit is for every file, and coverage would exceed it, too.
         kept = {key: value for key, value in os.environ.items() if "COVERAGE" not in key}
         done = run(["bash", "-c", command], cwd=folder, env=kept)
         self.assertEqual(done.returncode, 1)
         self.assertIn(b"standard output could not be written", done.stderr)
 
     def test_no_stderr(self) -> None:
-        """Without a standard error nothing of it goes elsewhere."""
+        """With standard error closed, the message is not printed elsewhere."""
         done = run(["bash", "-c", f"{BIN}/tsecho unix:/nonexistent 2>&-"])
         self.assertEqual((done.returncode, done.stdout), (2, b""))
 
     def test_signals(self) -> None:
-        """Ctrl-C is status 130, SIGTERM 143."""
+        """SIGINT (Ctrl-C) ends it with status 130, SIGTERM with 143."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
         for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
             process = subprocess.Popen(
@@ -348,7 +385,7 @@ class UsageTests(SynchronousTestCase):
                 self.assertEqual(process.stderr.read(), b"")
 
     def test_interrupted_while_connecting(self) -> None:
-        """So it is where the connection is not made yet: here, hands are not shaken."""
+        """SIGINT also ends it during the TLS handshake."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             process = subprocess.Popen(
                 [BIN / "tsecho", f"tls:127.0.0.1:{listener.getsockname()[1]}"],
@@ -364,15 +401,15 @@ class UsageTests(SynchronousTestCase):
 
 
 class TerminalTests(SynchronousTestCase):
-    """On a terminal, as a person sees it."""
+    """`tsecho` on a terminal."""
 
     def setUp(self) -> None:
-        """A service, and the client on a terminal of its own."""
+        """Start a service, and the client on a pseudo-terminal."""
         self.service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
         self.screen = Screen(self, BIN / "tsecho", f"127.0.0.1:{self.service.port()}")
 
-    def test_talk(self) -> None:
-        """A prompt, a line, its reply, a prompt; an empty line ends it."""
+    def test_lines(self) -> None:
+        """After each reply it prompts again; an empty line ends it."""
         stamp = STAMP.decode()
         self.screen.see("> ")
         self.screen.type("hello\n")
@@ -394,14 +431,14 @@ class TerminalTests(SynchronousTestCase):
         self.screen.type("\x03")
         self.assertEqual(self.screen.status(), 130)
 
-    def test_harmless(self) -> None:
-        """A reply with control characters in it can't do what they say."""
+    def test_control_characters(self) -> None:
+        """Control characters in a reply are escaped."""
         self.screen.see("> ")
-        self.screen.type("a\x16\x1bcb\n")  # Ctrl-V takes the next key as it is
+        self.screen.type("a\x16\x1bcb\n")  # Ctrl-V: the next key is literal
         self.screen.see(STAMP.decode() + r"a\\x1bcb\r\n> ")
 
-    def test_server_gone(self) -> None:
-        """A server that goes away while the person thinks is said, with status 1."""
+    def test_server_killed(self) -> None:
+        """A connection lost at the prompt is reported, with status 1."""
         self.screen.see("> ")
         self.service.stop(signal.SIGKILL)
         self.assertEqual(self.screen.status(), 1)

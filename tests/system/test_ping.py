@@ -305,7 +305,7 @@ class UsageTests(SynchronousTestCase):
                 ["--plot", "x.gif"],
                 "--plot: expected a name that ends with .png or .svg, not 'x.gif'",
             ),
-            (["-f", "-i", "1"], "argument -i: not allowed with argument -f"),
+            (["-f", "-i", "1"], "-i: cannot be combined with -f"),
             (["localhost:0"], "expected a port from 1 to 65535, not 0 in 'localhost:0'"),
             (["--ca", "x", "localhost"], "--ca and --insecure are for tls:host:port"),
         ):
@@ -313,8 +313,9 @@ class UsageTests(SynchronousTestCase):
             with redirect_stderr(said), self.assertRaises(SystemExit) as exited:
                 command.main(arguments)
             self.assertEqual(exited.exception.code, 2)
-            usage, error, rest = said.getvalue().split("\n")
-            self.assertEqual((usage, rest), ("usage: tsecho ping [options] [SERVER]", ""))
+            error, rest = said.getvalue().split("\n")
+            self.assertEqual(rest, "")
+            self.assertTrue(error.startswith("tsecho ping: "), error)
             self.assertIn(words, error)
 
     def test_help(self) -> None:

@@ -1,16 +1,16 @@
-"""Which server is meant: from the text on the command line to an endpoint.
+"""SERVER on the command line: from its text to an endpoint, or to a host and port for datagrams.
 
-Knows names, ports and certificates; opens nothing.
+Knows names, ports and certificates; opens no connection.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.endpoints import (
@@ -19,37 +19,66 @@ from twisted.internet.endpoints import (
     clientFromString,
     wrapClientTLS,
 )
-from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.interfaces import (
+    IOpenSSLClientConnectionCreator,
+    IReactorCore,
+    IReactorFDSet,
+    IReactorTCP,
+    IReactorTime,
+    IReactorUDP,
+    IReactorUNIX,
+    IStreamClientEndpoint,
+)
+from zope.interface import implementer
 
 from timestamp_echo.addresses import host_port
+from timestamp_echo.client.errors import openssl_reason, quoted
+
+if TYPE_CHECKING:  # the extra `tls` may be missing
+    from twisted.internet.ssl import Certificate
 
 PORT = 3000
-"""The server's port where none is named: the lab's."""
+"""The default port."""
 
-_LONGEST_PATH = 107
+_MAX_UNIX_PATH = 107
 """Bytes of a UNIX socket's path: 108 with its NUL (unix(7))."""
 
+_MAX_PORT = 65535
+"""Ports have 16 bits."""
+
 _EXPECTED = (
-    "expected host, host:port, [::1]:port, unix:/path, udp:host:port, tls:host:port"
+    "SERVER: expected host, host:port, [::1]:port, unix:/path, udp:host:port, tls:host:port"
     " or a Twisted client endpoint"
 )
 _HOST_PORT = re.compile(r"(?:\[(?P<v6>[^]]+)\]|(?P<host>[^:\[\]]+))(?::(?P<port>\d+))?", re.ASCII)
+_HOST_AND_WORD = re.compile(r"(?P<host>[^:\[\]]+):(?P<port>[^:]*)")
+_URL = re.compile(r"[A-Za-z]+://(?P<server>[^/]+)/?")
+_KINDS = ("udp", "tls", "unix", "tcp", "ssl")
+
+
+class IClientReactor(
+    IReactorCore, IReactorFDSet, IReactorTCP, IReactorTime, IReactorUDP, IReactorUNIX
+):
+    """What the client uses of a reactor: all of Twisted's reactors on POSIX provide it.
+
+    mypy has no intersection types. This interface is one; nothing but a cast provides it.
+    """
 
 
 @dataclass(frozen=True)
 class Trust:
-    """Whose certificates a client believes."""
+    """Which certificates of a server the client accepts."""
 
     ca: str | None = None
-    """A PEM file of authorities; the system's if it is None."""
+    """The path of a PEM file of certificate authorities; None for the system's."""
 
     insecure: bool = False
-    """Believe any certificate."""
+    """Accept any certificate."""
 
 
 @dataclass(frozen=True)
 class StreamServer:
-    """A server that is reached by a connection."""
+    """A server for stream connections: TCP, TLS or UNIX."""
 
     name: str
     endpoint: IStreamClientEndpoint
@@ -57,115 +86,176 @@ class StreamServer:
 
 @dataclass(frozen=True)
 class DatagramServer:
-    """A server that is reached by datagrams."""
+    """A server for UDP datagrams."""
 
     name: str
     host: str
     port: int
 
 
-def server_from(text: str, trust: Trust, reactor: Any) -> StreamServer | DatagramServer:
-    """Read what stands for SERVER on the command line.
+def server_from(text: str, trust: Trust, reactor: IClientReactor) -> StreamServer | DatagramServer:
+    """Parse SERVER.
 
-    @raise ValueError: says what was expected and what came.
+    @param text: SERVER, as on the command line.
+    @param trust: the options for TLS.
+    @param reactor: makes the connection.
+    @raise ValueError: the message names the argument or option, what was expected and what was
+        given.
     """
     kind, _, rest = text.partition(":")
-    if kind == "tls" and (place := _host_and_port(rest)):
-        return _tls_server(*place, trust, reactor)
-    if trust != Trust():
-        raise ValueError(f"--ca and --insecure are for tls:host:port, not {text!r}")
+    if kind == "tls" and (address := _host_and_port(rest)):
+        return _tls_server(*address, trust, reactor)
+    _check_no_trust(text, trust)
     if kind == "udp":
-        if not (place := _host_and_port(rest)):
-            raise ValueError(f"expected udp:host:port, not {text!r}")
-        return DatagramServer(f"udp:{host_port(*place)}", *place)
+        return _udp_server(text, rest)
     if kind == "unix" and not rest.startswith("path="):
-        if not 0 < len(os.fsencode(rest)) <= _LONGEST_PATH:
-            raise ValueError(
-                f"expected unix:/path with a path of 1 to {_LONGEST_PATH} bytes, not {text!r}"
-            )
-        return StreamServer(text, UNIXClientEndpoint(reactor, rest))
-    if place := _host_and_port(text):
-        return StreamServer(host_port(*place), HostnameEndpoint(reactor, *place))
+        return _unix_server(text, rest, reactor)
+    if address := _host_and_port(text):
+        return StreamServer(host_port(*address), HostnameEndpoint(reactor, *address))
     return StreamServer(text, _endpoint(text, reactor))
 
 
 def _host_and_port(text: str) -> tuple[str, int] | None:
-    """`host`, `host:port`, `[v6]:port` or a bare IPv6 address; None for anything else.
+    """Parse `host`, `host:port`, `[v6]`, `[v6]:port` or a bare IPv6 address.
 
-    @raise ValueError: the port is too high.
+    @return: None for anything else.
+    @raise ValueError: the port is out of range.
     """
     if isIPv6Address(text):
         return text, PORT
     match = _HOST_PORT.fullmatch(text)
     if match is None or (match["v6"] and not isIPv6Address(match["v6"])):
         return None
-    port = int(match["port"] or PORT)
-    if not 0 < port <= 65535:  # the field is 16 bits
-        raise ValueError(f"expected a port from 1 to 65535, not {port} in {text!r}")
-    return match["v6"] or match["host"], port
+    return match["v6"] or match["host"], _port(match["port"], text) if match["port"] else PORT
 
 
-def _endpoint(text: str, reactor: Any) -> IStreamClientEndpoint:
+def _port(digits: str, text: str) -> int:
+    port = int(digits)
+    if not 0 < port <= _MAX_PORT:  # 0 is reserved (RFC 6335, section 6)
+        raise ValueError(
+            f"SERVER: expected a port from 1 to {_MAX_PORT}, not {port} in {quoted(text)}"
+        )
+    return port
+
+
+def _check_no_trust(text: str, trust: Trust) -> None:
+    """Refuse the options for TLS with a server that is reached without.
+
+    @raise ValueError: one of them is given.
+    """
+    if trust != Trust():
+        meant = f"; did you mean {quoted(f'tls:{text}')}?" if _host_and_port(text) else ""
+        raise ValueError(f"--ca and --insecure are for tls:host:port, not {quoted(text)}{meant}")
+
+
+def _udp_server(text: str, rest: str) -> DatagramServer:
+    if not (address := _host_and_port(rest)):
+        raise ValueError(f"SERVER: expected udp:host:port, not {quoted(text)}")
+    return DatagramServer(f"udp:{host_port(*address)}", *address)
+
+
+def _unix_server(text: str, path: str, reactor: IClientReactor) -> StreamServer:
+    if not 0 < len(os.fsencode(path)) <= _MAX_UNIX_PATH:
+        raise ValueError(
+            f"SERVER: expected unix:/path with a path of 1 to {_MAX_UNIX_PATH} bytes,"
+            f" not {quoted(text)}"
+        )
+    return StreamServer(text, UNIXClientEndpoint(reactor, path))
+
+
+def _endpoint(text: str, reactor: IClientReactor) -> IStreamClientEndpoint:
     try:
         endpoint: IStreamClientEndpoint = clientFromString(reactor, text)
-    except Exception as error:  # each kind of endpoint has its own ways to refuse
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{_EXPECTED}, not {text!r} ({reason})") from error
+    except Exception as error:  # any: each kind of endpoint has its own, such as a TypeError
+        raise ValueError(_not_a_server(text) + _cause(error)) from error
     return endpoint
 
 
-def _tls_server(host: str, port: int, trust: Trust, reactor: Any) -> StreamServer:
+def _not_a_server(text: str) -> str:
+    """Say what was expected, what was given, and, where it is obvious, what was meant."""
+    if meant := _meant(text):
+        return f"{_EXPECTED}, not {quoted(text)}; did you mean {quoted(meant)}?"
+    match = _HOST_AND_WORD.fullmatch(text)
+    if match and match["host"] not in _KINDS:
+        expected = f"SERVER: expected a port from 1 to {_MAX_PORT}, not {quoted(match['port'])}"
+        return f"{expected} in {quoted(text)}"
+    return f"{_EXPECTED}, not {quoted(text)}"
+
+
+def _meant(text: str) -> str:
+    """The SERVER that a URL, `tcp:[v6]:port` or a misspelt kind probably means; empty if none."""
+    if (url := _URL.fullmatch(text)) and _host_and_port(url["server"]):
+        return url["server"]
+    kind, colon, rest = text.partition(":")
+    if kind == "tcp" and (address := _host_and_port(rest)):
+        return host_port(*address)
+    similar = get_close_matches(kind, _KINDS, n=1)
+    return f"{similar[0]}:{rest}" if colon and similar and kind not in _KINDS else ""
+
+
+def _cause(error: Exception) -> str:
+    """Say why a certificate or key that an endpoint names cannot be read; empty otherwise."""
+    if isinstance(error, OSError) and error.filename:
+        return f" ({error.filename}: {error.strerror})"
+    reason = openssl_reason(error)
+    return f" (certificate or key: {reason})" if reason else ""
+
+
+def _tls_server(host: str, port: int, trust: Trust, reactor: IClientReactor) -> StreamServer:
     try:
-        import OpenSSL  # noqa: F401  # asks only whether it is there
+        import OpenSSL  # noqa: F401  # only to know whether it is installed
     except ImportError as error:
         raise ValueError("tls: needs the extra 'tls': pip install 'tsecho[tls]'") from error
-    creator: Callable[[str, Trust], Any] = _unverified if trust.insecure else _verified
+    creator = _unverified(host) if trust.insecure else _verified(host, trust.ca)
     plain = HostnameEndpoint(reactor, host, port)
-    return StreamServer(
-        f"tls:{host_port(host, port)}", wrapClientTLS(creator(host, trust), plain, reactor)
+    return StreamServer(f"tls:{host_port(host, port)}", wrapClientTLS(creator, plain, reactor))
+
+
+def _verified(host: str, ca: str | None) -> IOpenSSLClientConnectionCreator:
+    from twisted.internet.ssl import optionsForClientTLS, trustRootFromCertificates
+
+    # Without trust root, Twisted takes those of the system.
+    return optionsForClientTLS(
+        host, trustRoot=trustRootFromCertificates(_certificates(ca)) if ca else None
     )
 
 
-def _verified(host: str, trust: Trust) -> Any:
-    from twisted.internet.ssl import optionsForClientTLS, trustRootFromCertificates
+def _certificates(path: str) -> list[Certificate]:
+    """Read all certificates of a PEM file; what is between them is comment (RFC 7468, section 2).
 
-    authorities = trust.ca and trustRootFromCertificates(_certificates(trust.ca))
-    return optionsForClientTLS(host, trustRoot=authorities or None)
-
-
-def _certificates(path: str) -> list[Any]:
-    """All certificates of a PEM file.
-
-    @raise ValueError: the file can't be read, or holds none.
+    @raise ValueError: the file cannot be read, or has no certificate, or a damaged one.
     """
+    try:
+        pem = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"--ca: {path}: {error.strerror}") from error
+    blocks = re.findall(b"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", pem, re.S)
+    if not blocks:
+        raise ValueError(f"--ca: expected certificates in PEM format, found none in {path}")
+    return [_certificate(block, path) for block in blocks]
+
+
+def _certificate(pem: bytes, path: str) -> Certificate:
     from twisted.internet.ssl import Certificate
 
     try:
-        pem = Path(path).read_text("ascii", "replace")
-        found = re.findall("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", pem, re.S)
-        certificates = [Certificate.loadPEM(text) for text in found]
-    except OSError as error:
-        raise ValueError(f"--ca: {path}: {error.strerror}") from error
-    except Exception as error:  # cryptography and pyOpenSSL each have their own
-        raise ValueError(f"--ca: {path}: a certificate in it can't be read: {error}") from error
-    if not certificates:
-        raise ValueError(f"--ca: expected certificates in PEM, found none in {path}")
-    return certificates
+        return Certificate.loadPEM(pem)
+    except Exception as error:  # cryptography and pyOpenSSL have several, and no common base
+        detail = openssl_reason(error) or "not X.509"
+        raise ValueError(f"--ca: {path}: damaged certificate ({detail})") from error
 
 
-def _unverified(host: str, trust: Trust) -> Any:
+def _unverified(host: str) -> IOpenSSLClientConnectionCreator:
     from OpenSSL import SSL
-    from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
     from twisted.internet.ssl import CertificateOptions
-    from zope.interface import implementer
 
     @implementer(IOpenSSLClientConnectionCreator)
     class Unverified:
-        """Checks no certificate, but still names the host (SNI, RFC 6066, section 3)."""
+        """Verifies no certificate, but still sends the server's name (SNI, RFC 6066, section 3)."""
 
         def clientConnectionForTLS(self, tlsProtocol: object) -> SSL.Connection:
             connection = SSL.Connection(CertificateOptions().getContext(), None)
-            if not (isIPAddress(host) or isIPv6Address(host)):
+            if not (isIPAddress(host) or isIPv6Address(host)):  # SNI has names, not addresses
                 connection.set_tlsext_host_name(host.encode("idna"))
             return connection
 

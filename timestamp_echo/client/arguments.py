@@ -1,36 +1,112 @@
-"""The arguments that all commands of `tsecho` have: which server, and whom to trust."""
+"""The command line of both commands: errors in one line, SERVER, and the options for TLS."""
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentParser, Namespace
-from typing import Any
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any, NoReturn, cast
+
+from twisted.internet.interfaces import IReactorTime
 
 from timestamp_echo.client import errors
-from timestamp_echo.client.address import DatagramServer, StreamServer, Trust, server_from
+from timestamp_echo.client.address import (
+    DatagramServer,
+    IClientReactor,
+    StreamServer,
+    Trust,
+    server_from,
+)
+
+_REWORDED = (
+    (r"argument (\S+): expected one argument", r"\1: expected a value, got none"),
+    (r"argument (\S+): ignored explicit argument (.*)", r"\1: expected no value, got \2"),
+    (r"argument (\S+): not allowed with argument (\S+)", r"\1: cannot be combined with \2"),
+    (r"ambiguous option: (\S+) could match (.*)", r"\1: expected one option, it may be any of \2"),
+    (r"argument (\S+): (.*)", r"\1: \2"),
+)
+"""argparse's messages, and ours for them: the option, what was expected, what was given.
+
+A message that no pattern matches, such as one of a later Python, is printed as it is.
+"""
+
+
+class CommandParser(ArgumentParser):
+    """A parser whose errors are one line on standard error, without the usage page before it.
+
+    Its command has the argument SERVER, see `add_server`.
+    """
+
+    def parse_args(  # `Any`: argparse returns the namespace that it is given, of any type
+        self, args: Iterable[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """See `ArgumentParser.parse_args`. Unknown arguments get a message of their own."""
+        arguments, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            # SERVER as well: argparse takes the -4 of `-4 host` for a negative number, so for it.
+            self.error(self._unknown([arguments.server, *unknown]))
+        return arguments
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line, and exit with status 2."""
+        for pattern, ours in _REWORDED:
+            message = re.sub(f"^{pattern}$", ours, message, flags=re.DOTALL)
+        errors.say(message, self.prog)
+        self.exit(errors.UNREACHABLE)
+
+    def _unknown(self, arguments: list[str]) -> str:
+        """Describe arguments that the command does not have.
+
+        @param arguments: SERVER, and those that are left over.
+        """
+        options = [argument for argument in arguments if argument.startswith("-")]
+        if not options:
+            return f"SERVER: expected one, got {' and '.join(map(errors.quoted, arguments))}"
+        name = options[0].partition("=")[0]
+        # The one place that lists a parser's options; argparse has no public name for it.
+        similar = get_close_matches(name, self._option_string_actions, n=1, cutoff=0.7)
+        hint = f"did you mean {similar[0]}?" if similar else f"see {self.prog} --help"
+        return f"unknown option {errors.quoted(name)}; {hint}"
 
 
 def add_server(parser: ArgumentParser) -> None:
-    """Let a command take them."""
+    """Add the argument SERVER and the options for TLS to a command."""
     parser.add_argument(
         "server",
         nargs="?",
         default="localhost",
         metavar="SERVER",
-        help="host, host:port, [::1]:3000, unix:/path, udp:host:port, tls:host:port or any"
-        " Twisted client endpoint (default: localhost:3000)",
+        help="connect to host, host:port, [::1]:3000, unix:/path, udp:host:port, tls:host:port or"
+        " any Twisted client endpoint (default: localhost:3000)",
     )
-    parser.add_argument("--ca", metavar="FILE", help="tls: the authorities to trust, in PEM")
-    parser.add_argument("--insecure", action="store_true", help="tls: trust any certificate")
+    parser.add_argument(
+        "--ca",
+        metavar="FILE",
+        help="verify a tls: server against the certificate authorities in this PEM file"
+        " (default: the system's)",
+    )
+    parser.add_argument(
+        "--insecure",
+        action="store_true",
+        help="accept any certificate of a tls: server (default: verify it)",
+    )
 
 
 def chosen_server(
-    parser: ArgumentParser, arguments: Namespace, reactor: Any
+    parser: ArgumentParser, arguments: Namespace, reactor: IReactorTime
 ) -> StreamServer | DatagramServer:
-    """The server they name; where they name none, the command ends with its usage and why."""
+    """The server that the arguments name; if they name none, exit with status 2 and the reason.
+
+    @param parser: reports the error.
+    @param arguments: what it parsed.
+    @param reactor: makes the connection, so it provides all of `IClientReactor`.
+    """
+    trust = Trust(arguments.ca, arguments.insecure)
     try:
-        server = server_from(arguments.server, Trust(arguments.ca, arguments.insecure), reactor)
+        server = server_from(arguments.server, trust, cast(IClientReactor, reactor))
     except ValueError as error:
         parser.error(str(error))
     if arguments.insecure:
-        errors.say("warning: --insecure: whoever answers is believed to be the server")
+        errors.say("warning: --insecure: the server's certificate is not verified")
     return server

@@ -1,4 +1,4 @@
-"""The command `tsecho connect`: arguments in, exit status out."""
+"""The command `tsecho connect`: from its arguments to its exit status. It composes the client."""
 
 from __future__ import annotations
 
@@ -6,71 +6,76 @@ import os
 import signal
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.stdio import StandardIO
-from twisted.python.failure import Failure
 
 from timestamp_echo import __version__
 from timestamp_echo.client import errors
-from timestamp_echo.client.address import DatagramServer, StreamServer
-from timestamp_echo.client.arguments import add_server, chosen_server
+from timestamp_echo.client.address import DatagramServer, IClientReactor, StreamServer
+from timestamp_echo.client.arguments import CommandParser, add_server, chosen_server
 from timestamp_echo.client.datagram import DatagramSession
-from timestamp_echo.client.session import Session, StreamSession
+from timestamp_echo.client.session import Session, SessionListener, StreamSession
 from timestamp_echo.client.stdio import Pipe, Terminal
 
 
 def main(argv: Sequence[str]) -> int:
-    """Talk to a server, from a terminal or in a pipe.
+    """Run a session with a server, from a terminal or in a pipe.
 
     @param argv: the arguments after `connect`.
-    @return: the exit status, as `errors` has them; 128 and the signal's number if one came.
+    @return: the exit status, see `errors`. A signal ends the process with 128 plus its number.
     """
     from twisted.internet import reactor
 
     parser = _parser()
     arguments = parser.parse_args(argv)
-    return _run(reactor, chosen_server(parser, arguments, reactor))
+    return _run(cast(IClientReactor, reactor), chosen_server(parser, arguments, reactor))
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+    parser = CommandParser(
         prog="tsecho",
         usage="%(prog)s [connect|ping] [options] [SERVER]",
-        description="Send lines to a timestamp echo and print what comes back. What `ping` does"
-        " instead says `tsecho ping --help`.",
-        epilog="On a terminal an empty line or Ctrl-D ends it. Exit status: 0 every line was"
-        " answered; 1 the connection was lost or replies are missing; 2 usage, name not"
-        " found, connection refused; 130 Ctrl-C.",
+        description="Send lines to a timestamp echo and print its replies. To measure round trips"
+        " and the server's clock, use `tsecho ping`; see `tsecho ping --help`.",
+        epilog="On a terminal, enter an empty line or press Ctrl-D to quit. Exit status: 0 if every"
+        " line was answered; 1 if the connection was lost or replies are missing; 2 if the usage"
+        " was wrong, the name was not found or the connection was refused; 130 after Ctrl-C.",
     )
     add_server(parser)
     parser.add_argument("--version", action="version", version=f"tsecho {__version__}")
     return parser
 
 
-def _run(reactor: Any, server: StreamServer | DatagramServer) -> int:
-    """Run the reactor until the talk is over, or a signal ends it."""
+def _run(reactor: IClientReactor, server: StreamServer | DatagramServer) -> int:
+    """Run the reactor until the session ends, or a signal ends the process.
+
+    @return: the exit status.
+    """
     statuses: list[int] = []
     blocking = [os.get_blocking(fd) for fd in (0, 1)]
 
     def restore() -> None:
-        # A terminal is shared with the shell, which expects it as it was.
-        for fd, was in enumerate(blocking):
-            os.set_blocking(fd, was)
+        # Non-blocking is a flag of the open file (O_NONBLOCK, fcntl(2)), not of the process. The
+        # shell, and every other program on the terminal, has the same open file, and would get
+        # EAGAIN for a read.
+        for fd, was_blocking in enumerate(blocking):
+            os.set_blocking(fd, was_blocking)
 
     def interrupt(number: int, frame: object) -> None:  # pragma: no cover  # ends the process
-        # At once: the reactor's own way would wait for a look-up of a name in its thread.
+        # At once. A normal exit would wait for the thread that looks a name up, which cannot be
+        # interrupted and may take a resolver's timeout.
         restore()
         if os.isatty(1):
             os.write(1, b"\n")
         os._exit(128 + number)
 
     def start() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):  # after the reactor has set its own
+        for number in (signal.SIGINT, signal.SIGTERM):  # after the reactor has installed its own
             signal.signal(number, interrupt)
-        talk = Deferred.fromCoroutine(_talk(reactor, server))
-        talk.addCallback(statuses.append).addBoth(stop)
+        session = Deferred.fromCoroutine(_session(reactor, server))
+        session.addCallback(statuses.append).addBoth(stop)
 
     def stop(result: object) -> object:
         reactor.stop()
@@ -84,32 +89,35 @@ def _run(reactor: Any, server: StreamServer | DatagramServer) -> int:
     return statuses[0]
 
 
-async def _talk(reactor: Any, server: StreamServer | DatagramServer) -> int:
-    user = Terminal(os.isatty(1)) if os.isatty(0) else Pipe(os.isatty(1))
-    session = await _connected(reactor, server, user)
-    if session is None:
+async def _session(reactor: IClientReactor, server: StreamServer | DatagramServer) -> int:
+    """Connect standard input and output to the server until either ends.
+
+    @return: the exit status.
+    """
+    stdio = Terminal(os.isatty(1)) if os.isatty(0) else Pipe(os.isatty(1))
+    try:
+        session = await _connect(reactor, server, stdio)
+    except Exception as error:  # any: each kind of endpoint has its own
+        errors.say(errors.unreachable(server.name, error))
         return errors.UNREACHABLE
-    user.session = session
-    StandardIO(user, reactor=reactor)
-    why = await user.ended
+    stdio.session = session
+    StandardIO(stdio, reactor=reactor)
+    why = await stdio.ended
     if not why:
         return errors.ANSWERED
-    answered = session.sent - session.missing
-    errors.say(errors.lost(server.name, why, session.missing, session.sent))
-    return errors.UNREACHABLE if session.refused and not answered else errors.MISSING
+    errors.say(errors.session_error(server.name, why, session.missing, session.sent))
+    return _status(session)
 
 
-def _connected(
-    reactor: Any, server: StreamServer | DatagramServer, user: Pipe
-) -> Deferred[Session | None]:
-    """Fire with a session, or, if there is none to be had, say why and fire with nothing."""
+async def _connect(
+    reactor: IClientReactor, server: StreamServer | DatagramServer, listener: SessionListener
+) -> Session:
+    if isinstance(server, DatagramServer):
+        return await DatagramSession(listener, reactor).connect(server)
+    return await StreamSession(listener, reactor).connect(server)
 
-    def unreachable(failure: Failure) -> None:
-        errors.say(errors.unreachable(server.name, failure.value))
 
-    connecting: Deferred[Any] = (
-        DatagramSession(user, reactor).connect(server)
-        if isinstance(server, DatagramServer)
-        else StreamSession(user, reactor).connect(server)
-    )
-    return connecting.addErrback(unreachable)
+def _status(session: Session) -> int:
+    """The exit status of a session that failed; over UDP only a reply is proof of a connection."""
+    unreachable = session.refused and session.missing == session.sent
+    return errors.UNREACHABLE if unreachable else errors.MISSING

@@ -1,6 +1,6 @@
-"""One talk with a server, over datagrams: each line is one, and so is its reply.
+"""A session over datagrams: each line is a datagram, and so is each reply.
 
-Knows a port, and the `User` that the replies are for; not where lines come from.
+Knows a UDP port, and the `SessionListener` that gets the replies; not where the lines come from.
 """
 
 from __future__ import annotations
@@ -9,51 +9,58 @@ import errno
 import os
 import socket
 from collections import deque
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IPushProducer
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorUDP
 from twisted.internet.protocol import DatagramProtocol
 from twisted.internet.threads import deferToThread
 from typing_extensions import Self  # Twisted needs it too
 
-from timestamp_echo.client.address import DatagramServer
-from timestamp_echo.client.session import User
+from timestamp_echo.client.address import DatagramServer, IClientReactor
+from timestamp_echo.client.session import SessionListener
 
 REPLY_TIMEOUT = 1.0
-"""Seconds after which the reply to a datagram counts as lost: RFC 6298's first timeout."""
+"""Seconds after which a reply counts as lost: the first timeout of RFC 6298, section 2."""
 
-DATAGRAM = 65536
-"""Bytes that hold any datagram whole; a line that is longer is none."""
+MAX_DATAGRAM = 65536
+"""Bytes of a buffer that holds any datagram whole; a longer line cannot be sent as one."""
+
+AddressInfo: TypeAlias = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]
+"""An entry of `socket.getaddrinfo`: family, type, protocol, canonical name, address."""
 
 
 class DatagramPath(DatagramProtocol):
-    """The way to one server, and back.
+    """A UDP port that is connected (connect(2)) to one server.
 
     @param reactor: opens the port.
     """
 
-    transport: Any  # IUDPTransport
+    # IUDPTransport; `Any`, because that one's `write` has no default for the address.
+    transport: Any
 
     noisy = False
 
-    def __init__(self, reactor: Any) -> None:
+    def __init__(self, reactor: IReactorUDP) -> None:
         self._reactor = reactor
-        self._addresses: deque[tuple[Any, ...]] = deque()
-        self._port: Any = None
+        self._addresses: deque[AddressInfo] = deque()
+        self._port: Any = None  # a `udp.Port`, whose `connect` and `socket` IListeningPort lacks
         self._stopping = False
 
     def connect(self, server: DatagramServer) -> Deferred[Self]:
-        """Find the address; datagrams to and from it alone will pass.
+        """Look the host up, in a thread, and open a port to its first address.
 
-        @return: fires with this object, or an `OSError` if the name is not known.
+        @return: fires with this object; fails with an `OSError` if the name is unknown or no
+            address can be reached.
         """
-        found: Deferred[Any] = deferToThread(
-            socket.getaddrinfo, server.host, server.port, 0, socket.SOCK_DGRAM
+        # A Python without IPv6 returns such addresses as bytes; it has no port for them either.
+        found = cast(
+            "Deferred[list[AddressInfo]]",
+            deferToThread(socket.getaddrinfo, server.host, server.port, 0, socket.SOCK_DGRAM),
         )
         return found.addCallback(self._open)
 
-    def _open(self, found: list[tuple[Any, ...]]) -> Self:
+    def _open(self, found: list[AddressInfo]) -> Self:
         self._addresses.extend(filter(_has_route, found))
         if not self._addresses:
             raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
@@ -61,17 +68,19 @@ class DatagramPath(DatagramProtocol):
         return self
 
     def _open_next(self) -> None:
+        """Open a port to the next address; it receives datagrams from this address only."""
         family, _, _, _, (host, port, *_) = self._addresses.popleft()
         local = "::" if family == socket.AF_INET6 else "0.0.0.0"
         self._stopping = False
-        self._port = self._reactor.listenUDP(0, self, local, DATAGRAM)
+        self._port = self._reactor.listenUDP(0, self, local, MAX_DATAGRAM)
         self._port.connect(host, port)
 
     def connectionRefused(self) -> None:
-        """The host answered that nobody listens there (ICMP port unreachable): close the port.
+        """See `ConnectedDatagramProtocol`: the server's port is closed (ICMP port unreachable).
 
-        Where the reactor watches by epoll, it takes that for the port's end by itself
-        (twisted#6287), so `stopProtocol` is where either is dealt with.
+        A port of Twisted's calls this when a read fails by ECONNREFUSED. But the epoll reactor
+        takes the error condition of the socket for its end, and closes the port without a read
+        (twisted#6287). So this closes the port too, and `stopProtocol` handles either case.
         """
         self._stop()
 
@@ -83,25 +92,26 @@ class DatagramPath(DatagramProtocol):
 
 
 class DatagramSession(DatagramPath):
-    """A session over datagrams: each line is one, and waits for its reply or for a second.
+    """A session over datagrams: one line at a time, each waits for its reply or a second.
 
-    A datagram may be lost on the way, and nothing but the reply tells how much the server
-    can take, so one at a time is under way.
+    A datagram may be lost, and UDP has no flow control: nothing but a reply shows that the server
+    can take another one. So no line is sent before the last one is answered or given up.
 
-    @param user: whom it serves.
-    @param reactor: the reactor; of a Clock its time alone is used.
+    @param listener: gets the replies.
+    @param reactor: opens the port, and times the replies.
     """
 
-    def __init__(self, user: User, reactor: Any) -> None:
+    def __init__(self, listener: SessionListener, reactor: IClientReactor) -> None:
         super().__init__(reactor)
-        self._user = user
+        self._listener = listener
+        self._clock = reactor
         self._queue: deque[bytes] = deque()
         self._partial = b""
-        self._held = False
-        self._awaited: bytes | None = None
+        self._paused = False
+        self._in_flight: bytes | None = None
         self._timeout: IDelayedCall | None = None
         self._finished = False
-        self._over = False
+        self._ended = False
         self._producer: IPushProducer | None = None
         self.sent = self.missing = 0
         self.refused = False
@@ -110,7 +120,7 @@ class DatagramSession(DatagramPath):
         """See `Session.write`."""
         *lines, self._partial = (self._partial + data).split(b"\n")
         self._queue.extend(line + b"\n" for line in lines)
-        if len(self._partial) > DATAGRAM:
+        if len(self._partial) > MAX_DATAGRAM:  # do not buffer a line without an end
             self._queue.append(self._partial)
             self._end("a line of more than 65,507 bytes does not fit into a datagram")
         self._send_next()
@@ -126,68 +136,80 @@ class DatagramSession(DatagramPath):
         """See `Session.abort`."""
         self._end("")
 
-    def feed_from(self, producer: IPushProducer) -> None:
-        """See `Session.feed_from`."""
+    def register_producer(self, producer: IPushProducer) -> None:
+        """See `Session.register_producer`."""
         self._producer = producer
 
     def pauseProducing(self) -> None:
-        """See `Session.pauseProducing`: nothing is sent that would be replied to."""
-        self._held = True
+        """See `Session.pauseProducing`: send nothing that would be replied to."""
+        self._paused = True
 
     def resumeProducing(self) -> None:
         """See `Session.resumeProducing`."""
-        self._held = False
+        self._paused = False
         self._send_next()
 
     def stopProducing(self) -> None:
         """See `Session.stopProducing`."""
 
     def datagramReceived(self, datagram: bytes, addr: object) -> None:
-        """Take the reply to the line that waits for it; one that comes too late is none."""
-        if self._awaited is not None and _is_reply(datagram, self._awaited):
-            self._user.replied(datagram)
+        """Accept the reply to the line in flight; ignore others, such as a late one."""
+        if self._in_flight is not None and _is_reply(datagram, self._in_flight):
+            self._listener.replied(datagram)
             self.missing -= 1
-            self._done_waiting()
+            self._line_done()
 
     def stopProtocol(self) -> None:
-        """The port is closed, and if it was not this side that did it, nobody listens there."""
-        if self._over:
+        """The port was closed; unless this side did it, the server's host refused a datagram."""
+        if self._ended:
             return
-        if self._addresses and self._awaited is not None and self.sent == self.missing:
-            # The name has another address, as localhost has ::1 and 127.0.0.1.
+        if self._can_retry():
             self._open_next()
-            self.transport.write(self._awaited)
+            self.transport.write(self._in_flight)
             return
         self.refused = True
         self._end("Connection refused")
 
+    def _can_retry(self) -> bool:
+        """Whether the first line may go to another address instead.
+
+        A name may have several, as localhost has ::1 and 127.0.0.1, and the server may listen on
+        one of them only. Once there was a reply, the right one is found.
+        """
+        return bool(self._addresses) and self._in_flight is not None and self.sent == self.missing
+
     def _send_next(self) -> None:
-        if self._awaited is not None or self._held or self._over:
+        if self._in_flight is not None or self._paused or self._ended:
             return
-        if not self._queue:
-            self._all_sent()
-            return
+        if self._queue:
+            self._send(self._queue.popleft())
+        else:
+            self._all_done()
+
+    def _send(self, line: bytes) -> None:
         if self._producer is not None:
             self._producer.pauseProducing()
-        self._awaited = self._queue.popleft()
+        self._in_flight = line
         self.sent += 1
         self.missing += 1
-        self._timeout = self._reactor.callLater(REPLY_TIMEOUT, self._done_waiting)
+        self._timeout = self._clock.callLater(REPLY_TIMEOUT, self._line_done)
         try:
-            self.transport.write(self._awaited)
-        except Exception as error:  # OSError, or Twisted's MessageLengthError
-            self._end(f"a datagram of {len(self._awaited)} bytes could not be sent: {error}")
+            self.transport.write(line)
+        except Exception as error:  # an OSError, or Twisted's MessageLengthError
+            self._end(f"a datagram of {len(line)} bytes could not be sent: {error}")
 
-    def _done_waiting(self) -> None:
-        self._awaited = None
+    def _line_done(self) -> None:
+        """The line in flight is answered, or its time is over."""
+        self._in_flight = None
         self._cancel_timeout()
         self._send_next()
 
-    def _all_sent(self) -> None:
+    def _all_done(self) -> None:
+        """No line is in flight, or waits for its turn."""
         if self._finished:
             self._end("no reply came in time" if self.missing else "")
         elif not self._partial:
-            self._user.answered()
+            self._listener.answered()
         if self._producer is not None:
             self._producer.resumeProducing()
 
@@ -196,31 +218,36 @@ class DatagramSession(DatagramPath):
             self._timeout.cancel()
 
     def _end(self, why: str) -> None:
-        if self._over:
+        if self._ended:
             return
-        self._over = True
+        self._ended = True
         self._cancel_timeout()
         self._producer = None
-        self.sent += len(self._queue)
+        self.sent += len(self._queue)  # what waited for its turn is missing, too
         self.missing += len(self._queue)
         self._stop()
-        self._user.over(why)
+        self._listener.over(why)
 
 
-def _has_route(found: tuple[Any, ...]) -> bool:
-    """Whether datagrams can leave for this address, one of `socket.getaddrinfo`'s."""
-    family, _, _, _, address = found
+def _has_route(entry: AddressInfo) -> bool:
+    """Whether this host has a route, and a socket, for an address."""
+    family, _, _, _, address = entry
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect(address)  # sends nothing: connect(2) only looks for the way
+            probe.connect(address)  # sends nothing: connect(2) on UDP only looks up the route
     except OSError:
         return False
     return True
 
 
 def _is_reply(datagram: bytes, message: bytes) -> bool:
-    """Whether this is the message, behind one stamp or, from a plain echo, none."""
-    stamp = datagram.removesuffix(message)
+    r"""Whether this is the message behind exactly one stamp, or, from a plain echo, behind none.
+
+    The late reply to an earlier line may end with the same bytes: `[t] abc\n` ends with `\n`,
+    the reply to an empty line. So what is in front of the message has to be one stamp, with no
+    more text behind its first `] `.
+    """
     if not datagram.endswith(message):
         return False
-    return not stamp or (stamp[:1] == b"[" and stamp.find(b"] ") == len(stamp) - 2)
+    stamp = datagram.removesuffix(message)
+    return not stamp or (stamp.startswith(b"[") and stamp.find(b"] ") == len(stamp) - 2)

@@ -1,9 +1,10 @@
-"""What the client says in the end: a line on standard error, and the exit status."""
+"""The messages that the client prints on standard error, and its exit statuses."""
 
 from __future__ import annotations
 
 import os
 import sys
+from functools import singledispatch
 
 from twisted.internet.error import ConnectError, DNSLookupError, TimeoutError
 
@@ -14,51 +15,107 @@ MISSING = 1
 """Exit status: the connection was lost, or replies are missing."""
 
 UNREACHABLE = 2
-"""Exit status: usage, name not found, connection refused."""
+"""Exit status: wrong usage, or no connection (name not found, connection refused)."""
+
+_OTHER_NAME = "the certificate is for another name"
+_NOT_VERIFIED = (_OTHER_NAME, "certificate verify failed")  # the second is OpenSSL's
+_TRUST_HINT = "(--ca FILE trusts another authority, --insecure skips the verification)"
 
 
-def say(words: str) -> None:
-    """Say something on standard error."""
-    if sys.stderr is not None:  # it may be closed; print would then take standard output
-        print(f"tsecho: {words}", file=sys.stderr)
+def say(message: str, prog: str = "tsecho") -> None:
+    """Print one line on standard error.
+
+    @param message: the text; control characters in it are escaped, so that it stays one line.
+    @param prog: the command that prints it, the first word of the line.
+    """
+    if sys.stderr is not None:  # None if fd 2 is closed; print would then use standard output
+        print(f"{prog}: {printable(message)}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    r"""Escape what a terminal would not show as it is, such as `\n`, `\x1b` or `\u202e`."""
+    return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def quoted(text: str) -> str:
+    """Show a value that the user typed: in single quotes, and printable.
+
+    It is not `repr`, which doubles backslashes and changes the quotes.
+    """
+    return f"'{printable(text)}'"
 
 
 def unreachable(name: str, error: BaseException | None) -> str:
-    """Why there is no talking to this server."""
-    return f"cannot connect to {name}: {_reason(error)}"
+    """Say that there is no connection to a server, and why."""
+    return f"cannot connect to {name}: {reason(error)}"
 
 
-def lost(name: str, why: str, missing: int, sent: int) -> str:
-    """What became of the lines that were sent, and why it ended."""
+def session_error(name: str, why: str, missing: int, sent: int) -> str:
+    """Say why a session ended, and how many of its lines have no reply.
+
+    @param name: the server.
+    @param why: the reason.
+    @param missing: lines without a reply.
+    @param sent: all lines.
+    """
     if missing:
         return f"{missing} of {sent} lines were not answered by {name}: {why}"
     return f"{name}: {why}"
 
 
-def _reason(error: BaseException | None) -> str:
-    """The cause of a failed connection, in one line."""
-    if isinstance(error, DNSLookupError):
-        return "name not found"
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    if isinstance(error, ConnectError) and isinstance(error.osError, int):
-        return os.strerror(error.osError)
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    words = _openssl_reason(error) or " ".join(str(error).split()) or type(error).__name__
-    if type(error).__name__ == "VerificationError":  # service_identity's
-        words = "the certificate is for another name"
-    if "certificate" in words:
-        words += " (--ca FILE names another authority, --insecure goes without one)"
-    return words
+def openssl_reason(error: object) -> str:
+    """The last reason in an error of pyOpenSSL's; empty if it is none.
 
-
-def _openssl_reason(error: BaseException | None) -> str:
-    """The last reason in an `OpenSSL.SSL.Error`.
-
-    Its argument is OpenSSL's queue of errors: triples of library, function and reason.
+    The argument of `OpenSSL.SSL.Error` and `OpenSSL.crypto.Error` is OpenSSL's error queue, oldest
+    first: triples of library, function and reason. The last one was set by the outermost call.
     """
     match getattr(error, "args", ()):
-        case ([*_, (_, _, str(reason))],):
-            return reason
+        case ([*_, (_, _, str(text))],):
+            return text
     return ""
+
+
+@singledispatch
+def reason(error: object) -> str:
+    """Why a connection failed or was lost, as text in one line.
+
+    The type of the error selects the function. This one takes all types that have none of their
+    own; pyOpenSSL's and service_identity's cannot have one, because the extra may be missing.
+    """
+    text = openssl_reason(error) or _one_line(error)
+    if type(error).__name__ == "VerificationError":  # service_identity's
+        text = _OTHER_NAME
+    return f"{text} {_TRUST_HINT}" if text in _NOT_VERIFIED else text
+
+
+@reason.register
+def _(error: DNSLookupError) -> str:
+    return "name not found"
+
+
+@reason.register
+def _(error: TimeoutError) -> str:
+    return "no answer in time"
+
+
+@reason.register
+def _(error: ConnectError) -> str:
+    # Some kinds of endpoint put a text where the error number belongs.
+    known = isinstance(error.osError, int)
+    return os.strerror(error.osError) if known else _one_line(error)
+
+
+@reason.register
+def _(error: OSError) -> str:
+    return error.strerror or _one_line(error)
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _escaped(char: str) -> str:
+    # Python decodes bytes of the command line that are not UTF-8 to these surrogates (PEP 383).
+    if "\udc80" <= char <= "\udcff":
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return ascii(char)[1:-1]

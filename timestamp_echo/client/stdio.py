@@ -1,7 +1,7 @@
-"""The two users of a session: a person at a terminal, and a pipe.
+"""Standard input and output: a session's lines come from here, and its replies go here.
 
-Both are protocols for Twisted's `StandardIO`: what they receive is standard input, what
-they write is standard output.
+`Pipe` and `Terminal` are protocols for Twisted's `StandardIO`: what they receive is standard input,
+what they write is standard output. `StandardIO` makes both non-blocking; `command` undoes that.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import re
 import stat
 from collections import deque
 from os import fstat
-from typing import Any
+from typing import cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.stdio import StandardIO
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -24,87 +25,96 @@ from timestamp_echo.client.session import Session
 
 PROMPT = b"> "
 
-# C0 and C1 but newline and tab; separators, embeddings and overrides of direction, which can
-# make a line look like another. A carriage return passes where it belongs to the newline.
-_HARMFUL = re.compile("\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+# C0 and C1 controls, except newline and tab; line and paragraph separators, and the bidirectional
+# embeddings, overrides and isolates (UAX #9), which can make a line look like another one. A
+# carriage return passes in front of a newline only: alone, it would overwrite the line.
+_UNSAFE = re.compile("\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
-class Display:
-    """Makes replies harmless for a terminal, however they are cut.
+class TerminalEscaper:
+    r"""Escapes what a server could do harm with on a terminal, however the replies are cut.
 
-    UTF-8 passes. Control characters and bytes that are no UTF-8 are shown as escapes.
+    UTF-8 passes. Control characters, and bytes that are not UTF-8, become escapes such as `\x1b`.
     """
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
-        self._return = ""
+        self._return = ""  # a carriage return at the end of a piece, which a newline may follow
 
-    def shown(self, data: bytes) -> bytes:
-        """What to write for the next bytes of the replies."""
+    def escape(self, data: bytes) -> bytes:
+        """Escape the next bytes of the replies."""
         text = self._return + self._decoder.decode(data)
         self._return = "\r" if text.endswith("\r") else ""
-        return self._escaped(text.removesuffix("\r"))
+        return _escaped(text.removesuffix("\r"))
 
-    def rest(self) -> bytes:
-        """What to write at the end of the replies: what was held, for it might have gone on."""
-        return self._escaped(self._return + self._decoder.decode(b"", final=True))
+    def flush(self) -> bytes:
+        """Escape what was held back at the end: an unfinished character, a carriage return."""
+        return _escaped(self._return + self._decoder.decode(b"", final=True))
 
-    def _escaped(self, text: str) -> bytes:
-        return _HARMFUL.sub(lambda found: ascii(found[0])[1:-1], text).encode()
+
+def _escaped(text: str) -> bytes:
+    return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text).encode()
 
 
 @implementer(IHalfCloseableProtocol)
 class Pipe(Protocol):
-    """A pipe: each line is sent as fast as the server takes it, each reply written as it is.
+    """Standard input that is no terminal: lines are sent as fast as the server takes them.
 
-    @param terminal: whether standard output is a terminal.
+    @param terminal: whether standard output is a terminal. If not, it gets the replies byte for
+        byte.
     """
 
     session: Session
-    transport: Any  # a StandardIO
+    transport: StandardIO  # its type, unlike ITransport, has the methods of a producer
 
     _why = ""
 
     def __init__(self, terminal: bool = False) -> None:
         self.ended: Deferred[str] = Deferred()
-        """Fires with how it ended, in words; with nothing if all went well."""
-        self._display = Display() if terminal else None
+        """Fires with the reason for the end; with an empty one if all went well."""
+        self._escaper = TerminalEscaper() if terminal else None
 
     def connectionMade(self) -> None:
-        """Standard input and output are there: tie them to the session."""
-        self.session.feed_from(self.transport)
+        """Make standard input and output, and the session, each other's producer and consumer.
+
+        So a slow server pauses the reading of input, and a slow reader of output pauses the
+        receiving of replies: nothing is buffered without a bound.
+        """
+        # It declares IProducer only, but has all methods of a push producer.
+        self.session.register_producer(cast(IPushProducer, self.transport))
         self.transport.registerProducer(self.session, True)
 
     def dataReceived(self, data: bytes) -> None:
-        """Standard input has something."""
+        """See `IProtocol.dataReceived`: standard input."""
         self.session.write(data)
 
     def readConnectionLost(self) -> None:
-        """Standard input has ended."""
+        """See `IHalfCloseableProtocol`: standard input has ended; replies still come."""
         self.session.finish()
 
     def writeConnectionLost(self) -> None:
-        """Nobody reads standard output any more, as behind `| head`; or it is full."""
+        """See `IHalfCloseableProtocol`: standard output failed (`| head`, or a full disk)."""
         self.session.abort()
-        self._end(_loss())
+        self._end(_output_error())
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Standard output is written out; or, after the server closed, it could not be."""
-        self._end("" if reason.check(ConnectionDone) else _loss())
+        """See `IProtocol.connectionLost`: the rest of the output is written, or it failed."""
+        self._end("" if reason.check(ConnectionDone) else _output_error())
 
     def replied(self, data: bytes) -> None:
-        """See `User.replied`."""
-        self.transport.write(self._display.shown(data) if self._display else data)
+        """See `SessionListener.replied`."""
+        self.transport.write(self._escaper.escape(data) if self._escaper else data)
 
     def answered(self) -> None:
-        """See `User.answered`."""
+        """See `SessionListener.answered`."""
 
     def over(self, why: str) -> None:
-        """See `User.over`: end as soon as the replies are written out."""
+        """See `SessionListener.over`: end as soon as the replies are written."""
         if self.transport is not None and not self.ended.called:
             self._why = why
-            if self._display:
-                self.transport.write(self._display.rest())
+            if self._escaper:
+                self.transport.write(self._escaper.flush())
+            # A registered producer would be asked for more before the output closes.
             self.transport.unregisterProducer()
             self.transport.loseConnection()
 
@@ -114,41 +124,45 @@ class Pipe(Protocol):
 
 
 class Terminal(Pipe):
-    """A person: a prompt, a line, its reply; an empty line or Ctrl-D ends it.
+    """Standard input that is a terminal: a prompt, a line, its reply; an empty line ends it.
 
-    @param terminal: whether standard output is a terminal, too; if not, it gets no prompt.
+    The terminal edits and echoes the lines itself (canonical mode, termios(3)): this reads whole
+    lines, and Ctrl-D at the start of a line is the end of input. While a reply is awaited, standard
+    input is not read: what the user types meanwhile stays in the terminal's queue.
+
+    @param terminal: whether standard output is a terminal, too. If not, it gets no prompt.
     """
 
     def __init__(self, terminal: bool) -> None:
         super().__init__(terminal)
         self._lines: deque[bytes] = deque()
-        self._typed = b""
-        self._waiting = False
-        self._ended = False  # there is no more to come from the person
-        self._done = False
+        self._partial = b""
+        self._waiting = False  # for the reply to a line
+        self._input_ended = False
+        self._finished = False
 
     def connectionMade(self) -> None:
-        """Standard input and output are there."""
+        """See `Pipe.connectionMade`; and prompt."""
         super().connectionMade()
         self._prompt()
 
     def dataReceived(self, data: bytes) -> None:
-        """The person typed something, perhaps ahead of the reply."""
-        *lines, self._typed = (self._typed + data).split(b"\n")
+        """See `IProtocol.dataReceived`: a line, or several that were typed ahead or pasted."""
+        *lines, self._partial = (self._partial + data).split(b"\n")
         self._lines.extend(line + b"\n" for line in lines)
         self._next()
 
     def readConnectionLost(self) -> None:
-        """Ctrl-D, perhaps twice and within a line."""
-        self._ended = True
-        if self._display:
-            self.transport.write(b"\n")
-        if self._typed:
-            self._lines.append(self._typed)
+        """See `IHalfCloseableProtocol`: Ctrl-D, within a line twice (the first sends its start)."""
+        self._input_ended = True
+        if self._escaper:
+            self.transport.write(b"\n")  # so that the shell's prompt starts a line
+        if self._partial:
+            self._lines.append(self._partial)
         self._next()
 
     def answered(self) -> None:
-        """See `User.answered`: ask for the next line."""
+        """See `SessionListener.answered`: prompt for the next line."""
         if self._waiting:
             self._waiting = False
             self.transport.resumeProducing()
@@ -156,26 +170,33 @@ class Terminal(Pipe):
             self._next()
 
     def _prompt(self) -> None:
-        if self._display and not self._ended:
+        if self._escaper and not self._input_ended:
             self.transport.write(PROMPT)
 
     def _next(self) -> None:
-        if self._waiting or self._done:
+        """Send the next line, or finish, unless a reply is still awaited."""
+        if self._waiting or self._finished:
             return
         if self._lines and self._lines[0] != b"\n":
-            line = self._lines.popleft()
-            self.session.write(line)
-            self._waiting = line.endswith(b"\n")
-            if self._waiting:
-                self.transport.pauseProducing()  # what is typed ahead is the terminal's to keep
-                return
-        if self._lines or self._ended:  # an empty line, or Ctrl-D
-            self._done = True
-            self.session.finish()
+            self._send(self._lines.popleft())
+        elif self._lines or self._input_ended:  # an empty line, or Ctrl-D
+            self._finish()
+
+    def _send(self, line: bytes) -> None:
+        self.session.write(line)
+        if line.endswith(b"\n"):
+            self._waiting = True
+            self.transport.pauseProducing()
+        else:  # Ctrl-D within it: the last line, whose reply is whole when the server has closed
+            self._finish()
+
+    def _finish(self) -> None:
+        self._finished = True
+        self.session.finish()
 
 
-def _loss() -> str:
-    """What the loss of standard output means: of a pipe, nothing."""
+def _output_error() -> str:
+    """Why standard output failed. A pipe or socket without a reader is no error: `| head`."""
     mode = fstat(1).st_mode
     if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
         return ""

@@ -21,7 +21,7 @@ from zope.interface import implementer
 
 from timestamp_echo.client import errors
 from timestamp_echo.client.address import DatagramServer, StreamServer
-from timestamp_echo.client.arguments import add_server, chosen_server
+from timestamp_echo.client.arguments import CommandParser, add_server, chosen_server
 from timestamp_echo.clocks import Clocks
 from timestamp_echo.ping.live import Lines, Records, Write
 from timestamp_echo.ping.plot import Plot
@@ -234,7 +234,7 @@ def _plan(arguments: Namespace) -> Plan:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+    parser = CommandParser(
         prog="tsecho ping",
         usage="%(prog)s [options] [SERVER]",
         description="Ask a timestamp echo, or any echo, how far away it is and how wrong its"
