@@ -102,7 +102,7 @@ class Estimate:
         """Steps detected, oldest first. One that looks like a drift is added once it is certain."""
         self._last: Sample | None = None
         self._round_trips: deque[int] = deque(maxlen=RECENT)
-        self._since_restart = 0
+        self._since_restart: int
         self._polygon: Polygon
         self._cone: Cone | None
         self._drifts = False
