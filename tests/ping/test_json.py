@@ -16,24 +16,24 @@ from timestamp_echo.stamps import SECOND
 NONE: dict[str, Any] = {
     "type": "summary",
     "server": "host:1",
-    "seconds": 0.0,
+    "duration_s": 0.0,
     "sent": 0,
     "received": 0,
     "lost": 0,
-    "under_way": 0,
+    "in_flight": 0,
     "late_replies": 0,
     "duplicates": 0,
     "reordered": 0,
     "altered": 0,
     "unstamped": 0,
-    "left_late": 0,
+    "sent_late": 0,
     "reconnects": 0,
-    "rtt": None,
-    "rtt_from_due": None,
-    "own_delay": None,
+    "rtt_ns": None,
+    "rtt_from_due_ns": None,
+    "own_delay_ns": None,
     "drift": None,
     "steps": [],
-    "own_clock_set_by": 0,
+    "own_clock_step_ns": 0,
     "offset": None,
 }
 """The summary before the first probe."""
@@ -61,13 +61,13 @@ class ProbeTests(LineTestCase):
         expected = {
             "type": "probe",
             "seq": 3,
-            "sent": 123,
-            "late": 20,
-            "rtt": MILLISECOND,
-            "own_delay": 2000,
+            "sent_ns": 123,
+            "late_ns": 20,
+            "rtt_ns": MILLISECOND,
+            "own_delay_ns": 2000,
             "stamp": STAMP,
             "altered": False,
-            "offset": {"by": 5_000_050, "bound": 500_051, "zone": 0, "formula": "rate"},
+            "offset": {"offset_ns": 5_000_050, "bound_ns": 500_051, "zone_s": 0, "formula": "rate"},
         }
         self.assert_line(format_probe(probe, 123, stats), expected)
 
@@ -78,10 +78,10 @@ class ProbeTests(LineTestCase):
         expected = {
             "type": "probe",
             "seq": 3,
-            "sent": 123,
-            "late": 0,
-            "rtt": MILLISECOND,
-            "own_delay": 2000,
+            "sent_ns": 123,
+            "late_ns": 0,
+            "rtt_ns": MILLISECOND,
+            "own_delay_ns": 2000,
             "stamp": "",
             "altered": True,
             "offset": None,
@@ -94,11 +94,17 @@ class ProbeTests(LineTestCase):
             stats = stats_of(MILLISECOND)
             add_stamps(stats, (ahead * SECOND, SECOND), rtt=MILLISECOND, zone=False)
             record = json.loads(format_probe(answered(1), 123, stats))
-            self.assertEqual(record["offset"]["zone"], zone)
+            self.assertEqual(record["offset"]["zone_s"], zone)
 
     def test_lost(self) -> None:
         """A lost probe has the reason, and nothing about a reply."""
-        expected = {"type": "probe", "seq": 4, "sent": 5, "late": 0, "lost": "no reply within 1 s"}
+        expected = {
+            "type": "probe",
+            "seq": 4,
+            "sent_ns": 5,
+            "late_ns": 0,
+            "lost": "no reply within 1 s",
+        }
         self.assert_line(format_probe(lost(4), 5, stats_of(lost=1)), expected)
 
 
@@ -108,7 +114,7 @@ class EventTests(LineTestCase):
     def test_message(self) -> None:
         """Any message is one line."""
         for message in ("connected again", "±\n\0\u2028", ""):
-            self.assert_line(format_event(message), {"type": "event", "words": message})
+            self.assert_line(format_event(message), {"type": "event", "message": message})
 
 
 class SummaryTests(LineTestCase):
@@ -136,16 +142,16 @@ class SummaryTests(LineTestCase):
         expected = NONE | {
             "sent": 20,
             "lost": 7,
-            "under_way": 13,
+            "in_flight": 13,
             "late_replies": 9,
             "duplicates": 1,
             "reordered": 2,
             "altered": 3,
             "unstamped": 4,
-            "left_late": 5,
+            "sent_late": 5,
             "reconnects": 6,
-            "own_clock_set_by": -10,
-            "seconds": 8.5,
+            "own_clock_step_ns": -10,
+            "duration_s": 8.5,
         }
         self.assert_line(format_summary(stats, "host:1"), expected)
 
@@ -159,9 +165,9 @@ class SummaryTests(LineTestCase):
         record = json.loads(format_summary(stats, "host:1"))
         names = ["min", "mean", "max", "mdev", "p50", "p90", "p99", "jitter"]
         for key, values in (
-            ("rtt", [1000, 2000, 3000, 1000, 1000, 3000, 3000, 125]),
-            ("rtt_from_due", [2000, 4000, 6000, 2000, 2000, 6000, 6000, 250]),
-            ("own_delay", [5, 5, 5, 0, 5, 5, 5, 0]),
+            ("rtt_ns", [1000, 2000, 3000, 1000, 1000, 3000, 3000, 125]),
+            ("rtt_from_due_ns", [2000, 4000, 6000, 2000, 2000, 6000, 6000, 250]),
+            ("own_delay_ns", [5, 5, 5, 0, 5, 5, 5, 0]),
         ):
             self.assertEqual(record[key], dict(zip(names, values, strict=True)))
         self.assertEqual(record["received"], 2)
@@ -175,15 +181,15 @@ class SummaryTests(LineTestCase):
         assert drift is not None and offset is not None
         (step,) = stats.clock.steps
         record = json.loads(format_summary(stats, "host:1"))
-        self.assertEqual(record["drift"], {"rate": drift.rate, "bound": drift.bound})
-        self.assertEqual(record["steps"], [{"by": step.nanoseconds, "bound": step.bound}])
+        self.assertEqual(record["drift"], {"rate_ppb": drift.rate, "bound_ppb": drift.bound})
+        self.assertEqual(record["steps"], [{"offset_ns": step.nanoseconds, "bound_ns": step.bound}])
         self.assertLess(abs(step.nanoseconds - 3600 * SECOND), 200_000)
         self.assertEqual(
             record["offset"],
             {
-                "by": offset.nanoseconds - SECOND,
-                "bound": offset.bound,
-                "zone": 0,
+                "offset_ns": offset.nanoseconds - SECOND,
+                "bound_ns": offset.bound,
+                "zone_s": 0,
                 "formula": "rate",
             },
         )

@@ -172,7 +172,7 @@ class JSONOutputTests(SynchronousTestCase):
                 json.format_probe(answered(1), 86401 * SECOND, stats),
                 json.format_probe(lost(2), 86402 * SECOND, stats),
                 json.format_event("connected again"),
-                json.format_summary(stats, NAME, "standing"),
+                json.format_summary(stats, NAME, "progress"),
                 json.format_summary(stats, NAME),
             ],
         )
@@ -189,4 +189,4 @@ class JSONOutputTests(SynchronousTestCase):
         output.progress(stats)
         output.summary(stats)
         kinds = [loads(line)["type"] for line in self.written]
-        self.assertEqual(kinds, ["standing", "summary"])
+        self.assertEqual(kinds, ["progress", "summary"])

@@ -1,6 +1,7 @@
 """The output of `tsecho ping --json`: one JSON object per line, for each probe and at the end.
 
-The schema is in the README. Knows no connection.
+The schema is in the README. A name ends with its unit; `ppb` is parts per billion, which is
+nanoseconds per second. Knows no connection.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ def format_probe(probe: Probe, sent: int, stats: Stats) -> str:
     record: Object = {
         "type": "probe",
         "seq": probe.number,
-        "sent": sent,
-        "late": probe.sent - probe.due,
+        "sent_ns": sent,
+        "late_ns": probe.sent - probe.due,
     }
     if probe.reply is None:
         return _line(record | {"lost": probe.lost})
     return _line(
         record
         | {
-            "rtt": probe.rtt,
-            "own_delay": probe.own_delay,
+            "rtt_ns": probe.rtt,
+            "own_delay_ns": probe.own_delay,
             "stamp": probe.reply.stamp,
             "altered": probe.reply.altered,
             "offset": _offset(stats),
@@ -40,7 +41,7 @@ def format_probe(probe: Probe, sent: int, stats: Stats) -> str:
 
 def format_event(message: str) -> str:
     """Format an event."""
-    return _line({"type": "event", "words": message})
+    return _line({"type": "event", "message": message})
 
 
 def format_summary(stats: Stats, name: str, kind: str = "summary") -> str:
@@ -54,24 +55,27 @@ def format_summary(stats: Stats, name: str, kind: str = "summary") -> str:
         {
             "type": kind,
             "server": name,
-            "seconds": stats.duration,
+            "duration_s": stats.duration,
             "sent": stats.sent,
             "received": stats.received,
             "lost": stats.lost,
-            "under_way": stats.in_flight,
+            "in_flight": stats.in_flight,
             "late_replies": stats.late_replies,
             "duplicates": stats.duplicates,
             "reordered": stats.reordered,
             "altered": stats.altered,
             "unstamped": stats.unstamped,
-            "left_late": stats.sent_late,
+            "sent_late": stats.sent_late,
             "reconnects": stats.reconnects,
-            "rtt": _figures(stats.rtt),
-            "rtt_from_due": _figures(stats.rtt_from_due),
-            "own_delay": _figures(stats.own_delay),
-            "drift": drift and {"rate": drift.rate, "bound": drift.bound},
-            "steps": [{"by": s.nanoseconds, "bound": s.bound} for s in stats.clock.steps],
-            "own_clock_set_by": stats.own_clock_step,
+            "rtt_ns": _figures(stats.rtt),
+            "rtt_from_due_ns": _figures(stats.rtt_from_due),
+            "own_delay_ns": _figures(stats.own_delay),
+            "drift": drift and {"rate_ppb": drift.rate, "bound_ppb": drift.bound},
+            "steps": [
+                {"offset_ns": step.nanoseconds, "bound_ns": step.bound}
+                for step in stats.clock.steps
+            ],
+            "own_clock_step_ns": stats.own_clock_step,
             "offset": _offset(stats),
         }
     )
@@ -80,9 +84,9 @@ def format_summary(stats: Stats, name: str, kind: str = "summary") -> str:
 def _offset(stats: Stats) -> Object | None:
     offset = stats.offset
     return offset and {
-        "by": offset.nanoseconds,
-        "bound": offset.bound,
-        "zone": offset.zone,
+        "offset_ns": offset.nanoseconds,
+        "bound_ns": offset.bound,
+        "zone_s": offset.zone,
         "formula": offset.formula,
     }
 

@@ -127,7 +127,7 @@ class JSONOutput:
 
     def progress(self, stats: Stats) -> None:
         """Write the progress on request: the same object as the summary, with another type."""
-        self._write(json.format_summary(stats, self._name, "standing"))
+        self._write(json.format_summary(stats, self._name, "progress"))
 
     def summary(self, stats: Stats) -> None:
         """Write the final summary."""
