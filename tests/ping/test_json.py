@@ -113,7 +113,7 @@ class EventTests(LineTestCase):
 
     def test_message(self) -> None:
         """Any message is one line."""
-        for message in ("connected again", "±\n\0\u2028", ""):
+        for message in ("reconnected", "±\n\0\u2028", ""):
             self.assert_line(format_event(message), {"type": "event", "message": message})
 
 

@@ -45,7 +45,7 @@ class TextOutputTests(SynchronousTestCase):
         output.answered(answered(1), stats)
         stats.sent, stats.lost = 2, 1
         output.lost(lost(2), stats)
-        output.event("connected again")
+        output.event("reconnected")
         return stats
 
     def test_each(self) -> None:
@@ -60,7 +60,7 @@ class TextOutputTests(SynchronousTestCase):
                 [
                     ANSWERED,
                     LOST,
-                    "connected again\n",
+                    "reconnected\n",
                     text.progress(stats) + "\n",
                     text.summary(stats, NAME),
                 ],
@@ -76,7 +76,7 @@ class TextOutputTests(SynchronousTestCase):
             [
                 ANSWERED,
                 f"\033[31m{LOST[:-1]}\033[0m\n",
-                "\033[31mconnected again\033[0m\n",
+                "\033[31mreconnected\033[0m\n",
                 text.summary(stats, NAME),
             ],
         )
@@ -163,7 +163,7 @@ class JSONOutputTests(SynchronousTestCase):
         stats = stats_of(MILLISECOND, lost=1)
         output.answered(answered(1), stats)
         output.lost(lost(2), stats)
-        output.event("connected again")
+        output.event("reconnected")
         output.progress(stats)
         output.summary(stats)
         self.assertEqual(
@@ -171,7 +171,7 @@ class JSONOutputTests(SynchronousTestCase):
             [
                 json.format_probe(answered(1), 86401 * SECOND, stats),
                 json.format_probe(lost(2), 86402 * SECOND, stats),
-                json.format_event("connected again"),
+                json.format_event("reconnected"),
                 json.format_summary(stats, NAME, "progress"),
                 json.format_summary(stats, NAME),
             ],
@@ -184,7 +184,7 @@ class JSONOutputTests(SynchronousTestCase):
         stats = stats_of(MILLISECOND)
         output.answered(answered(1), stats)
         output.lost(lost(2), stats)
-        output.event("connected again")
+        output.event("reconnected")
         self.assertEqual(self.written, [])
         output.progress(stats)
         output.summary(stats)

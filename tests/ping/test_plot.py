@@ -67,13 +67,13 @@ class ArgumentTests(SynchronousTestCase):
         os.makedirs(folder := self.mktemp() + ".png")
         for path in ("/nonexistent/x.png", folder):
             error = self.assertRaises(ValueError, Plot, path)
-            self.assertIn("expected a file in a folder that is there", str(error))
+            self.assertIn("expected a file in an existing folder", str(error))
 
     def test_not_installed(self) -> None:
         """Without matplotlib the message names the extra."""
         with patch.dict(sys.modules, {"matplotlib": None}):
             error = self.assertRaises(ValueError, Plot, "x.png")
-        self.assertEqual(str(error), "it needs the extra 'plot': pip install 'tsecho[plot]'")
+        self.assertEqual(str(error), "matplotlib is not installed: pip install 'tsecho[plot]'")
 
 
 class PlotTestCase(SynchronousTestCase):
@@ -165,7 +165,7 @@ class RoundTripTests(PlotTestCase):
         """Without stamps there are only the round trips and their distribution."""
         trips, spread = self.axes(12, None, losses=2)
         self.assertEqual(self.labels(trips), ["answered: 10", "lost: 2"])
-        self.assertEqual(trips.get_ylabel(), "round trip, ms")
+        self.assertEqual(trips.get_ylabel(), "round-trip time, ms")
         dots, crosses = trips.lines
         self.assertEqual(list(dots.get_ydata()), [20] * 10)
         self.assertEqual(list(dots.get_xdata()), [i / 2 for i in range(10)])
@@ -182,7 +182,7 @@ class RoundTripTests(PlotTestCase):
         """If all probes are lost, their times are drawn, and the axis has no scale."""
         trips, spread = self.axes(3, None, losses=3)
         self.assertEqual(self.labels(trips), ["answered: 0", "lost: 3"])
-        self.assertEqual(trips.get_ylabel(), "no reply")
+        self.assertEqual(trips.get_ylabel(), "no replies")
         self.assertEqual(list(trips.get_yticks()), [])
         self.assertEqual(len(spread.patches), 0)
 
@@ -194,7 +194,7 @@ class RoundTripTests(PlotTestCase):
         """The unit depends on the size of the round trips."""
         for half, unit in ((20_000, "µs"), (MILLISECOND, "ms"), (SECOND, "s"), (0, "µs")):
             trips, _ = self.axes(3, None, fixed(half, half))
-            self.assertEqual(trips.get_ylabel(), f"round trip, {unit}")
+            self.assertEqual(trips.get_ylabel(), f"round-trip time, {unit}")
 
     def test_outlier(self) -> None:
         """An outlier makes the axis logarithmic; every round trip is visible and counted."""
@@ -221,7 +221,7 @@ class RoundTripTests(PlotTestCase):
             drawn.answered(answered(number), stats)
         for number in (3, 4, 5):
             drawn.lost(lost(number), stats)
-        drawn.event("connected again")
+        drawn.event("reconnected")
         self.assertEqual((len(drawn._times), len(drawn._rtts), len(drawn._lost)), (2, 2, 1))
 
 
@@ -237,8 +237,8 @@ class ClockTests(PlotTestCase):
         self.assertGreater(high, 343)
         self.assertGreater(abs(clock.lines[0].get_ydata()[0] - 333), 100)
         self.assertLess(abs(clock.lines[0].get_ydata()[-1] - 333), 15)
-        self.assertEqual(clock.get_ylabel(), "ahead of ours, ms")
-        self.assertEqual(self.labels(clock), ["where it may be", "the middle of that"])
+        self.assertEqual(clock.get_ylabel(), "server ahead of client, ms")
+        self.assertEqual(self.labels(clock), ["possible offsets", "midpoint"])
         self.assertEqual(bound.get_yscale(), "log")
         self.assertEqual(bound.get_ylabel(), "± ms")
         (known,) = bound.lines
@@ -256,7 +256,9 @@ class ClockTests(PlotTestCase):
     def test_far_ahead(self) -> None:
         """An offset of an hour is drawn relative to it, so that the axis has short numbers."""
         *_, clock, _ = self.axes(3, Server(-3600 * SECOND, 1))
-        self.assertEqual(clock.get_ylabel(), "ahead of ours,\nms from -3600.000000 s")
+        self.assertEqual(
+            clock.get_ylabel(), "server ahead of client, ms\nrelative to -3600.000000 s"
+        )
         low, high = clock.get_ylim()
         self.assertTrue(-20 < low < -10 < 10 < high < 20)
 
@@ -267,7 +269,7 @@ class ClockTests(PlotTestCase):
         low, high = clock.get_ylim()
         self.assertLess(low, 0)
         self.assertGreater(high, 2)
-        self.assertEqual(clock.get_ylabel(), "ahead of ours, s")
+        self.assertEqual(clock.get_ylabel(), "server ahead of client, s")
 
     def test_long(self) -> None:
         """Of many offsets a subset is drawn that includes the last, without error bars."""

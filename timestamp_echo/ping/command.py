@@ -151,7 +151,7 @@ class Run:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would try again at exit
             if not isinstance(error, BrokenPipeError):
                 self._failed = True
-                errors.say(f"standard output could not be written: {error.strerror}")
+                errors.say(f"cannot write standard output: {error.strerror}")
             self._pinger.stop()
 
 
@@ -243,32 +243,58 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="tsecho ping",
         usage="%(prog)s [options] [SERVER]",
-        description="Ask a timestamp echo, or any echo, how far away it is and how wrong its"
-        " clock is.",
-        epilog="Ctrl-C ends it with a summary, Enter or Ctrl-\\ says how it stands. Exit status:"
-        " 0; 1 no reply came, or fewer than -c, or something could not be written; 2 usage, name"
-        " not found, connection refused; 130 Ctrl-C before there was a connection.",
+        description="Measure the round-trip time to a timestamp echo, or to any echo, and how wrong"
+        " its clock is.",
+        epilog="Enter or Ctrl-\\ shows the progress; Ctrl-C stops and shows the summary."
+        " Exit status: 0 success; 1 no reply, or fewer than -c requests, or output could not be"
+        " written; 2 usage error, name not found or connection refused; 130 interrupted before"
+        " the connection was made.",
     )
     add_server(parser)
     pace = parser.add_mutually_exclusive_group()
     count, seconds = partial(_whole, 1, 10**9), partial(_seconds, 0.001)
     in_flight, size = partial(_whole, 1, 10_000), partial(_whole, MIN_SIZE, MAX_SIZE)
-    for group, flag, name, kind, default, words in (
-        (parser, "-c", "count", count, 0, "so many probes (no end)"),
-        (pace, "-i", "interval", seconds, 1.0, "seconds from one probe to the next (1)"),
-        (parser, "-n", "in_flight", in_flight, 1, "so many may be under way at a time (1)"),
-        (parser, "-s", "size", size, 64, f"bytes of a probe, {MIN_SIZE} to {MAX_SIZE} (64)"),
-        (parser, "-w", "deadline", seconds, 0.0, "seconds after which it ends (never)"),
-        (parser, "-W", "timeout", seconds, 1.0, "seconds that a reply may take (1)"),
+    for group, flag, name, kind, default, text in (
+        (parser, "-c", "count", count, 0, "stop after N probes (default: no limit)"),
+        (pace, "-i", "interval", seconds, 1.0, "send one probe every N seconds (default: 1)"),
+        (
+            parser,
+            "-n",
+            "in_flight",
+            in_flight,
+            1,
+            "allow N probes in flight at a time (default: 1)",
+        ),
+        (
+            parser,
+            "-s",
+            "size",
+            size,
+            64,
+            f"send probes of N bytes, {MIN_SIZE} to {MAX_SIZE} (default: 64)",
+        ),
+        (parser, "-w", "deadline", seconds, 0.0, "stop after N seconds (default: no limit)"),
+        (
+            parser,
+            "-W",
+            "timeout",
+            seconds,
+            1.0,
+            "count a probe as lost after N seconds (default: 1)",
+        ),
     ):
-        group.add_argument(flag, dest=name, type=kind, default=default, metavar="N", help=words)
-    for group, flag, name, words in (
-        (pace, "-f", "flood", "flood: a probe leaves as soon as another is answered; implies -q"),
-        (parser, "-q", "quiet", "no line for each probe"),
-        (parser, "--json", "json", "one JSON object a line; the README has the schema"),
+        group.add_argument(flag, dest=name, type=kind, default=default, metavar="N", help=text)
+    for group, flag, name, text in (
+        (pace, "-f", "flood", "flood: send a probe as soon as another is answered; implies -q"),
+        (parser, "-q", "quiet", "write only the summary; on a terminal, also a progress line"),
+        (parser, "--json", "json", "write one JSON object per line; the README has the schema"),
     ):
-        group.add_argument(flag, dest=name, action="store_true", help=words)
-    parser.add_argument("--plot", metavar="FILE", help="draw a picture, .png or .svg (extra: plot)")
+        group.add_argument(flag, dest=name, action="store_true", help=text)
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="draw the results to a .png or .svg file (needs the extra: plot)",
+    )
     return parser
 
 

@@ -50,11 +50,11 @@ class Plot:
                 f"expected a name that ends with {' or '.join(SUFFIXES)}, not {path!r}"
             )
         if not Path(path).parent.is_dir() or Path(path).is_dir():
-            raise ValueError(f"expected a file in a folder that is there, not {path!r}")
+            raise ValueError(f"expected a file in an existing folder, not {path!r}")
         try:
             import matplotlib as mpl
         except ImportError as error:
-            raise ValueError("it needs the extra 'plot': pip install 'tsecho[plot]'") from error
+            raise ValueError("matplotlib is not installed: pip install 'tsecho[plot]'") from error
         mpl.use("agg")
         self._path = path
         self._start = 0
@@ -130,8 +130,8 @@ class Plot:
         if self._lost:
             self._draw_lost(axes)
         self._set_rtt_limits(axes)
-        axes.set_title("Round trips", loc="left")
-        axes.set_ylabel(f"round trip, {self._rtt_unit()[1]}" if self._rtts else "no reply")
+        axes.set_title("Round-trip time", loc="left")
+        axes.set_ylabel(f"round-trip time, {self._rtt_unit()[1]}" if self._rtts else "no replies")
         _add_legend(axes)
 
     def _draw_answered(self, axes: Axes) -> None:
@@ -179,7 +179,7 @@ class Plot:
             bins = _BINS // 2 if len(rtts) <= _FEW else _BINS
             edges = _edges(min(rtts) if self._has_outliers() else 0, max(rtts), bins)
             axes.hist(rtts, bins=edges, orientation="horizontal", color=_BLUE)
-        axes.set_title("Their distribution", loc="left")
+        axes.set_title("Distribution", loc="left")
         axes.set_xlabel("probes")
         axes.locator_params(axis="x", integer=True, nbins=4, min_n_ticks=1)
         axes.tick_params(labelleft=False, which="both")
@@ -208,9 +208,9 @@ class Plot:
             _draw_error_bars(axes, times[:-1], scaled[:-1], errors[:-1])
         axes.set_ylim((low - base) / factor, (high - base) / factor)
         axes.ticklabel_format(axis="y", useOffset=False, style="plain")
-        axes.set_title("Server's clock", loc="left")
-        label = f"ahead of ours,\n{unit} from {base / SECOND:+.6f} s"
-        axes.set_ylabel(label if base else f"ahead of ours, {unit}")
+        axes.set_title("Clock offset", loc="left")
+        label = f"server ahead of client, {unit}"
+        axes.set_ylabel(f"{label}\nrelative to {base / SECOND:+.6f} s" if base else label)
         _add_legend(axes)
 
     def _draw_bounds(self, axes: Axes) -> None:
@@ -228,7 +228,7 @@ class Plot:
             _set_logarithmic(axes)
         else:
             axes.set_ylim(0, 1.15 * max(bounds) / factor)
-        axes.set_title("How well it is known", loc="left")
+        axes.set_title("Error bound", loc="left")
         axes.set_ylabel(f"± {unit}")
         axes.locator_params(axis="x", nbins=4)
 
@@ -243,9 +243,9 @@ def _draw_band(axes: Axes, times: list[float], offsets: list[float], errors: lis
         alpha=0.25,
         color=_GREEN,
         linewidth=0,
-        label="where it may be",
+        label="possible offsets",
     )
-    axes.plot(times, offsets, color=_GREEN, drawstyle="steps-post", label="the middle of that")
+    axes.plot(times, offsets, color=_GREEN, drawstyle="steps-post", label="midpoint")
 
 
 def _draw_error_bars(

@@ -227,7 +227,7 @@ class Pinger:
         probe = Probe(self.stats.sent, due, self._clocks.steady())
         self.stats.sent_late += probe.late
         if self._path is None or self._path.full:
-            self._lose(probe, "the connection takes no more" if self._path else "no connection")
+            self._lose(probe, "send buffer full" if self._path else "no connection")
             return
         self._await_reply(probe, self._plan.timeout, self._time_out)
         self._path.write(self._probes.message(probe.number))
@@ -267,11 +267,11 @@ class Pinger:
         """A reply to a probe that is not in flight."""
         if number in self._replied:
             self.stats.duplicates += 1
-            self._notify(f"seq={number}: another reply")
+            self._notify(f"seq={number}: duplicate reply")
         elif number <= self.stats.sent:
             self._replied.append(number)
             self.stats.late_replies += 1
-            self._notify(f"seq={number}: the reply came too late")
+            self._notify(f"seq={number}: late reply")
 
     def _record(self, probe: Probe, reply: Reply) -> None:
         stats = self.stats
@@ -296,7 +296,7 @@ class Pinger:
         for step in clock.steps:
             if step not in known:
                 size = format_offset(step.nanoseconds, step.bound)
-                self._notify(f"seq={probe.number}: the server's clock was set by {size}")
+                self._notify(f"seq={probe.number}: server's clock was set by {size}")
 
     def _check_own_clock(self) -> bool:
         """Report whether this host's clock was set, lest it be taken for a step of the server's."""
@@ -345,9 +345,9 @@ class Pinger:
         for _, timer in lost.values():
             timer.cancel()
         self._schedule("connect", RECONNECT_DELAY, self._reconnect)
-        self._notify(f"the connection is lost: {why}")
+        self._notify(f"connection lost: {why}")
         for probe, _ in lost.values():
-            self._lose(probe, "the connection was lost")
+            self._lose(probe, "connection lost")
         self._send_due()
 
     def _reconnect(self) -> None:
@@ -358,7 +358,7 @@ class Pinger:
     def _reconnected(self, path: Path) -> None:
         if not self._done.called:
             self.stats.reconnects += 1
-            self._notify("connected again")
+            self._notify("reconnected")
         self._use(path)
 
     def _reconnect_failed(self, reason: Failure) -> None:

@@ -34,9 +34,9 @@ def answered(probe: Probe, name: str, size: int, offset: Offset | None) -> str:
     """The line for a probe that was answered."""
     parts = [f"{size} bytes from {name}: seq={probe.number}", f"time={format_ms(probe.rtt)}"]
     if probe.late:
-        parts.append(f"({format_ms(probe.rtt_from_due)} from when it was due)")
+        parts.append(f"(sent late: {format_ms(probe.rtt_from_due)} from due time)")
     if probe.reply is not None and probe.reply.altered:
-        parts.append("(the message came back altered)")
+        parts.append("(message altered)")
     if probe.reply is not None and probe.reply.moment and offset:
         parts.append(f"clock={format_offset(offset.nanoseconds, offset.bound)}")
     return " ".join(parts)
@@ -75,16 +75,16 @@ def _counts(stats: Stats) -> str:
     if 0 < stats.lost < known:
         share = min(max(share, 0.01), 99.99)  # not rounded to none or all
     counts = f"{stats.sent} sent, {stats.received} received, {share:.4g} % loss"
-    return counts + (f", {stats.in_flight} under way" if stats.in_flight else "")
+    return counts + (f", {stats.in_flight} in flight" if stats.in_flight else "")
 
 
 def _anomalies(stats: Stats) -> list[str]:
     counts = [
-        ("replies after their timeout", stats.late_replies),
+        ("late replies", stats.late_replies),
         ("duplicates", stats.duplicates),
-        ("replies out of order", stats.reordered),
-        ("messages that came back altered", stats.altered),
-        ("connected again", stats.reconnects),
+        ("reordered replies", stats.reordered),
+        ("altered messages", stats.altered),
+        ("reconnects", stats.reconnects),
     ]
     return [f"{label}: {count}" for label, count in counts if count]
 
@@ -97,10 +97,10 @@ def _round_trips(stats: Stats, figures: Figures) -> list[str]:
     ]
     if stats.sent_late and (due := stats.rtt_from_due.figures):
         percentiles = format_ms(due.p50, due.p90, due.p99)
-        lines.append(f"{stats.sent_late} left late; from when due: p50/p90/p99 = {percentiles}")
+        lines.append(f"{stats.sent_late} sent late; rtt from due time p50/p90/p99 = {percentiles}")
     if (delays := stats.own_delay.figures) and delays.max:
         own = format_ms(delays.mean, delays.max)
-        lines.append(f"own delay in reading replies, not counted: avg/max = {own}")
+        lines.append(f"own delay in reading replies (not in rtt) avg/max = {own}")
     return lines + (_histogram(stats) if stats.received >= _MIN_FOR_HISTOGRAM else [])
 
 
@@ -119,13 +119,13 @@ def _histogram(stats: Stats) -> list[str]:
 def _clock(stats: Stats) -> list[str]:
     offset = stats.offset
     if offset is None:
-        return ["clock: the replies have no stamp that is known"] if stats.unstamped else []
+        return ["clock: unknown, the replies have no known stamp"] if stats.unstamped else []
     line = f"clock offset = {format_offset(offset.nanoseconds, offset.bound)} ({_sign(offset)})"
     lines = [line + (_zone(offset.zone) if stats.zoneless else "")]
     if drift := stats.clock.drift:
         lines.append(f"drift: {_rate(drift)}")
     lines += [
-        f"the server's clock was set by {format_offset(step.nanoseconds, step.bound)}"
+        f"server's clock was set by {format_offset(step.nanoseconds, step.bound)}"
         for step in stats.clock.steps
     ]
     if stats.own_clock_step:
@@ -135,16 +135,16 @@ def _clock(stats: Stats) -> list[str]:
 
 def _sign(offset: Offset) -> str:
     if abs(offset.nanoseconds) <= offset.bound:
-        return "no difference is shown"
-    return "the server is ahead" if offset.nanoseconds > 0 else "the server is behind"
+        return "within the error bound"
+    return "server ahead" if offset.nanoseconds > 0 else "server behind"
 
 
 def _zone(zone: int | None) -> str:
     """What was assumed about stamps that name no zone."""
     if zone is None:
-        return "; its zone can't be told yet and is in that"
+        return "; time zone unknown, included in the offset"
     hours, minutes = divmod(abs(zone) // 60, 60)
-    return f"; its stamps are in UTC{'-' if zone < 0 else '+'}{hours:02}:{minutes:02}"
+    return f"; time zone UTC{'-' if zone < 0 else '+'}{hours:02}:{minutes:02}"
 
 
 def _rate(drift: Drift) -> str:

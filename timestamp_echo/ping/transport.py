@@ -27,13 +27,13 @@ _MAX_UNCONFIRMED = 10_000  # datagrams: as many as may be in flight
 
 
 class PathListener(Protocol):
-    """The user of a path: what `session.User` is, and told of flow control."""
+    """The user of a path. Sessions of the client require the same, apart from `writable`."""
 
     def replied(self, data: bytes) -> None:
         """Bytes were received."""
 
     def answered(self) -> None:
-        """See `session.User.answered`."""
+        """Everything sent so far was answered; only known if each line has one reply."""
 
     def writable(self) -> None:
         """The path is no longer full."""
