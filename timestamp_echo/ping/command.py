@@ -251,51 +251,45 @@ def _parser() -> ArgumentParser:
         " the connection was made.",
     )
     add_server(parser)
+    _add_options(parser)
+    return parser
+
+
+_HELP = {
+    "-c": "stop after N probes (default: no limit)",
+    "-i": "send one probe every N seconds (default: 1)",
+    "-n": "allow N probes in flight at a time (default: 1)",
+    "-s": f"send probes of N bytes, {MIN_SIZE} to {MAX_SIZE} (default: 64)",
+    "-w": "stop after N seconds (default: no limit)",
+    "-W": "count a probe as lost after N seconds (default: 1)",
+    "-f": "flood: send a probe as soon as another is answered; implies -q",
+    "-q": "write only the summary; on a terminal, also a progress line",
+    "--json": "write one JSON object per line; the README has the schema",
+    "--plot": "draw the results to a .png or .svg file (needs the extra: plot)",
+}
+
+
+def _add_options(parser: ArgumentParser) -> None:
     pace = parser.add_mutually_exclusive_group()
     count, seconds = partial(_whole, 1, 10**9), partial(_seconds, 0.001)
     in_flight, size = partial(_whole, 1, 10_000), partial(_whole, MIN_SIZE, MAX_SIZE)
-    for group, flag, name, kind, default, text in (
-        (parser, "-c", "count", count, 0, "stop after N probes (default: no limit)"),
-        (pace, "-i", "interval", seconds, 1.0, "send one probe every N seconds (default: 1)"),
-        (
-            parser,
-            "-n",
-            "in_flight",
-            in_flight,
-            1,
-            "allow N probes in flight at a time (default: 1)",
-        ),
-        (
-            parser,
-            "-s",
-            "size",
-            size,
-            64,
-            f"send probes of N bytes, {MIN_SIZE} to {MAX_SIZE} (default: 64)",
-        ),
-        (parser, "-w", "deadline", seconds, 0.0, "stop after N seconds (default: no limit)"),
-        (
-            parser,
-            "-W",
-            "timeout",
-            seconds,
-            1.0,
-            "count a probe as lost after N seconds (default: 1)",
-        ),
+    for group, flag, name, kind, default in (
+        (parser, "-c", "count", count, 0),
+        (pace, "-i", "interval", seconds, 1.0),
+        (parser, "-n", "in_flight", in_flight, 1),
+        (parser, "-s", "size", size, 64),
+        (parser, "-w", "deadline", seconds, 0.0),
+        (parser, "-W", "timeout", seconds, 1.0),
     ):
+        text = _HELP[flag]
         group.add_argument(flag, dest=name, type=kind, default=default, metavar="N", help=text)
-    for group, flag, name, text in (
-        (pace, "-f", "flood", "flood: send a probe as soon as another is answered; implies -q"),
-        (parser, "-q", "quiet", "write only the summary; on a terminal, also a progress line"),
-        (parser, "--json", "json", "write one JSON object per line; the README has the schema"),
+    for group, flag, name in (
+        (pace, "-f", "flood"),
+        (parser, "-q", "quiet"),
+        (parser, "--json", "json"),
     ):
-        group.add_argument(flag, dest=name, action="store_true", help=text)
-    parser.add_argument(
-        "--plot",
-        metavar="FILE",
-        help="draw the results to a .png or .svg file (needs the extra: plot)",
-    )
-    return parser
+        group.add_argument(flag, dest=name, action="store_true", help=_HELP[flag])
+    parser.add_argument("--plot", metavar="FILE", help=_HELP["--plot"])
 
 
 def _whole(minimum: int, maximum: int, text: str) -> int:
