@@ -330,7 +330,7 @@ class SecondsTests(EstimateTestCase):
         self.assert_within(estimate.aim(START + SECOND), expected, 2 * TOLERANCE)
 
     def aimed(self, cone: Cone, due: int, round_trips: list[int], number: int) -> int:
-        """When to send a probe that is due after so many replies, as `aim` documents it."""
+        """When to send a probe after `number` replies, computed from the documentation of `aim`."""
         shortest, median = (
             min(round_trips[-8:]),
             sorted(round_trips[-8:])[len(round_trips[-8:]) // 2],

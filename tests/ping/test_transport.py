@@ -136,7 +136,7 @@ class FakeTransport:
 
 
 def udp_path(listener: ReplyListener) -> UDPPath:
-    """A path that opens no port by itself."""
+    """A path that has no port yet."""
     return UDPPath(listener, cast(IReactorUDP, Clock()))
 
 

@@ -240,7 +240,7 @@ class Estimate:
             return (low + high + ordered[0]) // 2
         # If every probe arrived at the change, a small step would go unnoticed: each reply would
         # fit, and the bound would slowly follow the clock. So every second probe is sent when its
-        # stamp can be told beforehand. If it differs, the clock was stepped.
+        # stamp is known beforehand. If it differs, the clock was stepped.
         if turn == 1:
             # Early: even if the server's clock is as far ahead as it can be, the reply is back
             # before the second changes. A stamp that shows the new second is then a contradiction;

@@ -22,7 +22,7 @@ MAX_PROBES = 10**6
 """Number of probes that are drawn; later ones are not."""
 
 SUFFIXES = (".png", ".svg")
-"""Supported file types, told by the end of the file's name."""
+"""Supported file types, recognised by the end of the file's name."""
 
 # From Okabe and Ito's palette, which is safe for colour-blind readers.
 _BLUE, _RED, _GREEN = "#0072B2", "#D55E00", "#009E73"

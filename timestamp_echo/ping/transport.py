@@ -113,7 +113,7 @@ class _FlowControl:
 class StreamPath(StreamSession):
     """A path over a connection.
 
-    @param listener: is told what arrives.
+    @param listener: receives data and events.
     @param clock: for timeouts.
     """
 
@@ -155,7 +155,7 @@ class StreamPath(StreamSession):
 class UDPPath(DatagramPath):
     """A path over UDP: any number of datagrams may be in flight, and any may be lost.
 
-    @param listener: is told what arrives.
+    @param listener: receives data and events.
     @param reactor: opens the port.
     """
 
