@@ -121,8 +121,6 @@ class Plot:
 
     def _has_outliers(self) -> bool:
         """Whether the axis is logarithmic: an outlier would flatten all other round trips."""
-        if not self._rtts:
-            return False
         return 0 < min(self._rtts) < _OUTLIER * median(self._rtts) < max(self._rtts)
 
     def _draw_rtts(self, axes: Axes) -> None:
