@@ -63,7 +63,7 @@ def median_round_trip(name: str, text: str) -> float:
         return float(json.loads(text)["stats"]["rtt"]["median"]) / 1000
     if name == "sockperf":
         return float(re.findall(r"percentile 50.000 *= *([\d.]+)", text)[0])
-    return float(json.loads(text.splitlines()[-1])["rtt"]["p50"]) / 1000
+    return float(json.loads(text.splitlines()[-1])["rtt_ns"]["p50"]) / 1000
 
 
 def installed(commands: Iterable[str]) -> list[str]:

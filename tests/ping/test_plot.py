@@ -1,4 +1,4 @@
-"""Tests for `timestamp_echo.ping.plot`: a picture is drawn, of what there is to see."""
+"""Tests for `timestamp_echo.ping.plot`: files, axes and what is drawn on them."""
 
 from __future__ import annotations
 
@@ -14,46 +14,48 @@ from xml.etree import ElementTree
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.ping.outcomes import MILLISECOND, answered, lost, outcome_of
-from tests.ping.simulation import START, Server, fixed, heavy_tailed
+from tests.ping.fixtures import MILLISECOND, answered, lost, stats_of
+from tests.ping.simulation import START, Delays, Server, fixed, heavy_tailed
 from timestamp_echo.ping import plot
 from timestamp_echo.ping.bounds import Sample
 from timestamp_echo.ping.plot import Plot
-from timestamp_echo.ping.stats import Outcome, Probe
+from timestamp_echo.ping.stats import Probe, Stats
 from timestamp_echo.stamps import SECOND
 
 INSTALLED = find_spec("matplotlib") is not None
 
 NAME = "host:1"
 
-WAY = fixed(10 * MILLISECOND, 10 * MILLISECOND)
+DELAYS = fixed(10 * MILLISECOND, 10 * MILLISECOND)
 
-NAMELESS = Server(0)
-"""One whose stamps are of whole seconds."""
+COARSE = Server(0)
+"""A server whose stamps have whole seconds."""
 
 
-def told(plot: Plot, count: int, server: Server | None, way: Any = WAY, losses: int = 0) -> None:
-    """Tell of a run, the last probes of which are lost."""
-    random, outcome, at = Random(1), Outcome(), START
+def notify(
+    plot: Plot, count: int, server: Server | None, delays: Delays = DELAYS, losses: int = 0
+) -> None:
+    """Notify a plot of a run whose last probes are lost."""
+    random, stats, at = Random(1), Stats(), START
     for number in range(1, count + 1):
-        at = outcome.clock.aim(at + SECOND // 2)
-        there, back = way(random)
-        outcome.sent += 1
+        at = stats.clock.aim(at + SECOND // 2)
+        there, back = delays(random)
+        stats.sent += 1
         probe = Probe(number, at, at)
         if number > count - losses:
-            plot.lost(probe, outcome)
+            plot.lost(probe, stats)
             continue
         probe.received = at + there + back
         if server:
-            outcome.clock.add(Sample(at, probe.received, server.stamp(at + there)))
-        plot.answered(probe, outcome)
+            stats.clock.add(Sample(at, probe.received, server.stamp(at + there)))
+        plot.answered(probe, stats)
 
 
-class RefusalTests(SynchronousTestCase):
-    """What can't be drawn is known before anything is sent."""
+class ArgumentTests(SynchronousTestCase):
+    """A file that cannot be drawn is refused before anything is sent."""
 
     def test_kind(self) -> None:
-        """A name that ends with neither kind."""
+        """The name has to end with a supported suffix."""
         for path in ("x", "x.jpg", "png", "x.png.", ""):
             error = self.assertRaises(ValueError, Plot, path)
             self.assertEqual(
@@ -61,105 +63,115 @@ class RefusalTests(SynchronousTestCase):
             )
 
     def test_folder(self) -> None:
-        """A file in a folder that is not there, and a folder."""
+        """The folder has to exist, and the path must not be a folder."""
         os.makedirs(folder := self.mktemp() + ".png")
         for path in ("/nonexistent/x.png", folder):
             error = self.assertRaises(ValueError, Plot, path)
-            self.assertIn("expected a file in a folder that is there", str(error))
+            self.assertIn("expected a file in an existing folder", str(error))
 
     def test_not_installed(self) -> None:
-        """Without matplotlib the extra is named."""
+        """Without matplotlib the message names the extra."""
         with patch.dict(sys.modules, {"matplotlib": None}):
             error = self.assertRaises(ValueError, Plot, "x.png")
-        self.assertEqual(str(error), "it needs the extra 'plot': pip install 'tsecho[plot]'")
+        self.assertEqual(str(error), "matplotlib is not installed: pip install 'tsecho[plot]'")
 
 
 class PlotTestCase(SynchronousTestCase):
-    """What these tests ask."""
+    """Runs, and their figures."""
 
     def setUp(self) -> None:
-        """Without matplotlib there is nothing to test."""
+        """Skip without matplotlib."""
         if not INSTALLED:
             raise SkipTest("matplotlib is not installed: the extra 'plot'")
 
     def plot(self, kind: str = ".png") -> Plot:
-        """To a file of its own."""
+        """A plot with its own file."""
         self.path = Path(self.mktemp() + kind)
         return Plot(str(self.path))
 
-    def panes(
-        self, count: int, server: Server | None, way: Any = WAY, losses: int = 0
+    def axes(
+        self, count: int, server: Server | None, delays: Delays = DELAYS, losses: int = 0
     ) -> list[Any]:
-        """The panes of the picture of a run."""
+        """The axes of the figure of a run."""
         plot = self.plot()
-        told(plot, count, server, way, losses)
-        plot.draw(NAME)
-        return list(plot._figure(NAME).axes)
+        notify(plot, count, server, delays, losses)
+        return self.drawn(plot)
 
-    def labels(self, pane: Any) -> list[str]:
-        """What its legend says."""
-        return [text.get_text() for text in pane.get_legend().get_texts()]
+    def drawn(self, plot: Plot) -> list[Any]:
+        """The axes of a figure that has been drawn.
+
+        They are Any, because matplotlib types what they contain by base classes.
+        """
+        figure = plot._figure(NAME)
+        # Drawing can fail as well. The layout takes most of its time; `FileTests` cover it.
+        figure.set_layout_engine("none")
+        figure.draw_without_rendering()
+        return list(figure.axes)
+
+    def labels(self, axes: Any) -> list[str]:
+        """The labels in the legend of axes."""
+        return [text.get_text() for text in axes.get_legend().get_texts()]
 
 
 class FileTests(PlotTestCase):
-    """The file."""
+    """Files."""
 
     def test_png(self) -> None:
-        """A PNG of the size that is said, with something on it."""
+        """A PNG has the expected size, and is not empty."""
         from matplotlib.image import imread
 
-        for server, rows in ((None, 1), (NAMELESS, 2)):
+        for server, rows in ((None, 1), (COARSE, 2)):
             plot = self.plot()
-            told(plot, 12, server, losses=2)
+            notify(plot, 12, server, losses=2)
             plot.draw(NAME)
             self.assertEqual(self.path.read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
-            picture = imread(self.path)
-            self.assertEqual(picture.shape[1], 1200)
-            self.assertEqual(picture.shape[0], int(120 * (0.5 + 3.2 * rows)))
-            self.assertLess(picture[..., :3].min(), 0.1)
+            image = imread(self.path)
+            self.assertEqual(image.shape[1], 1200)
+            self.assertEqual(image.shape[0], int(120 * (0.5 + 3.2 * rows)))
+            self.assertLess(image[..., :3].min(), 0.1)
 
     def test_svg(self) -> None:
-        """An SVG, which is well-formed."""
+        """An SVG is well-formed."""
         plot = self.plot(".svg")
-        told(plot, 12, NAMELESS, losses=2)
+        notify(plot, 12, COARSE, losses=2)
         plot.draw("<&>")
         root = ElementTree.parse(self.path).getroot()
         self.assertEqual(root.tag, "{http://www.w3.org/2000/svg}svg")
 
     def test_many(self) -> None:
-        """With very many probes an SVG has a picture of them, and stays small."""
+        """With very many probes an SVG contains a bitmap of them, and stays small."""
         self.patch(plot, "_MANY", 100)
         sizes = []
         for count in (100, 1000):
             drawn = self.plot(".svg")
-            told(drawn, count, None, heavy_tailed(MILLISECOND))
+            notify(drawn, count, None, heavy_tailed(MILLISECOND))
             drawn.draw(NAME)
             sizes.append(b"<image" in self.path.read_bytes())
         self.assertEqual(sizes, [False, True])
 
     def test_any_name(self) -> None:
-        """A name that TeX would read otherwise is written as it is."""
+        """A name is not interpreted as TeX."""
         plot = self.plot()
-        told(plot, 2, None)
+        notify(plot, 2, None)
         plot.draw("unix:$\\x$_^")
 
     def test_not_written(self) -> None:
-        """Where the file can't be made, that is an OSError."""
+        """A file that cannot be written raises OSError."""
         os.makedirs(folder := self.mktemp())
         plot = Plot(f"{folder}/x.png")
-        told(plot, 1, None)
+        notify(plot, 1, None)
         os.rmdir(folder)
         self.assertRaises(OSError, plot.draw, NAME)
 
 
 class RoundTripTests(PlotTestCase):
-    """The panes of round trips."""
+    """The axes of round trips."""
 
     def test_plain(self) -> None:
-        """Without a stamp there are the round trips and their distribution alone."""
-        trips, spread = self.panes(12, None, losses=2)
+        """Without stamps there are only the round trips and their distribution."""
+        trips, spread = self.axes(12, None, losses=2)
         self.assertEqual(self.labels(trips), ["answered: 10", "lost: 2"])
-        self.assertEqual(trips.get_ylabel(), "round trip, ms")
+        self.assertEqual(trips.get_ylabel(), "round-trip time, ms")
         dots, crosses = trips.lines
         self.assertEqual(list(dots.get_ydata()), [20] * 10)
         self.assertEqual(list(dots.get_xdata()), [i / 2 for i in range(10)])
@@ -168,71 +180,71 @@ class RoundTripTests(PlotTestCase):
         self.assertEqual(sum(bar.get_width() for bar in spread.patches), 10)
 
     def test_none_lost(self) -> None:
-        """Nothing is said of losses where there are none."""
-        trips, _ = self.panes(2, None)
+        """Without losses the legend does not mention them."""
+        trips, _ = self.axes(2, None)
         self.assertEqual(self.labels(trips), ["answered: 2"])
 
     def test_none_answered(self) -> None:
-        """When all are lost, when; and no scale for what isn't there."""
-        trips, spread = self.panes(3, None, losses=3)
+        """If all probes are lost, their times are drawn, and the axis has no scale."""
+        trips, spread = self.axes(3, None, losses=3)
         self.assertEqual(self.labels(trips), ["answered: 0", "lost: 3"])
-        self.assertEqual(trips.get_ylabel(), "no reply")
+        self.assertEqual(trips.get_ylabel(), "no replies")
         self.assertEqual(list(trips.get_yticks()), [])
         self.assertEqual(len(spread.patches), 0)
 
     def test_nothing(self) -> None:
-        """A run that ended before it began has an empty picture."""
-        self.assertEqual(len(self.panes(0, None)), 2)
+        """A run without probes gives an empty figure."""
+        self.assertEqual(len(self.axes(0, None)), 2)
 
     def test_units(self) -> None:
-        """As large as they are."""
+        """The unit depends on the size of the round trips."""
         for half, unit in ((20_000, "µs"), (MILLISECOND, "ms"), (SECOND, "s"), (0, "µs")):
-            trips, _ = self.panes(3, None, fixed(half, half))
-            self.assertEqual(trips.get_ylabel(), f"round trip, {unit}")
+            trips, _ = self.axes(3, None, fixed(half, half))
+            self.assertEqual(trips.get_ylabel(), f"round-trip time, {unit}")
 
-    def test_far_out(self) -> None:
-        """Where one is far out the axis is logarithmic; all are still to be seen and counted."""
+    def test_outlier(self) -> None:
+        """An outlier makes the axis logarithmic; every round trip is visible and counted."""
         plot = self.plot()
-        outcome = outcome_of(0)
+        stats = stats_of(0)
         trips = [MILLISECOND, 2 * MILLISECOND, 2 * MILLISECOND, SECOND]
         for number, trip in enumerate(trips, 1):
-            plot.answered(answered(number, trip), outcome)
-        pane, spread = plot._figure(NAME).axes
-        self.assertEqual(pane.get_yscale(), "log")
-        low, high = pane.get_ylim()
+            plot.answered(answered(number, trip), stats)
+        axes, spread = self.drawn(plot)
+        self.assertEqual(axes.get_yscale(), "log")
+        low, high = axes.get_ylim()
         self.assertLess(low, 1)
         self.assertGreater(high, 1000)
         self.assertEqual(sum(bar.get_width() for bar in spread.patches), 4)
-        ticks = pane.yaxis.get_major_formatter()
+        ticks = axes.yaxis.get_major_formatter()
         self.assertEqual(ticks(20), "20")
 
-    def test_most(self) -> None:
-        """No more than that are kept, be they answered or lost."""
-        self.patch(plot, "MOST", 3)
+    def test_max_probes(self) -> None:
+        """Probes beyond the maximum are not kept, whether answered or lost."""
+        self.patch(plot, "MAX_PROBES", 3)
         drawn = self.plot()
-        outcome = Outcome(sent=100)
+        stats = Stats(sent=100)
         for number in (1, 3, 4):
-            drawn.answered(answered(number), outcome)
+            drawn.answered(answered(number), stats)
         for number in (3, 4, 5):
-            drawn.lost(lost(number), outcome)
-        drawn.happened("connected again")
-        self.assertEqual((len(drawn._times), len(drawn._trips), len(drawn._lost)), (2, 2, 1))
+            drawn.lost(lost(number), stats)
+        drawn.event("reconnected")
+        self.assertEqual((len(drawn._times), len(drawn._rtts), len(drawn._lost)), (2, 2, 1))
 
 
 class ClockTests(PlotTestCase):
-    """The panes of the clock."""
+    """The axes of the clock."""
 
     def test_converges(self) -> None:
-        """The first bound of half a second does not flatten the last, of a hundredth."""
-        *_, clock, bound = self.panes(16, Server(333 * MILLISECOND))
+        """The first bound, half a second, does not flatten the last, a hundredth."""
+        *_, clock, bound = self.axes(16, Server(333 * MILLISECOND))
         low, high = clock.get_ylim()
         self.assertLess(high - low, 300)
         self.assertLess(low, 323)
         self.assertGreater(high, 343)
         self.assertGreater(abs(clock.lines[0].get_ydata()[0] - 333), 100)
         self.assertLess(abs(clock.lines[0].get_ydata()[-1] - 333), 15)
-        self.assertEqual(clock.get_ylabel(), "ahead of ours, ms")
-        self.assertEqual(self.labels(clock), ["where it may be", "the middle of that"])
+        self.assertEqual(clock.get_ylabel(), "server ahead of client, ms")
+        self.assertEqual(self.labels(clock), ["possible offsets", "midpoint"])
         self.assertEqual(bound.get_yscale(), "log")
         self.assertEqual(bound.get_ylabel(), "± ms")
         (known,) = bound.lines
@@ -240,36 +252,38 @@ class ClockTests(PlotTestCase):
         self.assertLess(min(known.get_ydata()), 15)
 
     def test_one(self) -> None:
-        """One reply is a dot and its bound."""
-        *_, clock, bound = self.panes(1, Server(5 * MILLISECOND, 1))
+        """One reply is a dot with an error bar."""
+        *_, clock, bound = self.axes(1, Server(5 * MILLISECOND, 1))
         low, high = clock.get_ylim()
         self.assertTrue(low < -5 < 15 < high)
         self.assertEqual(len(clock.containers), 1)
         self.assertEqual(bound.get_ylim()[0], 0)
 
     def test_far_ahead(self) -> None:
-        """One that is an hour ahead is drawn from there, for the axis to have short numbers."""
-        *_, clock, _ = self.panes(3, Server(-3600 * SECOND, 1))
-        self.assertEqual(clock.get_ylabel(), "ahead of ours,\nms from -3600.000000 s")
+        """An offset of an hour is drawn relative to it, so that the axis has short numbers."""
+        *_, clock, _ = self.axes(3, Server(-3600 * SECOND, 1))
+        self.assertEqual(
+            clock.get_ylabel(), "server ahead of client, ms\nrelative to -3600.000000 s"
+        )
         low, high = clock.get_ylim()
         self.assertTrue(-20 < low < -10 < 10 < high < 20)
 
     def test_step(self) -> None:
-        """A clock that is set is seen before and after."""
+        """A step is visible, with the offsets before and after."""
         steps = ((START + 10 * SECOND, 2 * SECOND),)
-        *_, clock, _ = self.panes(60, Server(0, 1, 0, 0, steps))
+        *_, clock, _ = self.axes(60, Server(0, 1, 0, 0, steps))
         low, high = clock.get_ylim()
         self.assertLess(low, 0)
         self.assertGreater(high, 2)
-        self.assertEqual(clock.get_ylabel(), "ahead of ours, s")
+        self.assertEqual(clock.get_ylabel(), "server ahead of client, s")
 
     def test_long(self) -> None:
-        """Of many offsets as many are drawn as can be seen, with the last; and without dots."""
-        self.patch(plot, "_POINTS", 50)
-        *_, clock, _ = self.panes(1000, Server(MILLISECOND, 1), losses=1)
+        """Of many offsets a subset is drawn that includes the last, without error bars."""
+        self.patch(plot, "_MAX_POINTS", 50)
+        *_, clock, _ = self.axes(1000, Server(MILLISECOND, 1), losses=1)
         middle = clock.lines[0]
         self.assertLessEqual(len(middle.get_xdata()), 51)
         self.assertEqual(middle.get_xdata()[-1], 499.5)
-        self.patch(plot, "_POINTS", 1000)
-        *_, clock, _ = self.panes(1000, Server(MILLISECOND, 1))
+        self.patch(plot, "_MAX_POINTS", 1000)
+        *_, clock, _ = self.axes(1000, Server(MILLISECOND, 1))
         self.assertEqual(len(clock.containers), 0)

@@ -12,7 +12,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ServerEndpoint
 from twisted.internet.error import MessageLengthError
-from twisted.internet.interfaces import INegotiated, IPushProducer
+from twisted.internet.interfaces import INegotiated, IPushProducer, IReactorUDP
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
 from twisted.protocols.wire import Echo
@@ -23,91 +23,91 @@ from zope.interface.verify import verifyObject
 from tests.fakes import Listener
 from timestamp_echo.client.address import DatagramServer, StreamServer
 from timestamp_echo.ping import transport
-from timestamp_echo.ping.transport import ProbingDatagrams, StreamPath, timed
+from timestamp_echo.ping.transport import StreamPath, UDPPath, record_arrivals
 from timestamp_echo.server.datagram import TimestampDatagram
 from timestamp_echo.stamps import SECOND, Stamp
 from timestamp_echo.transports.arrivals import LINUX
 
 
-class Awaited(Listener):
-    """A traveller whose first reply is waited for."""
+class ReplyListener(Listener):
+    """A listener with a Deferred for its first reply."""
 
-    rooms = 0
+    writable_calls = 0
 
     def __init__(self) -> None:
         super().__init__()
-        self.came: Deferred[None] = Deferred()
+        self.replied_once: Deferred[None] = Deferred()
 
-    def room(self) -> None:
-        """See `Traveller`."""
-        self.rooms += 1
+    def writable(self) -> None:
+        """See `PathListener`."""
+        self.writable_calls += 1
 
     def replied(self, data: bytes) -> None:
-        """See `Traveller`."""
+        """See `PathListener`."""
         super().replied(data)
-        if not self.came.called:
-            self.came.callback(None)
+        if not self.replied_once.called:
+            self.replied_once.callback(None)
 
 
 class RealPathTests(TestCase):
-    """Both kinds of path, over loopback."""
+    """Both kinds of path, over the loopback interface."""
 
     async def test_stream(self) -> None:
-        """What is written has left when `write` returns, and the kernel says when it came back."""
+        """Data is sent when `write` returns, and the kernel reports when the reply arrived."""
         listening = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(
             Factory.forProtocol(Echo)
         )
         self.addCleanup(listening.stopListening)
         server = StreamServer("", HostnameEndpoint(reactor, "127.0.0.1", listening.getHost().port))
-        traveller = Awaited()
-        way = await StreamPath(traveller, reactor).connect(server)
-        typed: transport.Path = way
+        listener = ReplyListener()
+        path = await StreamPath(listener, reactor).connect(server)
+        typed: transport.Path = path
         before = time.time_ns()
         typed.write(b"a\n")
-        self.assertFalse(way.transport.dataBuffer or way.transport._tempDataBuffer)
-        await traveller.came
-        self.assertEqual(traveller.replies, b"a\n")
-        if LINUX and way.arrival:  # the kernel begins a moment after it is first asked
-            self.assertTrue(before - SECOND < way.arrival <= time.time_ns())
-        way.close()
-        await traveller.ended
-        self.assertEqual(traveller.ends, ["the server closed the connection"])
+        self.assertFalse(path.transport.dataBuffer or path.transport._tempDataBuffer)
+        await listener.replied_once
+        self.assertEqual(listener.replies, b"a\n")
+        if LINUX and path.arrival:  # the kernel starts a moment after the first request
+            self.assertTrue(before - SECOND < path.arrival <= time.time_ns())
+        path.close()
+        await listener.ended
+        self.assertEqual(listener.ends, ["the server closed the connection"])
 
     async def test_datagrams(self) -> None:
-        """The same; a name's address where nobody is is passed over."""
+        """The same over UDP; an address of the name at which no one listens is skipped."""
         port = cast(Any, reactor).listenUDP(
             0, TimestampDatagram(Stamp(), clock=Clock()), "127.0.0.1"
         )
         self.addCleanup(port.stopListening)
-        traveller = Awaited()
-        way = await ProbingDatagrams(traveller, reactor).connect(
+        listener = ReplyListener()
+        path = await UDPPath(listener, cast(Any, reactor)).connect(
             DatagramServer("", "localhost", port.getHost().port)
         )
-        typed: transport.Path = way
+        typed: transport.Path = path
         typed.write(b"a\n")
-        await traveller.came
-        self.assertTrue(traveller.replies.endswith(b"] a\n"))
-        self.assertGreaterEqual(way.arrival, 0)
-        way.close()
-        way.close()
-        self.assertEqual(traveller.ends, [])
+        await listener.replied_once
+        self.assertTrue(listener.replies.endswith(b"] a\n"))
+        self.assertGreaterEqual(path.arrival, 0)
+        path.close()
+        path.close()
+        self.assertEqual(listener.ends, [])
 
     async def test_datagrams_refused(self) -> None:
-        """Where nobody is at all, that is told."""
+        """If no one listens at any address, the path is refused."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.bind(("127.0.0.1", 0))
             number = sock.getsockname()[1]
-        traveller = Awaited()
-        way = await ProbingDatagrams(traveller, reactor).connect(
+        listener = ReplyListener()
+        path = await UDPPath(listener, cast(Any, reactor)).connect(
             DatagramServer("", "localhost", number)
         )
-        way.write(b"a\n")
-        await traveller.ended
-        self.assertEqual((traveller.ends, way.refused), (["Connection refused"], True))
+        path.write(b"a\n")
+        await listener.ended
+        self.assertEqual((listener.ends, path.refused), (["Connection refused"], True))
 
 
 class FakeTransport:
-    """A port or a connection that is none."""
+    """A fake port or connection."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.socket = socket.socket()
@@ -135,9 +135,14 @@ class FakeTransport:
         self.listening = False
 
 
+def udp_path(listener: ReplyListener) -> UDPPath:
+    """A path that has no port yet."""
+    return UDPPath(listener, cast(IReactorUDP, Clock()))
+
+
 @implementer(INegotiated)
 class Layer:
-    """A transport over another, as TLS is: what it has not, the other has."""
+    """A transport over another one, as TLS is; it delegates what it lacks."""
 
     def __init__(self, below: Any) -> None:
         self.transport = below
@@ -147,128 +152,128 @@ class Layer:
 
 
 class PathTests(SynchronousTestCase):
-    """What is seldom seen on real sockets."""
+    """Cases that are rare on real sockets."""
 
     def transport(self, error: Exception | None = None) -> FakeTransport:
-        """One that is closed in the end."""
+        """A fake transport that is closed after the test."""
         transport = FakeTransport(error)
         self.addCleanup(transport.socket.close)
         return transport
 
-    def test_timed(self) -> None:
-        """The socket is found below any layer; elsewhere than on Linux it is left as it is."""
+    def test_arrivals(self) -> None:
+        """The socket below all layers is replaced on Linux, and only there."""
         for linux in (True, False):
             self.patch(transport, "LINUX", linux)
             below = self.transport()
             before: Any = below.socket
-            way = StreamPath(Awaited(), Clock())
-            way.transport = Layer(Layer(below))
-            way.connectionMade()
+            path = StreamPath(ReplyListener(), Clock())
+            path.transport = Layer(Layer(below))
+            path.connectionMade()
             self.assertEqual(below.socket is before, not linux)
             self.assertTrue(below.no_delay)
-            self.assertEqual((below.socket.fileno(), way.arrival), (before.fileno(), 0))
+            self.assertEqual((below.socket.fileno(), path.arrival), (before.fileno(), 0))
 
-    def test_not_timed(self) -> None:
-        """A kernel that does not tell is done without."""
+    def test_arrivals_not_supported(self) -> None:
+        """If the kernel does not support arrival times, the socket is left alone."""
         transport = self.transport()
         before = transport.socket
         transport.socket.close()
-        self.assertIs(timed(transport), None)
+        self.assertIs(record_arrivals(transport), None)
         self.assertIs(transport.socket, before)
 
     def test_not_sent(self) -> None:
-        """A datagram that can't be sent ends the path, with the reason."""
-        for error, words in (
+        """A datagram that cannot be sent closes the path, with the reason."""
+        for error, message in (
             (OSError(101, "Network is unreachable"), "[Errno 101] Network is unreachable"),
             (MessageLengthError("message too long"), None),
         ):
-            traveller = Awaited()
-            way = ProbingDatagrams(traveller, Clock())
-            way.transport = transport = self.transport(error)
-            way.write(b"a\n")
-            self.assertEqual(traveller.ends, [words or str(error)])
-            self.assertFalse(transport.listening or way.refused)
-            way.stopProtocol()
-            self.assertEqual(len(traveller.ends), 1)
+            listener = ReplyListener()
+            path = udp_path(listener)
+            path.transport = transport = self.transport(error)
+            path.write(b"a\n")
+            self.assertEqual(listener.ends, [message or str(error)])
+            self.assertFalse(transport.listening or path.refused)
+            path.stopProtocol()
+            self.assertEqual(len(listener.ends), 1)
 
     def test_next_address(self) -> None:
-        """Where a name has another address, what nobody took is sent there."""
-        traveller = Awaited()
+        """If the name has another address, unconfirmed datagrams are sent again, to that."""
+        listener = ReplyListener()
         clock: Any = Clock()
         ports: list[Any] = []
 
-        def listen(number: int, way: Any, interface: str, size: int) -> Any:
-            way.transport = self.transport()
-            way.transport.connect = lambda host, port: ports.append((host, port, interface))
-            return way.transport
+        def listen(number: int, path: Any, interface: str, size: int) -> Any:
+            path.transport = self.transport()
+            path.transport.connect = lambda host, port: ports.append((host, port, interface))
+            return path.transport
 
         clock.listenUDP = listen
-        way = ProbingDatagrams(traveller, clock)
-        way.transport = way._port = self.transport()
-        way._addresses.append((socket.AF_INET6, 0, 0, "", ("::1", 3000, 0, 0)))
-        way.write(b"a\n")
-        way.write(b"b\n")
-        way.stopProtocol()
+        path = UDPPath(listener, clock)
+        path.transport = path._port = self.transport()
+        path._addresses.append((socket.AF_INET6, 0, 0, "", ("::1", 3000, 0, 0)))
+        path.write(b"a\n")
+        path.write(b"b\n")
+        path.stopProtocol()
         self.assertEqual(ports, [("::1", 3000, "::")])
-        self.assertEqual((way.transport.written, traveller.ends), ([b"a\n", b"b\n"], []))
-        way.stopProtocol()
-        self.assertEqual(traveller.ends, ["Connection refused"])
+        self.assertEqual((path.transport.written, listener.ends), ([b"a\n", b"b\n"], []))
+        path.stopProtocol()
+        self.assertEqual(listener.ends, ["Connection refused"])
 
-    def test_cut(self) -> None:
-        """What a datagram lacks does not come with the next: it ends where it ends."""
-        traveller = Awaited()
-        way = ProbingDatagrams(traveller, Clock())
-        way.datagramReceived(b"[stamp] a", None)
-        way.datagramReceived(b"[stamp] b\n", None)
-        self.assertEqual(traveller.replies, b"[stamp] a\n[stamp] b\n")
+    def test_truncated(self) -> None:
+        """A truncated datagram does not run into the next one."""
+        listener = ReplyListener()
+        path = udp_path(listener)
+        path.datagramReceived(b"[stamp] a", None)
+        path.datagramReceived(b"[stamp] b\n", None)
+        self.assertEqual(listener.replies, b"[stamp] a\n[stamp] b\n")
 
     def test_full(self) -> None:
-        """It is full while its transport has more unsent than it should."""
-        traveller = Awaited()
-        way = StreamPath(traveller, Clock())
-        way.transport = transport = self.transport()
-        way.connectionMade()
+        """A path is full while its transport's producer is paused."""
+        listener = ReplyListener()
+        path = StreamPath(listener, Clock())
+        path.transport = transport = self.transport()
+        path.connectionMade()
         producer = transport.producer
         verifyObject(IPushProducer, producer)
         producer.pauseProducing()
-        self.assertEqual((way.full, traveller.rooms), (True, 0))
+        self.assertEqual((path.full, listener.writable_calls), (True, 0))
         producer.resumeProducing()
-        self.assertEqual((way.full, traveller.rooms), (False, 1))
+        self.assertEqual((path.full, listener.writable_calls), (False, 1))
         producer.stopProducing()
 
     def test_below_tls(self) -> None:
-        """Where there is a layer between, it is for the layer to write."""
-        way = StreamPath(Awaited(), Clock())
+        """Over TLS, writing is left to the TLS layer."""
+        path = StreamPath(ReplyListener(), Clock())
         below = self.transport()  # which has no `doWrite`
-        way.transport = Layer(below)
-        way.write(b"a\n")
+        path.transport = Layer(below)
+        path.write(b"a\n")
         self.assertEqual(below.written, [b"a\n"])
 
     def test_refused_twice(self) -> None:
-        """Each of several datagrams may be refused; the port is closed once."""
-        way = ProbingDatagrams(Awaited(), Clock())
-        way.transport = transport = self.transport()
-        way.connectionRefused()
+        """Several datagrams may be refused; the port is closed once."""
+        path = udp_path(ReplyListener())
+        path.transport = transport = self.transport()
+        path.connectionRefused()
         transport.listening = True
-        way.connectionRefused()
-        way.close()
+        path.connectionRefused()
+        path.close()
         self.assertTrue(transport.listening)
 
     def test_other_error(self) -> None:
-        """What else the way answers (ICMP) is told as it is, and is no refusal."""
-        traveller = Awaited()
-        way = ProbingDatagrams(traveller, Clock())
-        way._port = self.transport()
-        with patch.object(way._port, "socket") as sock:
+        """Other ICMP errors close the path too, but are no refusal."""
+        listener = ReplyListener()
+        path = udp_path(listener)
+        path._port = self.transport()
+        with patch.object(path._port, "socket") as sock:
             sock.getsockopt.return_value = errno.EHOSTUNREACH
-            way.stopProtocol()
-        self.assertEqual((traveller.ends, way.refused), (["No route to host"], False))
+            path.stopProtocol()
+        self.assertEqual((listener.ends, path.refused), (["No route to host"], False))
 
     def test_no_room(self) -> None:
-        """A datagram for which there is no room is lost, and nothing else."""
+        """A datagram that the host drops for now is lost; the path stays open."""
         for number in (errno.EAGAIN, errno.ENOBUFS, errno.EPERM):
-            traveller = Awaited()
-            way = ProbingDatagrams(traveller, Clock())
-            way.transport = self.transport(OSError(number, "no"))
-            way.write(b"a\n")
-            self.assertEqual((traveller.ends, way.transport.listening), ([], True))
+            listener = ReplyListener()
+            path = udp_path(listener)
+            path.transport = self.transport(OSError(number, "no"))
+            path.write(b"a\n")
+            self.assertEqual((listener.ends, path.transport.listening), ([], True))

@@ -136,4 +136,4 @@ class NamespaceTests(SynchronousTestCase):
         done = run([*self.inside(self.near), *ping.split()])
         summary = json.loads(done.stdout.splitlines()[-1])
         self.assertEqual((done.returncode, done.stderr, summary["received"]), (0, b"", 5))
-        self.assertLessEqual(abs(summary["offset"]["by"]), summary["offset"]["bound"])
+        self.assertLessEqual(abs(summary["offset"]["offset_ns"]), summary["offset"]["bound_ns"])

@@ -1,4 +1,4 @@
-"""`tsecho ping` as a process, against servers of all kinds and on a terminal."""
+"""`tsecho ping` as a process, against servers of all kinds, and on a terminal."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def ping(*arguments: str) -> Status:
 
 
 def measured(*arguments: str) -> tuple[int, list[dict[str, Any]]]:
-    """The same with --json; the exit status, and what came."""
+    """Run `tsecho ping --json`; return its exit status and the objects it wrote."""
     done = ping("--json", *arguments)
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def faketime(offset: str) -> dict[str, str]:
-    """The variables that make a process's clock wrong by so much (faketime(1))."""
+    """The environment in which a process's clock is wrong by this offset (faketime(1))."""
     said = run([needs("faketime"), "-f", offset, "env"]).stdout.decode()
     return {name: re.findall(f"(?m)^{name}=(.*)$", said)[0] for name in ("LD_PRELOAD", "FAKETIME")}
 
@@ -59,7 +59,7 @@ class ServerTests(SynchronousTestCase):
     """Servers of all kinds."""
 
     def test_families(self) -> None:
-        """Over TCP, UNIX, UDP and TLS, with one probe and with several under way."""
+        """TCP, UNIX, UDP and TLS, with one probe and with several in flight."""
         files = self_signed(self.mktemp())
         service = Service(
             self,
@@ -81,15 +81,15 @@ class ServerTests(SynchronousTestCase):
                 status, records = measured("-c", "6", *plan, *server)
                 *_, summary = records
                 self.assertEqual((status, summary["received"], summary["lost"]), (0, 6, 0))
-                self.assertLess(0, summary["rtt"]["least"])
+                self.assertLess(0, summary["rtt_ns"]["min"])
                 offset = summary["offset"]
-                self.assertLessEqual(abs(offset["by"]), offset["bound"])
-                self.assertLess(offset["bound"], 500 * MILLI)
+                self.assertLessEqual(abs(offset["offset_ns"]), offset["bound_ns"])
+                self.assertLess(offset["bound_ns"], 500 * MILLI)
                 if LINUX and not server[0].startswith("unix:"):
-                    self.assertGreater(summary["own_delay"]["most"], 0)
+                    self.assertGreater(summary["own_delay_ns"]["max"], 0)
 
     def test_insecure(self) -> None:
-        """Who trusts any certificate is told what that means."""
+        """`--insecure` prints a warning."""
         files = self_signed(self.mktemp(), "example.org")
         service = Service(self, "-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}")
         done = ping("-c", "1", "--insecure", f"tls:localhost:{service.port()}")
@@ -97,7 +97,7 @@ class ServerTests(SynchronousTestCase):
         self.assertRegex(done.stderr, rb"^tsecho: warning: --insecure: .*\n$")
 
     def test_framings(self) -> None:
-        """In every framing, with every size of a probe, down to the byte."""
+        """Every framing, with the smallest and the largest probe."""
         for framing in ("auto", "line", "chunk"):
             service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--framing", framing)
             for size in ("25", "65000"):
@@ -107,21 +107,22 @@ class ServerTests(SynchronousTestCase):
                 self.assertEqual(records[-1]["altered"], 0)
 
     def test_lines(self) -> None:
-        """A line a probe, as ping's, and a summary."""
+        """One line per probe, like those of ping, and a summary."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
         where = f"127.0.0.1:{service.port()}"
         done = ping("-c", "2", "-i", "0.02", "-s", "100", where)
         self.assertEqual((done.returncode, done.stderr), (0, b""))
         clock = r"clock=[+-]\d+\.\d{3,6} m?s ± \d+\.\d{3,6} m?s\n"
-        line = rf"100 bytes from {where}: seq=\d time=\d+\.\d{{3}} ms {clock}"
+        late = r"(\(sent late: [\d.]+ ms from due time\) )?"  # on a busy machine
+        line = rf"100 bytes from {where}: seq=\d time=\d+\.\d{{3}} ms {late}{clock}"
         words = done.stdout.decode()
         self.assertRegex(words, rf"^({line}){{2}}--- {where} tsecho ping ---\n")
         self.assertRegex(
-            words, r"\n2 sent, 2 received, 0 % loss, time 0\.\d s\nrtt min/avg/max/mdev"
+            words, r"\n2 sent, 2 received, 0 % loss, time \d+\.\d s\nrtt min/avg/max/mdev"
         )
 
     def test_lab_server(self) -> None:
-        """The lab's server, which cuts at 1,024 bytes; it is left as it was found."""
+        """The lab's server, which reads 1,024 bytes at a time; it still works afterwards."""
         server = lab_server(self)
         status, records = measured("-c", "2", "-i", "0.02", server)
         self.assertEqual((status, records[-1]["received"], records[-1]["altered"]), (0, 2, 0))
@@ -131,14 +132,14 @@ class ServerTests(SynchronousTestCase):
         self.assertEqual(ping("-c", "1", server).returncode, 0)
 
     def test_plain_echo(self) -> None:
-        """A plain echo has round trips, and no clock."""
+        """A plain echo has round trips, but no clock."""
         done = ping("-c", "2", "-i", "0.02", plain_echo(self))
         self.assertEqual(done.returncode, 0)
         self.assertNotIn(b"clock=", done.stdout)
-        self.assertIn(b"clock: the replies have no stamp that is known", done.stdout)
+        self.assertIn(b"clock: unknown, the replies have no known stamp", done.stdout)
 
     def test_wrong_clock(self) -> None:
-        """A clock that is 2.345 s ahead, in seconds and in nanoseconds: the bound is true."""
+        """A clock that is 2.345 s ahead, with coarse and with fine stamps: the bound holds."""
         ahead = 2345 * MILLI
         for style, probes in (("ctime", ["-c", "5"]), ("unix", ["-c", "5", "-i", "0.05"])):
             service = Service(
@@ -150,12 +151,12 @@ class ServerTests(SynchronousTestCase):
             status, (*_, summary) = measured(*probes, f"unix:{service.path()}")
             offset = summary["offset"]
             self.assertEqual((status, summary["received"]), (0, 5))
-            self.assertLessEqual(abs(offset["by"] - ahead), offset["bound"])
-            self.assertLess(offset["bound"], 100 * MILLI)
-            self.assertEqual(offset["zone"], 20700 if style == "ctime" else 0)
+            self.assertLessEqual(abs(offset["offset_ns"] - ahead), offset["bound_ns"])
+            self.assertLess(offset["bound_ns"], 100 * MILLI)
+            self.assertEqual(offset["zone_s"], 20700 if style == "ctime" else 0)
 
     def test_wrong_rate(self) -> None:
-        """A clock that runs fast by half a percent: its drift, and the bound of that, are true."""
+        """A clock that is 0.5 % fast: the bound of the drift holds."""
         service = Service(
             self,
             *("-l", "unix:socket", "-s", "unix"),
@@ -164,11 +165,11 @@ class ServerTests(SynchronousTestCase):
         status, (*_, summary) = measured("-c", "60", "-i", "0.05", f"unix:{service.path()}")
         drift = summary["drift"]
         self.assertEqual((status, summary["received"], summary["steps"]), (0, 60, []))
-        self.assertLessEqual(abs(drift["rate"] - 5_000_000), drift["bound"])
-        self.assertLess(drift["bound"], 1_000_000)
+        self.assertLessEqual(abs(drift["rate_ppb"] - 5_000_000), drift["bound_ppb"])
+        self.assertLess(drift["bound_ppb"], 1_000_000)
 
     def test_delay(self) -> None:
-        """A way that takes 40 ms, all of it back: the round trip has it, and so has the bound."""
+        """A delay of 40 ms in one direction is in the round trip, and in the bound."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "-s", "unix")
         listener = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(listener.close)
@@ -188,14 +189,16 @@ class ServerTests(SynchronousTestCase):
         status, (*_, summary) = measured("-c", "4", "-i", "0.01", where)
         offset = summary["offset"]
         self.assertEqual(status, 0)
-        self.assertGreater(summary["rtt"]["least"], 40 * MILLI)
-        self.assertLess(offset["by"], -15 * MILLI)  # the half of it, as if both ways took as long
-        self.assertLessEqual(abs(offset["by"]), offset["bound"])
-        self.assertEqual(summary["left_late"], 3)
-        self.assertGreater(summary["rtt_from_due"]["most"], 2 * summary["rtt"]["least"])
+        self.assertGreater(summary["rtt_ns"]["min"], 40 * MILLI)
+        self.assertLess(
+            offset["offset_ns"], -15 * MILLI
+        )  # half of it: the midpoint assumes equal delays
+        self.assertLessEqual(abs(offset["offset_ns"]), offset["bound_ns"])
+        self.assertEqual(summary["sent_late"], 3)
+        self.assertGreater(summary["rtt_from_due_ns"]["max"], 2 * summary["rtt_ns"]["min"])
 
     def datagrams(self, act: Callable[[socket.socket, bytes, Any, int], None]) -> str:
-        """A server that does this with each datagram, its sender and its number from 1 on."""
+        """Start a server that calls `act` with its socket, a datagram, sender and number from 1."""
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.addCleanup(sock.close)
         sock.bind(("127.0.0.1", 0))
@@ -214,7 +217,7 @@ class ServerTests(SynchronousTestCase):
         return f"udp:127.0.0.1:{sock.getsockname()[1]}"
 
     def test_lossy(self) -> None:
-        """Datagrams lost, and one that comes twice: counted, told, status 1."""
+        """A lost and a duplicate datagram are reported and counted; status 1."""
 
         def act(sock: socket.socket, data: bytes, sender: Any, number: int) -> None:
             if number != 2:
@@ -230,7 +233,7 @@ class ServerTests(SynchronousTestCase):
         self.assertIn("duplicates: 1\n", words)
 
     def test_reordered(self) -> None:
-        """Replies that overtake others are told apart."""
+        """Reordered replies are counted."""
         held: list[bytes] = []
 
         def act(sock: socket.socket, data: bytes, sender: Any, number: int) -> None:
@@ -243,17 +246,17 @@ class ServerTests(SynchronousTestCase):
         self.assertEqual((status, summary["received"], summary["reordered"]), (0, 6, 4))
 
     def test_silent(self) -> None:
-        """Nobody answers: the summary comes all the same, and status 1."""
+        """Without any reply there is a summary, and status 1."""
         where = self.datagrams(lambda *_: None)
         done = ping("-c", "2", "-i", "0.02", "-W", "0.05", where)
         self.assertEqual((done.returncode, done.stderr), (1, b""))
         self.assertIn(b"2 sent, 0 received, 100 % loss", done.stdout)
         done = ping("-w", "0.1", where)
         self.assertEqual((done.returncode, done.stderr), (1, b""))
-        self.assertIn(b"1 sent, 0 received, 0 % loss, 1 under way", done.stdout)
+        self.assertIn(b"1 sent, 0 received, 0 % loss, 1 in flight", done.stdout)
 
     def test_reconnects(self) -> None:
-        """A server that closes after each reply is connected to again."""
+        """After a server closes the connection, it is made again."""
         listener = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(listener.close)
 
@@ -268,12 +271,12 @@ class ServerTests(SynchronousTestCase):
         done = ping("-i", "0.4", "-c", "4", f"127.0.0.1:{listener.getsockname()[1]}")
         words = done.stdout.decode()
         self.assertEqual(done.returncode, 1)
-        self.assertRegex(words, "the connection is lost: .*\n(.*\n)+connected again\n")
+        self.assertRegex(words, "connection lost: .*\n(.*\n)+reconnected\n")
         self.assertIn("\n4 sent, 2 received, 50 % loss", words)
-        self.assertIn("\nconnected again: 1\n", words)
+        self.assertIn("\nreconnects: 1\n", words)
 
     def test_refused(self) -> None:
-        """Nobody there, over TCP, UNIX and UDP; no such name: one line, and status 2."""
+        """Connection refused over TCP, UNIX and UDP, or unknown name: one line, and status 2."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
         for server in (
@@ -286,10 +289,10 @@ class ServerTests(SynchronousTestCase):
 
 
 class UsageTests(SynchronousTestCase):
-    """The command line, and what becomes of the process."""
+    """The command line, signals and output."""
 
     def test_bad_values(self) -> None:
-        """Each gets one line that says what was expected and what came, and status 2."""
+        """A bad value: one line says what was expected and what was given; status 2."""
         self.assertEqual(ping("-c", "0").returncode, 2)
         for arguments, words in (
             (["-c", "0"], "-c: expected a whole number from 1 to 1000000000, not '0'"),
@@ -319,14 +322,14 @@ class UsageTests(SynchronousTestCase):
             self.assertIn(words, error)
 
     def test_help(self) -> None:
-        """`--help` names every option, and the other command's help names this one."""
+        """`--help` lists every option, and the help of `tsecho` mentions this command."""
         words = ping("--help").stdout.decode()
         for option in ("-c", "-i", "-n", "-s", "-w", "-W", "-f", "-q", "--json", "--plot", "--ca"):
             self.assertIn(f"  {option}", words)
         self.assertIn(b"tsecho ping --help", tsecho("--help").stdout)
 
     def started(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """A process that goes on for ever, after its first line of output."""
+        """A process that runs until it is stopped, after its first line of output."""
         process = subprocess.Popen(
             [BIN / "tsecho", "ping", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -339,7 +342,7 @@ class UsageTests(SynchronousTestCase):
         return process
 
     def test_signals(self) -> None:
-        """SIGQUIT says how it stands; SIGINT and SIGTERM end it with the summary."""
+        """SIGQUIT shows the progress; SIGINT and SIGTERM stop with the summary."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
         for number in (signal.SIGINT, signal.SIGTERM):
             process = self.started("-i", "30", "-c", "9", f"127.0.0.1:{service.port()}")
@@ -352,7 +355,7 @@ class UsageTests(SynchronousTestCase):
             self.assertEqual(process.stderr.read(), b"")
 
     def test_interrupted_while_connecting(self) -> None:
-        """Without a connection there is nothing to sum up: status 130."""
+        """SIGINT before there is a connection: no summary, status 130."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             process = subprocess.Popen(
                 [BIN / "tsecho", "ping", f"tls:127.0.0.1:{listener.getsockname()[1]}"],
@@ -366,7 +369,7 @@ class UsageTests(SynchronousTestCase):
                 self.assertEqual(process.stderr.read(), b"")
 
     def test_reader_gone(self) -> None:
-        """`| head` ends it quietly."""
+        """A closed pipe (`| head`) stops it silently."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
         command = f"{BIN}/tsecho ping -i 0.01 127.0.0.1:{service.port()} | head -n 2"
         done = run(["bash", "-c", command])
@@ -377,16 +380,16 @@ class UsageTests(SynchronousTestCase):
             self.assertEqual(run(["bash", "-c", command]).stderr, b"")
 
     def test_output_full(self) -> None:
-        """A full disk is told, once."""
+        """A full disk is reported once."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
         command = f"{BIN}/tsecho ping -i 0.01 127.0.0.1:{service.port()} > /dev/full"
         done = run(["bash", "-c", command])
         self.assertEqual(done.returncode, 1)
-        words = b"tsecho: standard output could not be written: No space left on device\n"
+        words = b"tsecho: cannot write standard output: No space left on device\n"
         self.assertEqual(done.stderr, words)
 
     def test_ascii(self) -> None:
-        """Where standard output has no plus-minus sign, it is shown as an escape."""
+        """If the encoding of the output lacks a plus-minus sign, it is escaped."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
         command = f"PYTHONIOENCODING=ascii {BIN}/tsecho ping -c 1 127.0.0.1:{service.port()}"
         done = run(["bash", "-c", command])
@@ -394,7 +397,7 @@ class UsageTests(SynchronousTestCase):
         self.assertIn(b" \\xb1 ", done.stdout)
 
     def test_closed(self) -> None:
-        """Without standard output, input or error."""
+        """Standard output or standard error is closed."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
         where = f"ping -c 1 127.0.0.1:{service.port()}"
         done = run(["bash", "-c", f"{BIN}/tsecho {where} >&-"])
@@ -404,16 +407,16 @@ class UsageTests(SynchronousTestCase):
         self.assertEqual(done.returncode, 0)
 
     def test_plot(self) -> None:
-        """The picture is drawn in the end; one that can't be written is told, with status 1."""
+        """The figure is drawn at the end; if it cannot be written, status 1."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
         os.makedirs(folder := self.mktemp())
         where = f"127.0.0.1:{service.port()}"
         done = ping("-c", "3", "-i", "0.01", "--plot", f"{folder}/a.svg", where)
-        if b"needs the extra" in done.stderr:
+        if b"matplotlib is not installed" in done.stderr:
             raise SkipTest("matplotlib is not installed")
         self.assertEqual((done.returncode, done.stderr), (0, b""))
-        with open(f"{folder}/a.svg") as picture:
-            self.assertIn("<svg", picture.read())
+        with open(f"{folder}/a.svg") as figure:
+            self.assertIn("<svg", figure.read())
         os.mkdir(f"{folder}/b.svg")
         done = ping("-c", "1", "--plot", f"{folder}/b.svg", where)
         self.assertEqual((done.returncode, done.stdout), (2, b""))
@@ -424,33 +427,33 @@ class UsageTests(SynchronousTestCase):
 
 
 class TerminalTests(SynchronousTestCase):
-    """On a terminal, as a person sees it."""
+    """Output on a terminal."""
 
     def screen(self, *arguments: str) -> Screen:
-        """A terminal with `tsecho ping` on it, against a service."""
+        """A terminal with `tsecho ping` running against a service."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
         return Screen(self, BIN / "tsecho", "ping", *arguments, f"127.0.0.1:{service.port()}")
 
-    def test_asked(self) -> None:
-        r"""Enter and Ctrl-\ say how it stands; Ctrl-D ends nothing; Ctrl-C ends it."""
+    def test_progress(self) -> None:
+        r"""Enter and Ctrl-\ show the progress; Ctrl-D is ignored; Ctrl-C stops."""
         screen = self.screen("-i", "30")
         screen.see(r"seq=1 .*\r\n")
-        standing = r"1 sent, 1 received, 0 % loss, rtt min/avg/max [\d./]+ ms, clock .*\r\n"
+        progress = r"1 sent, 1 received, 0 % loss, rtt min/avg/max [\d./]+ ms, clock .*\r\n"
         for key in ("\n", "\x1c"):
             screen.type(key)
-            screen.see(standing)
+            screen.see(progress)
             screen.seen = ""
         screen.type("\x04")
-        for _ in range(2):  # by the second turn Ctrl-D has been read
+        for _ in range(2):  # the second time, Ctrl-D has been read
             screen.process.send_signal(signal.SIGQUIT)
-            screen.see(standing)
+            screen.see(progress)
             screen.seen = ""
         screen.type("\x03")
         screen.see(r"1 sent, 1 received, 0 % loss, time .*\r\n(.*\r\n)+")
         self.assertEqual(screen.status(), 0)
 
     def test_borrowed(self) -> None:
-        """On a terminal that is another's there is no Enter, and all else as ever."""
+        """On a terminal that is not the controlling one, Enter is not read."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
         person, terminal = pty.openpty()
         self.addCleanup(os.close, person)
@@ -464,13 +467,13 @@ class TerminalTests(SynchronousTestCase):
         self.assertEqual(process.wait(PATIENCE), 0)
 
     def test_quiet(self) -> None:
-        """One line that is written over, and is gone in the end."""
+        """The progress line is overwritten, and erased at the end."""
         screen = self.screen("-q", "-c", "3", "-i", "0.05")
         screen.see(r"\x1b\[K3 sent, 3 received, [^\r\n]*\r\x1b\[K--- (.*\r\n)+")
         self.assertEqual(screen.status(), 0)
 
     def test_colour(self) -> None:
-        """What is lost is red, but for who asks for no colour."""
+        """Losses are red, unless NO_COLOR is set."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
             silent.bind(("127.0.0.1", 0))
             where = f"udp:127.0.0.1:{silent.getsockname()[1]}"

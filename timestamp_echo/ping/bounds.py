@@ -1,24 +1,32 @@
-"""What the stamps in a server's replies leave possible of its clock.
+"""What the stamps in a server's replies say about its clock.
 
-Numbers in, numbers out, all of them whole nanoseconds: knows no socket, no reactor and reads
-no clock; of the house it knows what a stamp says.
+Integers in, integers out, all in nanoseconds. This module opens no socket, reads no clock and knows
+no reactor; it only knows what a stamp means.
 
-The offset is the server's clock less the client's. A probe that left at `sent` and whose reply
-came at `received` was stamped at some moment between them. The server's clock does not run
-backwards, so it read less than `stamp + resolution` at `sent`, and `stamp` or more at `received`:
+The offset is the server's clock minus the client's. A probe sent at `sent`, whose reply arrived at
+`received`, was stamped at some moment in between. The server's clock does not run backwards, so it
+read less than `stamp + resolution` at `sent`, and `stamp` or more at `received`:
 
     offset at sent     <=  stamp + resolution - sent
     offset at received >=  stamp - received
 
-From one sample that is RFC 5905, section 8, with T2 = T3: the middle of T2 - T1 and T3 - T4, wrong
-by half the round trip at most, and by half the resolution. From many it is the intersection
-(K. Marzullo, 1984), never wider than that of the least round trip. It narrows with the way there
-of one probe and the way back of another, and where a stamp's second changes.
+For one sample this is the estimate of RFC 5905, section 8, with T2 = T3: the midpoint of T2 - T1
+and T3 - T4, with an error of at most half the round trip plus half the resolution. For many samples
+the intervals are intersected (K. Marzullo, 1984): all of them contain the true offset, so their
+intersection does too. It is never wider than the interval of the shortest round trip, and usually
+narrower, because the upper and the lower bound can come from different probes.
 
-Two clocks run at different rates, so a bound from another moment is widened by `RATE` for each
-nanosecond between. That is true of any rate within `RATE`, changing or not. A line of offset over
-time, a steady rate, is looked for beside it, up to `LIMIT`: it gives the drift, and carries the
-offset where `RATE` does not explain the samples. What neither explains is a step.
+Two clocks run at different rates, so intervals from different moments cannot be intersected as they
+are. There are two models of what happens in between:
+
+- `Cone`: the rate may change at any time, but stays within `TOLERANCE`. An old bound is widened
+  by `TOLERANCE` for each second that has passed.
+- `Polygon`: the rate is constant, up to `MAX_DRIFT`. The possible pairs of offset and rate form a
+  convex polygon, and each sample cuts a piece off.
+
+The cone needs no assumption that a healthy clock would violate. The polygon gives the drift, and
+the offset of a clock whose rate exceeds the cone's tolerance. If neither model explains the
+samples, the clock was stepped.
 """
 
 from __future__ import annotations
@@ -28,200 +36,285 @@ from typing import NamedTuple
 
 from timestamp_echo.stamps import SECOND, Moment
 
-RATE = SECOND // 10_000
-"""By how much two clocks may differ, in nanoseconds a second: 100 ppm. A quartz has up to 50."""
+TOLERANCE = SECOND // 10_000
+"""Assumed maximum difference in rate of two healthy clocks, in nanoseconds per second: 100 ppm.
 
-LIMIT = SECOND // 100
-"""The most that is taken for a steady drift, in nanoseconds a second: 1 %."""
+Quartz oscillators are specified to 50 ppm or better. RFC 5905 calls this frequency tolerance.
+"""
 
-CORNERS = 64
-"""The most corners that the polygon of a line keeps before it is made a parallelogram again."""
+MAX_DRIFT = SECOND // 100
+"""Highest constant rate that is reported as a drift, in nanoseconds per second: 1 %."""
 
-Corner = tuple[int, int, int]
-"""x, y, w: an offset of x / w at the client's 0, and a rate of y / w; w is positive."""
+MAX_VERTICES = 64
+"""Vertices of a polygon beyond which it is replaced by a parallelogram around it."""
+
+Vertex = tuple[int, int, int]
+"""Homogeneous coordinates x, y, w, with w > 0: an offset of x / w nanoseconds when the client's
+clock reads 0, and a rate of y / w nanoseconds per nanosecond."""
 
 
 class Sample(NamedTuple):
     """One probe and its reply."""
 
     sent: int
-    """The client's clock when the probe left: nanoseconds of a clock that never steps."""
+    """When the probe was sent, in nanoseconds of a client clock that is never stepped."""
 
     received: int
-    """The same clock when the reply came."""
+    """When the reply arrived, by the same clock."""
 
     moment: Moment
-    """What the stamp in the reply says."""
+    """The moment stated by the stamp in the reply."""
 
     @property
     def low(self) -> int:
-        """The least possible offset when the reply came, in nanoseconds."""
+        """Lower bound of the offset at `received`, in nanoseconds."""
         return self.moment.nanoseconds - self.received
 
     @property
     def high(self) -> int:
-        """The greatest possible offset when the probe left, in nanoseconds."""
+        """Upper bound of the offset at `sent`, in nanoseconds."""
         return self.moment.nanoseconds + self.moment.resolution - self.sent
 
 
 class Step(NamedTuple):
-    """A clock was set, the server's or the client's; or the server's zone has changed.
+    """A clock was set, the server's or the client's, or the server's zone changed.
 
-    A stamp without a zone steps by an hour when summer time begins or ends: a multiple of 15
-    minutes, within the bound, is more likely that than a clock that was set.
+    A stamp that names no zone steps by an hour when daylight saving time begins or ends. So a step
+    by a multiple of 15 minutes, within the bound, is more likely a change of zone.
     """
 
     after: int
-    """The client's clock at the sample, stamped before the step, that excludes what came then.
+    """The client's clock at the last sample known to be from before the step.
 
-    Where the clock drifted, beyond `RATE`, that is taken to be the sample before.
+    That is the sample which the sample at `before` contradicts. If the clock had a drift beyond
+    `TOLERANCE`, it is the previous sample.
     """
 
     before: int
-    """The client's clock when the reply came that showed it."""
+    """The client's clock when the reply arrived that revealed the step."""
 
     nanoseconds: int
-    """By how much; negative if the server's clock was set back."""
+    """Size of the step; negative if the server's clock was set back."""
 
     bound: int
-    """The truth is no further away than this, in nanoseconds."""
+    """Maximum error of `nanoseconds`, in nanoseconds."""
 
     @classmethod
-    def of(cls, after: int, old: tuple[int, int], sample: Sample) -> Step:
-        """From what would be possible without a step, to what the sample says."""
-        new = Cone.of(sample).span(sample.received)
-        return cls(after, sample.received, *middle(new[0] - old[1], new[1] - old[0]))
+    def between(cls, after: int, old: tuple[int, int], sample: Sample) -> Step:
+        """The step from an offset in the interval `old` to the offset that a sample shows.
+
+        @param old: the lowest and highest offset possible without a step, in nanoseconds, when the
+            reply arrived.
+        """
+        # Interval subtraction: the smallest step is from the old maximum to the new minimum, the
+        # largest from the old minimum to the new maximum.
+        new = Cone.of(sample).interval(sample.received)
+        return cls(after, sample.received, *midpoint(new[0] - old[1], new[1] - old[0]))
 
 
 class Side(NamedTuple):
-    """One end of what is possible at any rate within `RATE`."""
+    """The lower or the upper side of a cone."""
 
     origin: int
-    """The bound, carried back to the client's 0 at `RATE`; in billionths of a nanosecond."""
+    """Where this side would be at the client's 0, in units of 10**-9 ns."""
 
     moment: int
-    """The client's clock at the sample that set it."""
+    """The client's clock at the sample that set this side."""
 
-    other: int
-    """The other end's origin at that time: as it was before any step that this end shows."""
+    opposite: int
+    """Origin of the opposite side when this one was set.
+
+    Samples taken after an unnoticed step may have moved the opposite side since.
+    """
+
+
+# Why sides have an origin. A lower bound `low`, valid at r, has sunk to
+#
+#     low - TOLERANCE * (t - r) / SECOND  =  (origin - TOLERANCE * t) / SECOND
+#
+# at a later moment t, with origin = low * SECOND + TOLERANCE * r. All lower bounds sink at the same
+# speed, so one that is the highest stays the highest: the strongest is the one with the greatest
+# origin, whatever t is. Upper bounds rise likewise, and the least origin is the strongest. So a
+# cone needs two integers to represent any number of samples, and intersecting is a max and a min.
+# The factor SECOND makes the origins integers, so nothing is rounded until `interval` is called.
 
 
 class Cone(NamedTuple):
-    """What is possible at any rate within `RATE`: two ends, which part as time goes on."""
+    """Possible offsets, if the rate always stays within `TOLERANCE`.
+
+    Between samples the two sides move apart, hence the name.
+    """
 
     low: Side
     high: Side
 
     @classmethod
     def of(cls, sample: Sample) -> Cone:
-        """What one sample leaves possible."""
-        low = sample.low * SECOND + RATE * sample.received
-        high = sample.high * SECOND - RATE * sample.sent
+        """The offsets possible after one sample."""
+        low = sample.low * SECOND + TOLERANCE * sample.received
+        high = sample.high * SECOND - TOLERANCE * sample.sent
         return cls(Side(low, sample.received, high), Side(high, sample.sent, low))
 
-    def narrowed(self, sample: Sample) -> Cone | None:
-        """What another sample leaves of it; None if that is nothing."""
+    def intersect(self, sample: Sample) -> Cone | None:
+        """The offsets possible after another sample.
+
+        @return: a cone; None if nothing is possible, so that the rate exceeded `TOLERANCE`.
+        """
         new = Cone.of(sample)
         low = max(self.low.origin, new.low.origin)
         high = min(self.high.origin, new.high.origin)
-        if high - low + 2 * RATE * sample.received < 0:
+        # The interval at t is (low - TOLERANCE * t, high + TOLERANCE * t). Even if it is empty
+        # at an earlier t, it is the one at `received`, the latest, that counts.
+        if high - low + 2 * TOLERANCE * sample.received < 0:
             return None
         return Cone(
-            self.low if low == self.low.origin else new.low._replace(other=high),
-            self.high if high == self.high.origin else new.high._replace(other=low),
+            self.low if low == self.low.origin else new.low._replace(opposite=high),
+            self.high if high == self.high.origin else new.high._replace(opposite=low),
         )
 
-    def span(self, at: int) -> tuple[int, int]:
-        """From which offset to which, at a moment not before its samples'; rounded outwards."""
+    def interval(self, at: int) -> tuple[int, int]:
+        """The lowest and highest offset at a moment, rounded outwards, in nanoseconds.
+
+        @param at: the client's clock, not earlier than the last sample.
+        """
         return _widened(self.low.origin, self.high.origin, at)
 
     def step(self, sample: Sample) -> Step:
-        """The step that a sample shows which leaves nothing possible."""
+        """The step that explains a sample for which `intersect` returned None.
+
+        An empty intersection means that the sample contradicts one of the sides: its lower bound is
+        above the old upper bound, or the reverse. The step is later than the sample that set it.
+        """
         at = sample.received
-        if Cone.of(sample).low.origin - self.high.origin > 2 * RATE * at:
-            old = _widened(self.high.other, self.high.origin, at)
-            return Step.of(self.high.moment, old, sample)
-        return Step.of(self.low.moment, _widened(self.low.origin, self.low.other, at), sample)
+        # The offset before the step was between the contradicted side and the opposite side as it
+        # was then. The opposite side as it is now won't do. Say that the bounds were 0 and 100 and
+        # the clock is set forward by 60: later samples can raise the lower bound to 90 before one
+        # contradicts the upper one. The interval from 90 to 100 is not where the offset was.
+        if Cone.of(sample).low.origin - self.high.origin > 2 * TOLERANCE * at:
+            old = _widened(self.high.opposite, self.high.origin, at)
+            return Step.between(self.high.moment, old, sample)
+        old = _widened(self.low.origin, self.low.opposite, at)
+        return Step.between(self.low.moment, old, sample)
 
 
-class Line(NamedTuple):
-    """What is possible at a steady rate: a convex polygon of offset and rate."""
+class Polygon(NamedTuple):
+    """Possible pairs of offset and rate, if the rate is constant."""
 
-    corners: list[Corner]
-    """In turn, exact."""
+    # With a constant rate the offset is a straight line over time, offset(t) = x + y * t. Each line
+    # is a point (x, y), and each bound of a sample is a half-plane of such points:
+    #
+    #     x + y * sent      <=  high
+    #     x + y * received  >=  low
+    #
+    # The lines that satisfy all samples are an intersection of half-planes, a convex polygon. Its
+    # extremes in any direction are at vertices, so the vertices are all there is to store.
+
+    vertices: list[Vertex]
+    """In order around the polygon; exact."""
 
     since: int
+    """The client's clock when the first of the probes was sent."""
 
     @classmethod
-    def of(cls, sample: Sample, rates: tuple[int, int] = (-LIMIT, LIMIT)) -> Line:
-        """What one sample leaves possible, at these rates."""
-        # The upper end holds at `sent`: until it is cut there, it is raised by more than enough.
+    def of(cls, sample: Sample, rates: tuple[int, int] = (-MAX_DRIFT, MAX_DRIFT)) -> Polygon:
+        """The lines possible after one sample.
+
+        @param rates: the lowest and highest possible rate, in nanoseconds per second.
+        """
+        # Clipping needs a finite polygon to begin with: a parallelogram at `received`. The sample's
+        # upper bound holds at `sent`. Until `received` the offset can rise by MAX_DRIFT of the
+        # round trip at most, so allowing for a whole round trip is safe, and clipping corrects it.
         high = sample.high + sample.received - sample.sent
-        whole = _parallelogram((sample.low, high), rates, sample.received)
-        return cls(_cut(whole, sample), sample.sent)
+        start = _parallelogram((sample.low, high), rates, sample.received)
+        return cls(_clip(start, sample), sample.sent)
 
-    def narrowed(self, sample: Sample) -> Line | None:
-        """What another sample leaves of it; None if that is nothing."""
-        corners = _cut(self.corners, sample)
-        if len(corners) > CORNERS:
-            whole, at = Line(corners, self.since), sample.received
-            corners = _parallelogram(whole.span(at), whole.rates(), at)
-        return Line(corners, self.since) if corners else None
+    def intersect(self, sample: Sample) -> Polygon | None:
+        """The lines possible after another sample.
 
-    def span(self, at: int) -> tuple[int, int]:
-        """From which offset to which, at a moment; rounded outwards."""
-        return _outwards([(x + y * at, w) for x, y, w in self.corners])
+        @return: a polygon; None if no line is possible, so that the rate was not constant.
+        """
+        vertices = _clip(self.vertices, sample)
+        # Each sample adds two vertices at most. Those that are cut off again usually make up for
+        # that, but not always. A parallelogram around the polygon has four, and is safe because
+        # it only adds lines.
+        if len(vertices) > MAX_VERTICES:
+            clipped, at = Polygon(vertices, self.since), sample.received
+            vertices = _parallelogram(clipped.interval(at), clipped.rates(), at)
+        return Polygon(vertices, self.since) if vertices else None
+
+    def interval(self, at: int) -> tuple[int, int]:
+        """The lowest and highest offset at a moment, rounded outwards, in nanoseconds."""
+        return _outwards([(x + y * at, w) for x, y, w in self.vertices])
 
     def rates(self) -> tuple[int, int]:
-        """From which rate to which, in nanoseconds a second; rounded outwards."""
-        return _outwards([(y * SECOND, w) for _, y, w in self.corners])
+        """The lowest and highest rate, rounded outwards, in nanoseconds per second."""
+        return _outwards([(y * SECOND, w) for _, y, w in self.vertices])
 
 
-def middle(low: int, high: int) -> tuple[int, int]:
-    """The middle, and how far it is to the ends; rounded up."""
+def midpoint(low: int, high: int) -> tuple[int, int]:
+    """The midpoint of an interval, and the distance to its farther end."""
     middle = (low + high) // 2
     return middle, high - middle
 
 
 def _widened(low: int, high: int, at: int) -> tuple[int, int]:
-    """Two origins, carried to a moment at `RATE`; rounded outwards."""
-    return (low - RATE * at) // SECOND, -(-(high + RATE * at) // SECOND)
+    """The interval between two sides of a cone at a moment, rounded outwards."""
+    # -(-a // b) is a / b rounded up, in integers: a float would lose nanoseconds.
+    return (low - TOLERANCE * at) // SECOND, -(-(high + TOLERANCE * at) // SECOND)
 
 
-def _outwards(quotients: list[tuple[int, int]]) -> tuple[int, int]:
-    """The least, rounded down, and the greatest, rounded up."""
-    return min(x // w for x, w in quotients), max(-(-x // w) for x, w in quotients)
+def _outwards(fractions: list[tuple[int, int]]) -> tuple[int, int]:
+    """The least fraction, rounded down, and the greatest, rounded up."""
+    return min(x // w for x, w in fractions), max(-(-x // w) for x, w in fractions)
 
 
-def _parallelogram(offsets: tuple[int, int], rates: tuple[int, int], at: int) -> list[Corner]:
-    """All lines that have these offsets at a moment, in nanoseconds, and these rates."""
+def _parallelogram(offsets: tuple[int, int], rates: tuple[int, int], at: int) -> list[Vertex]:
+    """All lines whose offset at a moment, and whose rate, are in these intervals.
+
+    @param offsets: in nanoseconds.
+    @param rates: in nanoseconds per second.
+    """
     (low, high), (slow, fast) = offsets, rates
-    ends = ((low, slow), (low, fast), (high, fast), (high, slow))
-    return [(offset * SECOND - rate * at, rate, SECOND) for offset, rate in ends]
+    corners = ((low, slow), (low, fast), (high, fast), (high, slow))
+    return [(offset * SECOND - rate * at, rate, SECOND) for offset, rate in corners]
 
 
-def _cut(corners: list[Corner], sample: Sample) -> list[Corner]:
-    """The part of a convex polygon that a sample leaves."""
+def _clip(vertices: list[Vertex], sample: Sample) -> list[Vertex]:
+    """The part of a polygon that satisfies both bounds of a sample."""
+    # Both inequalities times w, so that no division is needed.
     sent, high, received, low = sample.sent, sample.high, sample.received, sample.low
-    left = _inside(corners, [x + y * sent - w * high for x, y, w in corners])
-    return _inside(left, [w * low - x - y * received for x, y, w in left])
+    below = _inside(vertices, [x + y * sent - w * high for x, y, w in vertices])
+    return _inside(below, [w * low - x - y * received for x, y, w in below])
 
 
-def _inside(corners: list[Corner], excess: list[int]) -> list[Corner]:
-    """The part of a convex polygon where an excess, linear in x, y and w, is not above 0."""
+def _inside(vertices: list[Vertex], excess: list[int]) -> list[Vertex]:
+    """The part of a convex polygon in a half-plane.
+
+    @param excess: for each vertex how far it is outside, in any unit; 0 or less if it is inside.
+    """
+    # The usual case: most samples of a long run cut nothing off.
     if all(over <= 0 for over in excess):
-        return corners
-    left = []
-    for i, corner in enumerate(corners):
+        return vertices
+    # Sutherland and Hodgman's algorithm: go around the polygon, keep each vertex that is inside,
+    # and add one wherever an edge crosses the border. Index -1 closes the polygon.
+    kept = []
+    for i, vertex in enumerate(vertices):
         if excess[i - 1] * excess[i] < 0:
-            left.append(_between(corners[i - 1], abs(excess[i - 1]), corner, abs(excess[i])))
+            kept.append(_crossing(vertices[i - 1], abs(excess[i - 1]), vertex, abs(excess[i])))
         if excess[i] <= 0:
-            left.append(corner)
-    return left
+            kept.append(vertex)
+    return kept
 
 
-def _between(one: Corner, from_one: int, other: Corner, from_other: int) -> Corner:
-    """The corner on a side where it is cut, so far from its ends."""
+def _crossing(one: Vertex, from_one: int, other: Vertex, from_other: int) -> Vertex:
+    """The point where an edge crosses the border of a half-plane.
+
+    @param from_one: absolute excess of `one`; `from_other` likewise.
+    """
+    # The excess is linear in x, y and w, and has opposite signs at the two ends. Weighted with
+    # each other's excess they cancel out. In homogeneous coordinates that sum is the point itself:
+    # no division, so the result is exact.
     x, y, w = (a * from_other + b * from_one for a, b in zip(one, other, strict=True))
-    shared = gcd(x, y, w)  # or the numbers would grow from cut to cut
+    # Without this the integers would double in length at each cut.
+    shared = gcd(x, y, w)
     return x // shared, y // shared, w // shared

@@ -1,4 +1,4 @@
-"""The command `tsecho ping`: arguments in, exit status out. It composes the rest."""
+"""The command `tsecho ping`: parses arguments, runs the reactor, returns the exit status."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from io import TextIOWrapper
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReadDescriptor
+from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -23,23 +23,23 @@ from timestamp_echo.client import errors
 from timestamp_echo.client.address import DatagramServer, StreamServer
 from timestamp_echo.client.arguments import CommandParser, add_server, chosen_server
 from timestamp_echo.clocks import Clocks
-from timestamp_echo.ping.live import Lines, Records, Write
+from timestamp_echo.ping.live import JSONOutput, TextOutput, Write
 from timestamp_echo.ping.plot import Plot
-from timestamp_echo.ping.probe import LARGEST, NONCE, SMALLEST, Probes
+from timestamp_echo.ping.probe import MAX_SIZE, MIN_SIZE, NONCE_LENGTH, Probes
 from timestamp_echo.ping.scheduler import Pinger, Plan
-from timestamp_echo.ping.transport import Path, ProbingDatagrams, StreamPath, Traveller
+from timestamp_echo.ping.transport import Path, PathListener, StreamPath, UDPPath
 from timestamp_echo.stamps import SECOND
 
-MISSING = 1
-"""Exit status: no reply came, or fewer than were asked for."""
+INCOMPLETE = 1
+"""Exit status: no reply arrived, or fewer than requested."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Send probes, and say what comes of them.
+    """Send probes, and write the results.
 
     @param argv: the arguments after `ping`.
-    @return: the exit status: 0, `MISSING`, or `errors.UNREACHABLE`; 130 if it was interrupted
-        before there was a connection.
+    @return: the exit status: 0, `INCOMPLETE` or `errors.UNREACHABLE`; 130 if interrupted before
+        there was a connection.
     """
     from twisted.internet import reactor
 
@@ -54,43 +54,43 @@ def main(argv: Sequence[str]) -> int:
 
 
 class Run:
-    """One run, from the arguments to the exit status.
+    """One run of the command.
 
-    @param reactor: is started, and stopped in the end.
-    @param arguments: the command line's.
-    @param server: whom to ask.
-    @param plot: takes part, if there is to be a picture.
+    @param reactor: the global reactor, which this class runs and stops.
+    @param arguments: of the command line.
+    @param server: the server to probe.
+    @param plot: the figure to draw, if any.
     """
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: Any,  # provides many interfaces, and is typed as a module
         arguments: Namespace,
         server: StreamServer | DatagramServer,
         plot: Plot | None,
     ) -> None:
         self._reactor = reactor
-        self._asked: int = arguments.count
+        self._required: int = arguments.count
         self._server = server
         self._plot = plot
         self._failed = self._interrupted = False
         clocks = Clocks()
-        # Twisted's timers go by the time, and would stand still when that is set back.
+        # Twisted's timers use the wall clock, and would not fire after it was set back.
         reactor.seconds = lambda: clocks.steady() / SECOND
-        self._show = _show(self._write, arguments, server.name, clocks)
+        self._output = _output(self._write, arguments, server.name, clocks)
         self._pinger = Pinger(
             _plan(arguments),
-            Probes(secrets.token_hex(NONCE // 2), arguments.size),
+            Probes(secrets.token_hex(NONCE_LENGTH // 2), arguments.size),
             partial(_connect, reactor, server),
             reactor,
             clocks,
-            [self._show, plot] if plot else [self._show],
+            [self._output, plot] if plot else [self._output],
         )
-        self._status = MISSING
+        self._status = INCOMPLETE
 
     def status(self) -> int:
-        """Carry it out."""
-        # Where it has no ±, or what else is in a name.
+        """Run the command, and return its exit status."""
+        # The encoding may lack ±, or a character of the server's name.
         cast(TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
         self._reactor.callWhenRunning(self._start)
         self._reactor.run()
@@ -99,29 +99,29 @@ class Run:
     def _start(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):  # after the reactor has set its own
             signal.signal(number, self._interrupt)
-        signal.signal(signal.SIGQUIT, lambda *_: self._reactor.callFromThread(self._look))
-        if _in_front():
-            self._reactor.addReader(Keys(self._reactor, self._look))
-        ended = self._pinger.start().addCallbacks(self._found, self._unreachable)
-        ended.addErrback(self._fail).addBoth(self._stop)
+        signal.signal(signal.SIGQUIT, lambda *_: self._reactor.callFromThread(self._progress))
+        if _interactive():
+            self._reactor.addReader(Keyboard(self._reactor, self._progress))
+        done = self._pinger.start().addCallbacks(self._summarise, self._unreachable)
+        done.addErrback(self._fail).addBoth(self._stop)
 
     def _interrupt(self, number: int, frame: object) -> None:
-        if self._interrupted or not self._pinger.outcome.sent:
-            # At once: the reactor's own way would wait for a look-up of a name in its thread.
+        if self._interrupted or not self._pinger.stats.sent:
+            # Stopping the reactor would wait for a thread that looks up a name.
             os._exit(128 + number)  # pragma: no cover  # ends the process
         self._interrupted = True
-        self._asked = 0
+        self._required = 0
         self._reactor.callFromThread(self._pinger.stop)
 
-    def _look(self) -> None:
-        self._show.look(self._pinger.look())
+    def _progress(self) -> None:
+        self._output.progress(self._pinger.current_stats())
 
-    def _found(self, _: None) -> None:
-        outcome = self._pinger.outcome
-        self._show.end(outcome)
+    def _summarise(self, _: None) -> None:
+        stats = self._pinger.stats
+        self._output.summary(stats)
         if self._plot:
             self._plot.draw(self._server.name)
-        if outcome.received >= max(1, self._asked) and not self._failed:
+        if stats.received >= max(1, self._required) and not self._failed:
             self._status = 0
 
     def _unreachable(self, failure: Failure) -> None:
@@ -129,39 +129,41 @@ class Run:
         errors.say(errors.unreachable(self._server.name, failure.value))
 
     def _fail(self, failure: Failure) -> None:
-        self._status = MISSING
-        error: Any = failure.value
-        words = isinstance(error, OSError) and f"{error.filename or 'output'}: {error.strerror}"
-        errors.say(words or str(error) or type(error).__name__)
+        self._status = INCOMPLETE
+        error = failure.value
+        if isinstance(error, OSError):
+            errors.say(f"{error.filename or 'output'}: {error.strerror}")
+        else:
+            errors.say(str(error) or type(error).__name__)
 
     def _stop(self, _: object) -> None:
         if self._pinger.connecting:
-            # As in `_interrupt`: a name may be being looked up.
+            # As in `_interrupt`.
             os._exit(self._status)  # pragma: no cover  # ends the process
         self._reactor.stop()
 
     def _write(self, text: str) -> None:
-        """Write to standard output, at once; where it can't be, end."""
+        """Write to standard output and flush it; if that fails, stop."""
         try:
             sys.stdout.write(text)
             sys.stdout.flush()
         except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would try again in the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would try again at exit
             if not isinstance(error, BrokenPipeError):
                 self._failed = True
-                errors.say(f"standard output could not be written: {error.strerror}")
+                errors.say(f"cannot write standard output: {error.strerror}")
             self._pinger.stop()
 
 
 @implementer(IReadDescriptor)
-class Keys:
-    """The keyboard: Enter asks how it stands.
+class Keyboard:
+    """Standard input of a terminal: Enter requests the progress.
 
-    @param reactor: watches it.
-    @param entered: is called.
+    @param reactor: reads from it.
+    @param entered: is called for each line.
     """
 
-    def __init__(self, reactor: Any, entered: Callable[[], None]) -> None:
+    def __init__(self, reactor: IReactorFDSet, entered: Callable[[], None]) -> None:
         self._reactor = reactor
         self._entered = entered
 
@@ -171,11 +173,11 @@ class Keys:
 
     def logPrefix(self) -> str:
         """See `ILoggingContext.logPrefix`."""
-        return "keys"
+        return "keyboard"
 
     def doRead(self) -> None:
-        """A line was typed; or Ctrl-D, which ends that, as does being put in the background."""
-        if _in_front() and os.read(0, 1024):
+        """Read a line. Ctrl-D ends reading, and so does being moved to the background."""
+        if _interactive() and os.read(0, 1024):
             self._entered()
         else:
             self._reactor.removeReader(self)
@@ -184,42 +186,46 @@ class Keys:
         """See `IFileDescriptor.connectionLost`."""
 
 
-def _in_front() -> bool:
-    """Whether there is a person at the keyboard, who speaks to us."""
-    return _ours(0) and _ours(1)
+def _interactive() -> bool:
+    """Whether input and output are a terminal, and this process is in its foreground."""
+    return _in_foreground(0) and _in_foreground(1)
 
 
-def _ours(fd: int) -> bool:
-    """Whether this is our terminal, and we are not in the background."""
+def _in_foreground(fd: int) -> bool:
+    """Whether this is our controlling terminal, and this process is in its foreground."""
     try:
         return os.tcgetpgrp(fd) == os.getpgrp()
-    except OSError:  # no terminal, or not ours
+    except OSError:  # not a terminal, or not our controlling one
         return False
 
 
 def _connect(
-    reactor: Any, server: StreamServer | DatagramServer, traveller: Traveller
+    reactor: Any,  # see `Run`
+    server: StreamServer | DatagramServer,
+    listener: PathListener,
 ) -> Deferred[Path]:
-    connecting: Deferred[Any] = (
-        ProbingDatagrams(traveller, reactor).connect(server)
+    connecting: Deferred[UDPPath] | Deferred[StreamPath] = (
+        UDPPath(listener, reactor).connect(server)
         if isinstance(server, DatagramServer)
-        else StreamPath(traveller, reactor).connect(server)
+        else StreamPath(listener, reactor).connect(server)
     )
-    return connecting
+    return cast(Deferred[Path], connecting)  # a Deferred is invariant
 
 
-def _show(write: Write, arguments: Namespace, name: str, clocks: Clocks) -> Lines | Records:
+def _output(
+    write: Write, arguments: Namespace, name: str, clocks: Clocks
+) -> TextOutput | JSONOutput:
     quiet = arguments.quiet or arguments.flood
     if arguments.json:
-        return Records(write, name, clocks, quiet=quiet)
+        return JSONOutput(write, name, clocks, quiet=quiet)
     terminal = os.isatty(1) and os.environ.get("TERM", "dumb") != "dumb"
     colour = terminal and not os.environ.get("NO_COLOR")  # no-color.org
-    columns = _columns if terminal and _ours(1) else None
-    return Lines(write, name, arguments.size, quiet=quiet, columns=columns, colour=colour)
+    columns = _columns if terminal and _in_foreground(1) else None
+    return TextOutput(write, name, arguments.size, quiet=quiet, columns=columns, colour=colour)
 
 
 def _columns() -> int:
-    return shutil.get_terminal_size().columns or 80  # Python 3.10 takes a terminal's 0 as it is
+    return shutil.get_terminal_size().columns or 80  # Python 3.10 returns a terminal's 0 as it is
 
 
 def _plan(arguments: Namespace) -> Plan:
@@ -237,46 +243,68 @@ def _parser() -> ArgumentParser:
     parser = CommandParser(
         prog="tsecho ping",
         usage="%(prog)s [options] [SERVER]",
-        description="Ask a timestamp echo, or any echo, how far away it is and how wrong its"
-        " clock is.",
-        epilog="Ctrl-C ends it with a summary, Enter or Ctrl-\\ says how it stands. Exit status:"
-        " 0; 1 no reply came, or fewer than -c, or something could not be written; 2 usage, name"
-        " not found, connection refused; 130 Ctrl-C before there was a connection.",
+        description="Measure the round-trip time to a timestamp echo, or to any echo, and how wrong"
+        " its clock is.",
+        epilog="Enter or Ctrl-\\ shows the progress; Ctrl-C stops and shows the summary."
+        " Exit status: 0 success; 1 no reply, or fewer than -c requests, or output could not be"
+        " written; 2 usage error, name not found or connection refused; 130 interrupted before"
+        " the connection was made.",
     )
     add_server(parser)
-    pace = parser.add_mutually_exclusive_group()
-    count, seconds = partial(_whole, 1, 10**9), partial(_seconds, 0.001)
-    in_flight, size = partial(_whole, 1, 10_000), partial(_whole, SMALLEST, LARGEST)
-    for group, flag, name, kind, default, words in (
-        (parser, "-c", "count", count, 0, "so many probes (no end)"),
-        (pace, "-i", "interval", seconds, 1.0, "seconds from one probe to the next (1)"),
-        (parser, "-n", "in_flight", in_flight, 1, "so many may be under way at a time (1)"),
-        (parser, "-s", "size", size, 64, f"bytes of a probe, {SMALLEST} to {LARGEST} (64)"),
-        (parser, "-w", "deadline", seconds, 0.0, "seconds after which it ends (never)"),
-        (parser, "-W", "timeout", seconds, 1.0, "seconds that a reply may take (1)"),
-    ):
-        group.add_argument(flag, dest=name, type=kind, default=default, metavar="N", help=words)
-    for group, flag, name, words in (
-        (pace, "-f", "flood", "flood: a probe leaves as soon as another is answered; implies -q"),
-        (parser, "-q", "quiet", "no line for each probe"),
-        (parser, "--json", "json", "one JSON object a line; the README has the schema"),
-    ):
-        group.add_argument(flag, dest=name, action="store_true", help=words)
-    parser.add_argument("--plot", metavar="FILE", help="draw a picture, .png or .svg (extra: plot)")
+    _add_options(parser)
     return parser
 
 
-def _whole(least: int, most: int, text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
-        raise ArgumentTypeError(f"expected a whole number from {least} to {most}, not {text!r}")
+_HELP = {
+    "-c": "stop after N probes (default: no limit)",
+    "-i": "send one probe every N seconds (default: 1)",
+    "-n": "allow N probes in flight at a time (default: 1)",
+    "-s": f"send probes of N bytes, {MIN_SIZE} to {MAX_SIZE} (default: 64)",
+    "-w": "stop after N seconds (default: no limit)",
+    "-W": "count a probe as lost after N seconds (default: 1)",
+    "-f": "flood: send a probe as soon as another is answered; implies -q",
+    "-q": "write only the summary; on a terminal, also a progress line",
+    "--json": "write one JSON object per line; the README has the schema",
+    "--plot": "draw the results to a .png or .svg file (needs the extra: plot)",
+}
+
+
+def _add_options(parser: ArgumentParser) -> None:
+    pace = parser.add_mutually_exclusive_group()
+    count, seconds = partial(_whole, 1, 10**9), partial(_seconds, 0.001)
+    in_flight, size = partial(_whole, 1, 10_000), partial(_whole, MIN_SIZE, MAX_SIZE)
+    for group, flag, name, kind, default in (
+        (parser, "-c", "count", count, 0),
+        (pace, "-i", "interval", seconds, 1.0),
+        (parser, "-n", "in_flight", in_flight, 1),
+        (parser, "-s", "size", size, 64),
+        (parser, "-w", "deadline", seconds, 0.0),
+        (parser, "-W", "timeout", seconds, 1.0),
+    ):
+        text = _HELP[flag]
+        group.add_argument(flag, dest=name, type=kind, default=default, metavar="N", help=text)
+    for group, flag, name in (
+        (pace, "-f", "flood"),
+        (parser, "-q", "quiet"),
+        (parser, "--json", "json"),
+    ):
+        group.add_argument(flag, dest=name, action="store_true", help=_HELP[flag])
+    parser.add_argument("--plot", metavar="FILE", help=_HELP["--plot"])
+
+
+def _whole(minimum: int, maximum: int, text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not minimum <= int(text) <= maximum:
+        raise ArgumentTypeError(
+            f"expected a whole number from {minimum} to {maximum}, not {text!r}"
+        )
     return int(text)
 
 
-def _seconds(least: float, text: str) -> float:
+def _seconds(minimum: float, text: str) -> float:
     try:
-        value = float(text.replace("_", "?"))  # Python's own, and nobody else's
+        value = float(text.replace("_", "?"))  # 1_000 is a number in Python only
     except ValueError:
         value = math.nan
-    if not least <= value <= 10**6:  # nan is neither
-        raise ArgumentTypeError(f"expected seconds from {least:g} to 1000000, not {text!r}")
+    if not minimum <= value <= 10**6:  # false for nan as well
+        raise ArgumentTypeError(f"expected seconds from {minimum:g} to 1000000, not {text!r}")
     return value

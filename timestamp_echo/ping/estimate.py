@@ -1,14 +1,14 @@
-"""How wrong the server's clock is, probe by probe, and when the next one would tell the most.
+"""How wrong the server's clock is, updated with each probe, and when to send the next probe.
 
-Numbers in, numbers out, as in `bounds`, where it stands what a reply says of a clock. Here it is
-decided what explains all that was said until now: two clocks of about the same rate, a drift, or
-a clock that was set.
+Integers in, integers out. `bounds` says what one sample implies under a given model of the two
+clocks. This module decides which model explains all samples so far: two clocks of about the same
+rate, a constant drift, or a clock that was stepped.
 
-Not to be known from stamps, so not claimed: a step, or a rate beyond `RATE`, whose effect is still
-within the bounds; until it is noticed, the stated bound is that of a clock without it. Slewing by
-more than `RATE` (ntpd's is up to 500 ppm) is a drift, and where it begins and ends a small step.
-And the clock is the one that is told: on Linux time(2) changes its second at the kernel's next
-tick, up to 10 ms late.
+Some events cannot be detected from stamps: a step, or a rate beyond `TOLERANCE`, whose effect is
+still smaller than the bounds. Until it is detected, the stated bound is that of a clock without it.
+Slewing faster than `TOLERANCE` (ntpd slews by up to 500 ppm) is seen as a drift, and its beginning
+and end as small steps. And the clock measured is the one in the stamps: on Linux, time(2) moves to
+the next second at a timer tick of the kernel, up to 10 ms late.
 """
 
 from __future__ import annotations
@@ -16,197 +16,254 @@ from __future__ import annotations
 from collections import deque
 from typing import Literal, NamedTuple
 
-from timestamp_echo.ping.bounds import RATE, Cone, Line, Sample, Step, middle
+from timestamp_echo.ping.bounds import TOLERANCE, Cone, Polygon, Sample, Step, midpoint
 from timestamp_echo.stamps import SECOND
 
-QUARTER = 900 * SECOND
-"""What all zones are multiples of: 15 minutes, in nanoseconds."""
+ZONE_STEP = 900 * SECOND
+"""All time zones are multiples of this: 15 minutes, in nanoseconds."""
 
-STEPS = 100
-"""The most steps that are kept, the latest."""
+MAX_STEPS = 100
+"""Steps that are kept; older ones are dropped."""
 
-TRIPS = 8
-"""How many round trips tell how long one takes: RFC 5905, section 10, keeps as many."""
+RECENT = 8
+"""Recent round trips from which the next one is predicted; RFC 5905, section 10, keeps as many."""
 
 HALVINGS = 12
-"""Probes that halve a second: 2**-12 of it is a quarter of a millisecond."""
+"""Probes that each halve a bound of one second: 2**-12 s is a quarter of a millisecond."""
+
+Model = Literal["rate", "drift", "either"]
 
 
 class Offset(NamedTuple):
     """How far the server's clock is ahead of the client's."""
 
     nanoseconds: int
-    """The middle of what is possible, less the zone; negative if the server is behind."""
+    """Midpoint of the possible offsets, without the zone; negative if the server is behind."""
 
     bound: int
-    """The truth is no further away than this, in nanoseconds."""
+    """Maximum error of `nanoseconds`, in nanoseconds."""
 
     at: int
-    """The client's clock at the moment for which it is stated: when the last reply came."""
+    """The client's clock when the offset applied: when the last reply arrived."""
 
     zone: int | None
-    """The zone of a stamp that names none, in seconds east of UTC; 0 if the stamp names its own.
+    """Zone of a stamp that names none, in seconds east of UTC; 0 if the stamp names its zone.
 
-    It is the multiple of 15 minutes nearest to what was measured: an error of more than 7.5
-    minutes can't be told from a zone. None if two are possible; the zone is then in the offset.
+    This is the multiple of 15 minutes nearest to the measured offset, so a clock that is wrong by
+    more than 7.5 minutes looks as if it were in another zone. None if two multiples are possible;
+    `nanoseconds` then includes the zone.
     """
 
-    formula: Literal["rate", "drift", "either"]
-    """What the bound allows for: any rate within `RATE`; the steady rate that was found, for the
-    samples exclude `RATE`; or either that or a step, as long as it may have been both."""
+    formula: Model
+    """The assumption behind the bound.
+
+    `rate`: the clocks differ by `TOLERANCE` at most. `drift`: the server's clock has the constant
+    rate that was found, because the samples exclude `TOLERANCE`. `either`: that, or a step; later
+    samples will tell, and the bound covers both.
+    """
 
 
 class Drift(NamedTuple):
-    """How fast the server's clock runs away from the client's, if it is steady."""
+    """The rate of the server's clock relative to the client's, if it is constant."""
 
     rate: int
-    """Nanoseconds a second (1000 are 1 ppm); negative if the server's clock is the slower."""
+    """Nanoseconds per second (1000 are 1 ppm); negative if the server's clock is slower."""
 
     bound: int
-    """The truth is no further away than this, in nanoseconds a second."""
+    """Maximum error of `rate`, in nanoseconds per second."""
 
     since: int
-    """The client's clock when the first of the probes that tell it left."""
+    """The client's clock when the first of the probes was sent from which the rate is known."""
 
 
 class Estimate:
-    """The offset of one server's clock, sample by sample.
+    """The offset of one server's clock, updated with each sample.
 
-    A sample costs two products for each corner of a polygon, of which there are ten or twenty:
-    8 microseconds on one machine. Nothing grows with their number: `CORNERS`, `STEPS` and `TRIPS`
-    are the most there is.
+    Adding a sample costs two multiplications per vertex of a polygon that usually has ten to twenty
+    (8 microseconds on one machine). Memory is bounded by `MAX_VERTICES`, `MAX_STEPS` and `RECENT`.
     """
 
+    # Both models of `bounds` are kept up to date. Which of them still explains the samples
+    # decides what is known about the clock:
+    #
+    #     model   cone     drifts  meaning
+    #     rate    present  False   the cone explains all samples since the last step
+    #     either  present  True    the cone became empty, the polygon did not: the clock drifts by
+    #                              more than TOLERANCE, or it was stepped. This cone is a new one,
+    #                              of the samples since then.
+    #     drift   None     True    the new cone became empty too. A single step does not explain
+    #                              that, a drift does.
+    #
+    # If the polygon becomes empty, the clock was stepped, or its rate changed within TOLERANCE.
+    # It is then started again, and the cone says which of the two it was: only a step empties it.
+
     def __init__(self) -> None:
-        self.steps: deque[Step] = deque(maxlen=STEPS)
-        """The steps noticed, oldest first: each at the first sample that no line explains."""
+        self.steps: deque[Step] = deque(maxlen=MAX_STEPS)
+        """Steps detected, oldest first. One that looks like a drift is added once it is certain."""
         self._last: Sample | None = None
-        self._trips: deque[int] = deque(maxlen=TRIPS)
-        self._narrowings = 0
-        self._line: Line
-        # What `RATE` explains has a cone. Where it failed and a line didn't, it is a drift; at
-        # first perhaps a step, so there is a cone of what came since, until that fails as well.
+        self._round_trips: deque[int] = deque(maxlen=RECENT)
+        self._since_restart: int
+        self._polygon: Polygon
         self._cone: Cone | None
         self._drifts = False
-        self._suspected: Step | None = None
+        self._suspected: Step | None = None  # in `either`: the step, if it was one
 
     def add(self, sample: Sample) -> None:
-        """Take a sample into account: in the order in which the replies came."""
+        """Add a sample. Samples have to be added in the order in which the replies arrived."""
         if self._last is None:
-            self._cone, self._line = self._anew(sample), Line.of(sample)
+            self._cone, self._polygon = self._new_cone(sample), Polygon.of(sample)
         else:
-            self._explain(sample, self._last)
+            self._update(sample, self._last)
         self._last = sample
-        self._trips.append(sample.received - sample.sent)
-        self._narrowings += 1
+        self._round_trips.append(sample.received - sample.sent)
+        self._since_restart += 1
 
-    def _anew(self, sample: Sample) -> Cone:
-        self._narrowings = 0
+    def _new_cone(self, sample: Sample) -> Cone:
+        # A new cone is as wide as the first one was, so aiming starts again as well.
+        self._since_restart = 0
         return Cone.of(sample)
 
-    def _explain(self, sample: Sample, last: Sample) -> None:
-        cone = self._cone and self._cone.narrowed(sample)
-        line = self._line.narrowed(sample)
-        if self._cone and cone is None and not self._drifts:
-            # A line does not explain what came before it began.
-            line = line if self._cone.step(sample).after >= self._line.since else None
-        if line is None:
-            line = self._without_line(sample, last, stepped=cone is None)
-            cone = cone or self._anew(sample)
+    def _update(self, sample: Sample, previous: Sample) -> None:
+        cone = self._cone.intersect(sample) if self._cone else None
+        polygon = self._polygon.intersect(sample)
+        if cone is None and self._predates_polygon(sample):
+            polygon = None
+        if polygon is None:
+            polygon = self._restarted(sample, previous, stepped=cone is None)
+            cone = cone or self._new_cone(sample)
         elif cone is None:
-            cone = self._doubted(sample)
-        self._cone, self._line = cone, line
+            cone = self._suspicious(sample)
+        self._cone, self._polygon = cone, polygon
 
-    def _doubted(self, sample: Sample) -> Cone | None:
-        """What came since `RATE` first failed; nothing if it has failed again, so it's a drift."""
+    def _predates_polygon(self, sample: Sample) -> bool:
+        """Whether the sample contradicts one that is older than the polygon."""
+        # A polygon that was started again knows nothing of the samples before. That it is not
+        # empty does not mean that a constant rate explains them.
+        if self._cone is None or self._drifts:
+            return False
+        return self._cone.step(sample).after < self._polygon.since
+
+    def _suspicious(self, sample: Sample) -> Cone | None:
+        """Go from `rate` to `either`, or from `either` to `drift`: the polygon alone is left.
+
+        @return: the cone to go on with.
+        """
         if self._drifts or self._cone is None:
             self._suspected = None
             return None
         self._suspected, self._drifts = self._cone.step(sample), True
-        return self._anew(sample)
+        return self._new_cone(sample)
 
-    def _without_line(self, sample: Sample, last: Sample, stepped: bool) -> Line:
-        """Begin with a new line: the clock has stepped, or its rate changed within `RATE`."""
-        # A clock that is set goes on to drift as it did, unless that drift was in doubt.
+    def _restarted(self, sample: Sample, previous: Sample, stepped: bool) -> Polygon:
+        """Start a new polygon, and record the steps that are now certain."""
+        # Setting a clock does not change how fast it runs: a drift that was certain goes on, so
+        # the new polygon may start with its rates. While a step is suspected it is not certain.
         steady = stepped and self._drifts and self._suspected is None
         if self._suspected:
+            # No constant rate explains the samples, so the suspected step was one.
             self.steps.append(self._suspected)
-        if stepped and self._cone:
-            self.steps.append(self._cone.step(sample))
-        elif stepped:
-            self.steps.append(Step.of(last.sent, self._line.span(sample.received), sample))
+        if stepped:
+            self.steps.append(self._step(sample, previous))
         self._suspected, self._drifts = None, steady
-        return Line.of(sample, self._line.rates()) if steady else Line.of(sample)
+        return Polygon.of(sample, self._polygon.rates()) if steady else Polygon.of(sample)
+
+    def _step(self, sample: Sample, previous: Sample) -> Step:
+        if self._cone:
+            return self._cone.step(sample)
+        # Only a polygon was left, which does not remember which sample set which edge. But it
+        # was not empty after the previous sample.
+        return Step.between(previous.sent, self._polygon.interval(sample.received), sample)
 
     @property
     def offset(self) -> Offset | None:
-        """The offset when the last reply came; None before the first."""
+        """The offset when the last reply arrived; None before the first."""
         if self._last is None:
             return None
         at = self._last.received
-        low, high = self._span(at)
+        low, high = self._interval(at)
         zone = 0 if self._last.moment.zoned else _zone(low, high)
-        centre, bound = middle(low - (zone or 0) * SECOND, high - (zone or 0) * SECOND)
-        return Offset(centre, bound, at, zone, self._formula)
+        middle, bound = midpoint(low - (zone or 0) * SECOND, high - (zone or 0) * SECOND)
+        return Offset(middle, bound, at, zone, self._model)
 
     @property
     def drift(self) -> Drift | None:
-        """The server's rate; None while it is not known any better than within `RATE`.
+        """The rate of the server's clock; None until it is known better than to `TOLERANCE`.
 
-        A step begins it anew, but for a drift beyond `RATE` that was there before.
+        A step starts it again, unless the clock had a drift beyond `TOLERANCE` before.
         """
-        if self._last is None or self._formula == "either":
+        # In `either` the polygon may contain a step, and its slope would not be a rate.
+        if self._last is None or self._model == "either":
             return None
-        slow, fast = self._line.rates()
-        if self._formula == "rate" and fast - slow >= 2 * RATE:
+        slow, fast = self._polygon.rates()
+        if self._model == "rate" and fast - slow >= 2 * TOLERANCE:
             return None
-        return Drift(*middle(slow, fast), self._line.since)
+        return Drift(*midpoint(slow, fast), self._polygon.since)
 
     @property
-    def _formula(self) -> Literal["rate", "drift", "either"]:
+    def _model(self) -> Model:
         if not self._drifts:
             return "rate"
         return "either" if self._cone else "drift"
 
     def aim(self, due: int) -> int:
-        """When to send the next probe, so that its reply tells the most.
+        """When to send the next probe, so that its reply narrows the bound most.
 
-        For stamps of whole seconds: when it will, with half the least of the last round trips as
-        the way there, meet the server's second as it changes in the middle of what is possible.
-        So each probe halves that, until it is about a round trip. From then on every other probe
-        goes so early, or so late, that it can't meet the change, unless the clock has stepped:
-        one that always meets the change would follow such a step slowly, and not notice it.
+        Only stamps of whole seconds need it. Their bound starts at half a second, and each aimed
+        probe halves it, down to about a round trip. From then on every second probe is sent well
+        before or after the change of the second.
 
-        @param due: the client's clock, in nanoseconds.
-        @return: the same or up to a second later; 1 % more where the clocks drift apart.
+        @param due: when the probe is due by the client's clock, in nanoseconds.
+        @return: the same moment or up to a second later; plus 1 % if the clocks drift apart.
         """
         if self._last is None or self._last.moment.resolution < SECOND:
             return due
-        first = due + -(due + self._lead(due)) % SECOND
-        return max(due, first + self._lead(due) - self._lead(first))
+        # A stamp of whole seconds says little, but it does say whether the server's second had
+        # already changed when the probe arrived. So ask that question where it is worth most.
+        # Were the offset exactly in the middle of the possible ones, there would be a moment to
+        # send the probe for it to arrive at the very instant of the change. Send it then: if the
+        # stamp shows the new second, the offset is in the upper half, otherwise in the lower. That
+        # is a bisection, one bit per probe.
+        #
+        # With `ahead` between the client's clock now and the server's on arrival, the moment is
+        # the first t >= due at which t + ahead is a whole second. -x % SECOND is the distance from
+        # x to the next whole second. If the clock drifts, `ahead` is another one by then.
+        first = due + -(due + self._ahead(due)) % SECOND
+        return max(due, first + self._ahead(due) - self._ahead(first))
 
-    def _lead(self, at: int) -> int:
-        """How far ahead of the client's clock the server's will be when the probe gets there."""
-        low, high = self._span(at)
-        trips = sorted(self._trips)
-        turn = self._narrowings % 4
-        if self._narrowings <= HALVINGS or turn in (0, 2):
-            return (low + high + trips[0]) // 2
-        # The reply, too, has to be back before the change, to exclude that it was later.
-        return high + 2 * trips[len(trips) // 2] if turn == 1 else low - trips[0]
+    def _ahead(self, at: int) -> int:
+        """How far the server's clock, when the probe arrives, is ahead of the client's at `at`."""
+        low, high = self._interval(at)
+        ordered = sorted(self._round_trips)
+        turn = self._since_restart % 4
+        if self._since_restart <= HALVINGS or turn in (0, 2):
+            # The middle of the interval, plus half the shortest round trip for the way there.
+            return (low + high + ordered[0]) // 2
+        # If every probe arrived at the change, a small step would go unnoticed: each reply would
+        # fit, and the bound would slowly follow the clock. So every second probe is sent when its
+        # stamp is known beforehand. If it differs, the clock was stepped.
+        if turn == 1:
+            # Early: even if the server's clock is as far ahead as it can be, the reply is back
+            # before the second changes. A stamp that shows the new second is then a contradiction;
+            # with a later reply, it could have been made after the change. Most probes are
+            # slower than the fastest, so the allowance is two round trips of median length.
+            return high + 2 * ordered[len(ordered) // 2]
+        # Late: even if the server's clock is as far behind as it can be, the second has changed
+        # before the probe is sent, with the shortest round trip to spare.
+        return low - ordered[0]
 
-    def _span(self, at: int) -> tuple[int, int]:
-        """From which offset to which, now or later."""
+    def _interval(self, at: int) -> tuple[int, int]:
+        """The lowest and highest possible offset, in nanoseconds, now or later."""
         if not self._cone:
-            return self._line.span(at)
-        low, high = self._cone.span(at)
+            return self._polygon.interval(at)
+        low, high = self._cone.interval(at)
         if not self._drifts:
             return low, high
-        spans = self._line.span(at)
-        return min(low, spans[0]), max(high, spans[1])
+        # `either`: the hull of both, since either may be true.
+        other_low, other_high = self._polygon.interval(at)
+        return min(low, other_low), max(high, other_high)
 
 
 def _zone(low: int, high: int) -> int | None:
-    """The multiple of 15 minutes that is nearest to both, in seconds; None if there is none."""
-    nearest, other = ((end + QUARTER // 2) // QUARTER for end in (low, high))
-    return nearest * (QUARTER // SECOND) if nearest == other else None
+    """The zone nearest to all offsets in an interval, in seconds; None if that is not one zone."""
+    nearest, other = ((end + ZONE_STEP // 2) // ZONE_STEP for end in (low, high))
+    return nearest * (ZONE_STEP // SECOND) if nearest == other else None

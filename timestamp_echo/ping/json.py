@@ -1,92 +1,100 @@
-"""What `tsecho ping --json` writes: one object a line, for each probe and in the end.
+"""The output of `tsecho ping --json`: one JSON object per line, for each probe and at the end.
 
-The schema stands in the README. All times but `seconds` are whole nanoseconds. Knows no connection.
+The schema is in the README. A name ends with its unit; `ppb` is parts per billion, which is
+nanoseconds per second. Knows no connection.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from timestamp_echo.ping.roundtrips import RoundTrips
-from timestamp_echo.ping.stats import Outcome, Probe
+from timestamp_echo.ping.stats import Probe, Stats
+
+Object = dict[str, object]
 
 
-def probe_record(probe: Probe, sent: int, outcome: Outcome) -> str:
-    """One probe, answered or lost.
+def format_probe(probe: Probe, sent: int, stats: Stats) -> str:
+    """Format one probe, answered or lost.
 
-    @param sent: when it left, by this host's clock.
+    @param sent: when it was sent, by this host's clock, in nanoseconds since the epoch.
     """
-    record: dict[str, Any] = {
+    record: Object = {
         "type": "probe",
         "seq": probe.number,
-        "sent": sent,
-        "late": probe.sent - probe.due,
+        "sent_ns": sent,
+        "late_ns": probe.sent - probe.due,
     }
     if probe.reply is None:
         return _line(record | {"lost": probe.lost})
     return _line(
         record
         | {
-            "rtt": probe.round_trip,
-            "own_delay": probe.delay,
+            "rtt_ns": probe.rtt,
+            "own_delay_ns": probe.own_delay,
             "stamp": probe.reply.stamp,
             "altered": probe.reply.altered,
+            "offset": _offset(stats),
         }
-        | _offset(outcome)
     )
 
 
-def event_record(words: str) -> str:
-    """Something else that came to pass."""
-    return _line({"type": "event", "words": words})
+def format_event(message: str) -> str:
+    """Format an event."""
+    return _line({"type": "event", "message": message})
 
 
-def summary_record(outcome: Outcome, name: str, kind: str = "summary") -> str:
-    """All that was found: in the end, or until now.
+def format_summary(stats: Stats, name: str, kind: str = "summary") -> str:
+    """Format all results until now.
 
-    @param kind: the record's type.
+    @param name: the server.
+    @param kind: the object's type.
     """
-    drift = outcome.clock.drift
+    drift = stats.clock.drift
     return _line(
         {
             "type": kind,
             "server": name,
-            "seconds": outcome.seconds,
-            "sent": outcome.sent,
-            "received": outcome.received,
-            "lost": outcome.lost,
-            "under_way": outcome.under_way,
-            "late_replies": outcome.late,
-            "duplicates": outcome.duplicates,
-            "reordered": outcome.reordered,
-            "altered": outcome.altered,
-            "unstamped": outcome.unstamped,
-            "left_late": outcome.left_late,
-            "reconnects": outcome.reconnects,
-            "rtt": _figures(outcome.trips),
-            "rtt_from_due": _figures(outcome.from_due),
-            "own_delay": _figures(outcome.delays),
-            "drift": drift and {"rate": drift.rate, "bound": drift.bound},
-            "steps": [{"by": s.nanoseconds, "bound": s.bound} for s in outcome.clock.steps],
-            "own_clock_set_by": outcome.stepped,
+            "duration_s": stats.duration,
+            "sent": stats.sent,
+            "received": stats.received,
+            "lost": stats.lost,
+            "in_flight": stats.in_flight,
+            "late_replies": stats.late_replies,
+            "duplicates": stats.duplicates,
+            "reordered": stats.reordered,
+            "altered": stats.altered,
+            "unstamped": stats.unstamped,
+            "sent_late": stats.sent_late,
+            "reconnects": stats.reconnects,
+            "rtt_ns": _figures(stats.rtt),
+            "rtt_from_due_ns": _figures(stats.rtt_from_due),
+            "own_delay_ns": _figures(stats.own_delay),
+            "drift": drift and {"rate_ppb": drift.rate, "bound_ppb": drift.bound},
+            "steps": [
+                {"offset_ns": step.nanoseconds, "bound_ns": step.bound}
+                for step in stats.clock.steps
+            ],
+            "own_clock_step_ns": stats.own_clock_step,
+            "offset": _offset(stats),
         }
-        | _offset(outcome)
     )
 
 
-def _offset(outcome: Outcome) -> dict[str, Any]:
-    offset = outcome.offset
-    if offset is None:
-        return {"offset": None}
-    words = {"by": offset.nanoseconds, "bound": offset.bound, "zone": offset.zone}
-    return {"offset": words | {"formula": offset.formula}}
+def _offset(stats: Stats) -> Object | None:
+    offset = stats.offset
+    return offset and {
+        "offset_ns": offset.nanoseconds,
+        "bound_ns": offset.bound,
+        "zone_s": offset.zone,
+        "formula": offset.formula,
+    }
 
 
-def _figures(trips: RoundTrips) -> dict[str, int] | None:
-    figures = trips.figures
+def _figures(times: RoundTrips) -> Object | None:
+    figures = times.figures
     return figures and figures._asdict()
 
 
-def _line(record: dict[str, Any]) -> str:
+def _line(record: Object) -> str:
     return json.dumps(record) + "\n"

@@ -1,6 +1,6 @@
-"""Where the findings of `tsecho ping` go as they come: lines for a person, or JSON.
+"""Writes the results of `tsecho ping` as they arrive: as text for people, or as JSON.
 
-Knows how to write; not where to.
+Knows how to write, but not where the output goes.
 """
 
 from __future__ import annotations
@@ -9,25 +9,24 @@ from collections.abc import Callable
 
 from timestamp_echo.clocks import Clocks
 from timestamp_echo.ping import json, text
-from timestamp_echo.ping.stats import Outcome, Probe
+from timestamp_echo.ping.stats import Probe, Stats
 
 Write = Callable[[str], None]
 
-_RED, _PLAIN = "\033[31m", "\033[0m"
-_FRESH = "\r\033[K"  # the beginning of the line, and nothing on it
-_OFTEN = 10**8  # nanoseconds between a probe and the next that changes the line: a flood's are many
+_RED, _RESET = "\033[31m", "\033[0m"
+_CLEAR_LINE = "\r\033[K"
+_REFRESH = 10**8  # nanoseconds between two updates of the progress line, which a flood would exceed
 
 
-class Lines:
-    """For a person.
+class TextOutput:
+    """A `ProbeObserver` that writes text for people.
 
-    @param write: takes text.
-    @param name: the server's.
+    @param write: receives the text.
+    @param name: the server.
     @param size: bytes of a probe.
-    @param quiet: nothing until the end, but on a terminal one line that says how it stands, and is
-        written over.
-    @param columns: how wide that is; nothing if it is no such terminal.
-    @param colour: whether what is lost may be red.
+    @param quiet: write only the summary; on a terminal, also one progress line that is overwritten.
+    @param columns: returns the width of the terminal; None if the output is not one.
+    @param colour: whether to write lost probes and events in red.
     """
 
     def __init__(
@@ -46,66 +45,66 @@ class Lines:
         self._quiet = quiet
         self._columns = columns
         self._colour = colour
-        self._said = False
-        self._shown: int | None = None
+        self._progress_shown = False
+        self._refreshed: int | None = None
 
-    def answered(self, probe: Probe, outcome: Outcome) -> None:
-        """See `Witness.answered`."""
+    def answered(self, probe: Probe, stats: Stats) -> None:
+        """See `ProbeObserver.answered`."""
         if self._quiet:
-            self._show_progress(probe, outcome)
+            self._refresh(probe, stats)
         else:
-            self._write(text.answered(probe, self._name, self._size, outcome.offset) + "\n")
+            self._write(text.answered(probe, self._name, self._size, stats.offset) + "\n")
 
-    def lost(self, probe: Probe, outcome: Outcome) -> None:
-        """See `Witness.lost`."""
+    def lost(self, probe: Probe, stats: Stats) -> None:
+        """See `ProbeObserver.lost`."""
         if self._quiet:
-            self._show_progress(probe, outcome)
+            self._refresh(probe, stats)
         else:
             self._warn(text.lost(probe))
 
-    def happened(self, words: str) -> None:
-        """See `Witness.happened`."""
+    def event(self, message: str) -> None:
+        """See `ProbeObserver.event`."""
         if not self._quiet:
-            self._warn(words)
+            self._warn(message)
 
-    def look(self, outcome: Outcome) -> None:
-        """Say how it stands, for somebody asked."""
+    def progress(self, stats: Stats) -> None:
+        """Write the progress on request."""
         self._clear()
-        self._write(text.progress(outcome) + "\n")
+        self._write(text.progress(stats) + "\n")
 
-    def end(self, outcome: Outcome) -> None:
-        """Say what was found."""
+    def summary(self, stats: Stats) -> None:
+        """Write the final summary."""
         self._clear()
-        self._write(text.summary(outcome, self._name))
+        self._write(text.summary(stats, self._name))
 
-    def _warn(self, words: str) -> None:
-        self._write(f"{_RED}{words}{_PLAIN}\n" if self._colour else f"{words}\n")
+    def _warn(self, message: str) -> None:
+        self._write(f"{_RED}{message}{_RESET}\n" if self._colour else f"{message}\n")
 
-    def _show_progress(self, probe: Probe, outcome: Outcome) -> None:
+    def _refresh(self, probe: Probe, stats: Stats) -> None:
         if self._columns is None:
             return
-        if self._shown is None or probe.sent - self._shown >= _OFTEN:
-            self._said, self._shown = True, probe.sent
-            self._write(_FRESH + _fitting(text.progress(outcome), self._columns() - 1))
+        if self._refreshed is None or probe.sent - self._refreshed >= _REFRESH:
+            self._progress_shown, self._refreshed = True, probe.sent
+            self._write(_CLEAR_LINE + _truncated(text.progress(stats), self._columns() - 1))
 
     def _clear(self) -> None:
-        if self._said:
-            self._said = False
-            self._write(_FRESH)
+        if self._progress_shown:
+            self._progress_shown = False
+            self._write(_CLEAR_LINE)
 
 
-def _fitting(line: str, columns: int) -> str:
-    """What of a line has room; a number is not cut without a sign of it."""
+def _truncated(line: str, columns: int) -> str:
+    """The part of a line that fits; an ellipsis shows that a number may have been cut."""
     return line if len(line) <= columns else line[: max(columns - 1, 0)] + "…"
 
 
-class Records:
-    """For a program: one JSON object a line.
+class JSONOutput:
+    """A `ProbeObserver` that writes one JSON object per line.
 
-    @param write: takes text.
-    @param name: the server's.
-    @param clocks: this host's.
-    @param quiet: the summary alone.
+    @param write: receives the text.
+    @param name: the server.
+    @param clocks: this host's clocks.
+    @param quiet: write only the summary.
     """
 
     def __init__(self, write: Write, name: str, clocks: Clocks, *, quiet: bool) -> None:
@@ -114,22 +113,22 @@ class Records:
         self._clocks = clocks
         self._quiet = quiet
 
-    def answered(self, probe: Probe, outcome: Outcome) -> None:
-        """See `Witness.answered`."""
+    def answered(self, probe: Probe, stats: Stats) -> None:
+        """See `ProbeObserver.answered`."""
         if not self._quiet:
-            self._write(json.probe_record(probe, self._clocks.time(probe.sent), outcome))
+            self._write(json.format_probe(probe, self._clocks.time(probe.sent), stats))
 
     lost = answered
 
-    def happened(self, words: str) -> None:
-        """See `Witness.happened`."""
+    def event(self, message: str) -> None:
+        """See `ProbeObserver.event`."""
         if not self._quiet:
-            self._write(json.event_record(words))
+            self._write(json.format_event(message))
 
-    def look(self, outcome: Outcome) -> None:
-        """Say how it stands: as in the end, but for the type."""
-        self._write(json.summary_record(outcome, self._name, "standing"))
+    def progress(self, stats: Stats) -> None:
+        """Write the progress on request: the same object as the summary, with another type."""
+        self._write(json.format_summary(stats, self._name, "progress"))
 
-    def end(self, outcome: Outcome) -> None:
-        """Say what was found."""
-        self._write(json.summary_record(outcome, self._name))
+    def summary(self, stats: Stats) -> None:
+        """Write the final summary."""
+        self._write(json.format_summary(stats, self._name))

@@ -1,6 +1,6 @@
-"""The picture of `tsecho ping --plot`: round trips over time, their distribution, the clock.
+"""The figure of `tsecho ping --plot`: round trips over time, their distribution, and the clock.
 
-Draws with matplotlib, of the extra `plot`, and loads it only when it is asked to.
+Draws with matplotlib, from the extra `plot`, which is only imported when it is needed.
 """
 
 from __future__ import annotations
@@ -9,201 +9,212 @@ from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING
 
-from timestamp_echo.ping.stats import Outcome, Probe
+from timestamp_echo.ping.stats import Probe, Stats
 from timestamp_echo.stamps import SECOND
 
-MOST = 10**6
-"""Probes that are drawn; what comes after so many is not."""
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-KINDS = (".png", ".svg")
-"""What the file's name may end with: that says what it is."""
+MAX_PROBES = 10**6
+"""Number of probes that are drawn; later ones are not."""
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
+SUFFIXES = (".png", ".svg")
+"""Supported file types, recognised by the end of the file's name."""
+
+# From Okabe and Ito's palette, which is safe for colour-blind readers.
 _BLUE, _RED, _GREEN = "#0072B2", "#D55E00", "#009E73"
 
-_BARS = 40
-_FEW = 100  # probes that are drawn as large dots, and their bounds one by one
-_MANY = 10_000  # probes from which on an SVG has their picture, not each of them
-_POINTS = 4000  # of a line: more than the picture is wide
-_FAR_OUT = 20  # times the median: the axis is logarithmic, or all but such a one would be flat
-_WIDE = 8  # times the least bound: an offset that is not known any better sets no limit
-_AWAY = 20  # times as far as the pane is high: the offset is drawn from where it ends
+_BINS = 40
+_FEW = 100  # probes up to which each is a large dot, and each offset has an error bar
+_MANY = 10_000  # probes above which an SVG contains a bitmap of them
+_MAX_POINTS = 4000  # of a line: more than the figure has pixels
+_OUTLIER = 20  # times the median; one such round trip makes the axis logarithmic
+_WIDE = 8  # times the smallest bound; offsets with wider bounds do not extend the axis
+_FAR = 20  # times the height of the axes; a larger offset is drawn relative to its last value
 
 
 class Plot:
-    """What is to be drawn, as it comes.
+    """A `ProbeObserver` that collects what to draw.
 
-    @param path: the file that it is for.
-    @raise ValueError: the name is of another kind, its folder is not there, or matplotlib is not
-        installed.
+    @param path: the file to write.
+    @raise ValueError: the file type is not supported, the folder does not exist, or matplotlib is
+        not installed.
     """
 
     def __init__(self, path: str) -> None:
-        if not path.endswith(KINDS):
-            raise ValueError(f"expected a name that ends with {' or '.join(KINDS)}, not {path!r}")
+        if not path.endswith(SUFFIXES):
+            raise ValueError(
+                f"expected a name that ends with {' or '.join(SUFFIXES)}, not {path!r}"
+            )
         if not Path(path).parent.is_dir() or Path(path).is_dir():
-            raise ValueError(f"expected a file in a folder that is there, not {path!r}")
+            raise ValueError(f"expected a file in an existing folder, not {path!r}")
         try:
             import matplotlib as mpl
         except ImportError as error:
-            raise ValueError("it needs the extra 'plot': pip install 'tsecho[plot]'") from error
+            raise ValueError("matplotlib is not installed: pip install 'tsecho[plot]'") from error
         mpl.use("agg")
         self._path = path
-        self._first = 0
-        # Seconds, from the first probe told of; and nanoseconds.
-        self._times, self._trips, self._lost = array("d"), array("d"), array("d")
-        self._clock: list[array[float]] = [array("d"), array("d"), array("d")]
+        self._start = 0
+        # Times are seconds since the first probe; all else is nanoseconds.
+        self._times, self._rtts, self._lost = array("d"), array("d"), array("d")
+        self._offset_times, self._offsets, self._bounds = array("d"), array("d"), array("d")
 
-    def answered(self, probe: Probe, outcome: Outcome) -> None:
-        """See `Witness.answered`."""
-        if probe.number > MOST:
+    def answered(self, probe: Probe, stats: Stats) -> None:
+        """See `ProbeObserver.answered`."""
+        if probe.number > MAX_PROBES:
             return
         self._times.append(self._time(probe))
-        self._trips.append(probe.round_trip)
-        if offset := outcome.offset:
-            now = self._time(probe), offset.nanoseconds, offset.bound
-            for values, value in zip(self._clock, now, strict=True):
-                values.append(value)
+        self._rtts.append(probe.rtt)
+        if offset := stats.offset:
+            self._offset_times.append(self._time(probe))
+            self._offsets.append(offset.nanoseconds)
+            self._bounds.append(offset.bound)
 
-    def lost(self, probe: Probe, outcome: Outcome) -> None:
-        """See `Witness.lost`."""
-        if probe.number <= MOST:
+    def lost(self, probe: Probe, stats: Stats) -> None:
+        """See `ProbeObserver.lost`."""
+        if probe.number <= MAX_PROBES:
             self._lost.append(self._time(probe))
 
-    def happened(self, words: str) -> None:
-        """See `Witness.happened`: what changed is to be seen."""
+    def event(self, message: str) -> None:
+        """See `ProbeObserver.event`; its effects are visible in the figure."""
 
     def _time(self, probe: Probe) -> float:
-        self._first = self._first or probe.sent
-        return (probe.sent - self._first) / SECOND
+        self._start = self._start or probe.sent
+        return (probe.sent - self._start) / SECOND
 
     def draw(self, name: str) -> None:
         """Write the file.
 
-        @raise OSError: it can't be written.
+        @param name: the server.
+        @raise OSError: the file cannot be written.
         """
         self._figure(name).savefig(Path(self._path), dpi=120)
 
-    def _figure(self, name: str) -> Any:
+    def _figure(self, name: str) -> Figure:
         from matplotlib.figure import Figure
 
-        rows = 2 if self._clock[0] else 1
+        rows = 2 if self._offsets else 1
         figure = Figure(figsize=(10, 0.5 + 3.2 * rows), layout="constrained")
         figure.suptitle(f"tsecho ping {name}", parse_math=False)
         grid = figure.add_gridspec(rows, 2, width_ratios=(3, 1))
-        trips = figure.add_subplot(grid[0, 0])
-        self._draw_trips(trips, figure.add_subplot(grid[0, 1], sharey=trips))
-        panes = [trips]
-        if self._clock[0]:
-            clock = figure.add_subplot(grid[1, 0], sharex=trips)
+        rtts = figure.add_subplot(grid[0, 0])
+        self._draw_rtts(rtts)
+        self._draw_distribution(figure.add_subplot(grid[0, 1], sharey=rtts))
+        timelines = [rtts]
+        if self._offsets:
+            clock = figure.add_subplot(grid[1, 0], sharex=rtts)
             bound = figure.add_subplot(grid[1, 1])
             self._draw_clock(clock)
             self._draw_bounds(bound)
-            panes = [clock, bound]
-        for pane in panes:
-            pane.set_xlabel("time, s")
-        for pane in figure.axes:
-            pane.grid(alpha=0.3)
+            timelines = [clock, bound]
+        for axes in timelines:
+            axes.set_xlabel("time, s")
+        for axes in figure.axes:
+            axes.grid(alpha=0.3)
         return figure
 
-    def _draw_trips(self, pane: Any, spread: Any) -> None:
-        factor, unit = _unit(median(self._trips) if self._trips else SECOND // 1000)
-        trips = [trip / factor for trip in self._trips]
-        few, many = len(trips) <= _FEW, len(trips) > _MANY
-        label = f"answered: {len(trips)}"
-        size, alpha = (6, 1) if few else (3, 0.5)
-        pane.plot(
+    def _rtt_unit(self) -> tuple[int, str]:
+        return _unit(median(self._rtts) if self._rtts else SECOND // 1000)
+
+    def _has_outliers(self) -> bool:
+        """Whether the axis is logarithmic: an outlier would flatten all other round trips."""
+        return 0 < min(self._rtts) < _OUTLIER * median(self._rtts) < max(self._rtts)
+
+    def _draw_rtts(self, axes: Axes) -> None:
+        self._draw_answered(axes)
+        if self._lost:
+            self._draw_lost(axes)
+        self._set_rtt_limits(axes)
+        axes.set_title("Round-trip time", loc="left")
+        axes.set_ylabel(f"round-trip time, {self._rtt_unit()[1]}" if self._rtts else "no replies")
+        _add_legend(axes)
+
+    def _draw_answered(self, axes: Axes) -> None:
+        factor, _ = self._rtt_unit()
+        size, alpha = (6, 1.0) if len(self._rtts) <= _FEW else (3, 0.5)
+        axes.plot(
             self._times,
-            trips,
+            [rtt / factor for rtt in self._rtts],
             "o",
             color=_BLUE,
             markersize=size,
             alpha=alpha,
             markeredgewidth=0,
-            label=label,
-            rasterized=many,
+            label=f"answered: {len(self._rtts)}",
+            rasterized=len(self._rtts) > _MANY,
         )
-        if self._lost:
-            pane.plot(
-                self._lost,
-                [0.96] * len(self._lost),
-                "x" if len(self._lost) <= _FEW else "|",
-                color=_RED,
-                markersize=6,
-                label=f"lost: {len(self._lost)}",
-                transform=pane.get_xaxis_transform(),
-                rasterized=many,
-            )
-        far_out = bool(trips) and 0 < min(trips) < _FAR_OUT * median(trips) < max(trips)
-        if far_out:
-            _logarithmic(pane)
-            pane.set_ylim(0.8 * min(trips), 2 * max(trips))
-        elif trips:
-            pane.set_ylim(0, 1.15 * max(trips) or 1)  # with room for what is lost
+
+    def _draw_lost(self, axes: Axes) -> None:
+        axes.plot(
+            self._lost,
+            [0.96] * len(self._lost),
+            "x" if len(self._lost) <= _FEW else "|",
+            color=_RED,
+            markersize=6,
+            label=f"lost: {len(self._lost)}",
+            transform=axes.get_xaxis_transform(),  # 0 is the bottom of the axes, 1 the top
+            rasterized=len(self._rtts) > _MANY,
+        )
+
+    def _set_rtt_limits(self, axes: Axes) -> None:
+        if not self._rtts:
+            axes.set(ylim=(0, 1), yticks=[])
+            return
+        factor, _ = self._rtt_unit()
+        low, high = min(self._rtts) / factor, max(self._rtts) / factor
+        if self._has_outliers():
+            _set_logarithmic(axes)
+            axes.set_ylim(0.8 * low, 2 * high)
         else:
-            pane.set(ylim=(0, 1), yticks=[])
-        pane.set_title("Round trips", loc="left")
-        pane.set_ylabel(f"round trip, {unit}" if trips else "no reply")
-        _explain(pane)
-        if trips:
-            bins = _edges(min(trips) if far_out else 0, max(trips), _BARS // 2 if few else _BARS)
-            spread.hist(trips, bins=bins, orientation="horizontal", color=_BLUE)
-        spread.set_title("Their distribution", loc="left")
-        spread.set_xlabel("probes")
-        spread.xaxis.get_major_locator().set_params(integer=True, nbins=4, min_n_ticks=1)
-        spread.tick_params(labelleft=False, which="both")
+            axes.set_ylim(0, 1.15 * high or 1)  # leaves room for lost probes
 
-    def _known(self) -> list[list[float]]:
-        """When, how far, how well: each until the next reply, and the last until the end."""
-        every = -(-len(self._clock[0]) // _POINTS)
-        times, *others = ([*values[::every], values[-1]] for values in self._clock)
+    def _draw_distribution(self, axes: Axes) -> None:
+        if self._rtts:
+            rtts = [rtt / self._rtt_unit()[0] for rtt in self._rtts]
+            bins = _BINS // 2 if len(rtts) <= _FEW else _BINS
+            edges = _edges(min(rtts) if self._has_outliers() else 0, max(rtts), bins)
+            axes.hist(rtts, bins=edges, orientation="horizontal", color=_BLUE)
+        axes.set_title("Distribution", loc="left")
+        axes.set_xlabel("probes")
+        axes.locator_params(axis="x", integer=True, nbins=4, min_n_ticks=1)
+        axes.tick_params(labelleft=False, which="both")
+
+    def _steps(self) -> tuple[list[float], list[float], list[float]]:
+        """Times, offsets and bounds. Each is valid until the next, and the last until the end."""
+        every = -(-len(self._offsets) // _MAX_POINTS)
+        times, offsets, bounds = (
+            [*values[::every], values[-1]]
+            for values in (self._offset_times, self._offsets, self._bounds)
+        )
         times[-1] = max([times[-1], *self._lost])
-        return [times, *others]
+        return times, offsets, bounds
 
-    def _draw_clock(self, pane: Any) -> None:
-        times, offsets, bounds = self._known()
+    def _draw_clock(self, axes: Axes) -> None:
+        times, offsets, bounds = self._steps()
         low, high = _limits(offsets, bounds)
         factor, unit = _unit((high - low) / 2)
-        away = abs(offsets[-1]) > _AWAY * (high - low)
-        base = factor * round(offsets[-1] / factor) if away else 0
-        middle = [(offset - base) / factor for offset in offsets]
-        least = [(o - base - b) / factor for o, b in zip(offsets, bounds, strict=True)]
-        most = [(o - base + b) / factor for o, b in zip(offsets, bounds, strict=True)]
-        pane.fill_between(
-            times,
-            least,
-            most,
-            step="post",
-            alpha=0.25,
-            color=_GREEN,
-            linewidth=0,
-            label="where it may be",
-        )
-        pane.plot(times, middle, color=_GREEN, drawstyle="steps-post", label="the middle of that")
+        # A clock that is an hour ahead would have long numbers on its axis.
+        far = abs(offsets[-1]) > _FAR * (high - low)
+        base = factor * round(offsets[-1] / factor) if far else 0
+        scaled = [(offset - base) / factor for offset in offsets]
+        errors = [bound / factor for bound in bounds]
+        _draw_band(axes, times, scaled, errors)
         if len(times) <= _FEW:
-            pane.errorbar(
-                times[:-1],
-                middle[:-1],
-                yerr=[bound / factor for bound in bounds[:-1]],
-                fmt="o",
-                color=_GREEN,
-                markersize=4,
-                capsize=3,
-                linewidth=1,
-            )
-        pane.set_ylim((low - base) / factor, (high - base) / factor)
-        pane.ticklabel_format(axis="y", useOffset=False, style="plain")
-        pane.set_title("Server's clock", loc="left")
-        ahead = f"ahead of ours,\n{unit} from {base / SECOND:+.6f} s"
-        pane.set_ylabel(ahead if base else f"ahead of ours, {unit}")
-        _explain(pane)
+            _draw_error_bars(axes, times[:-1], scaled[:-1], errors[:-1])
+        axes.set_ylim((low - base) / factor, (high - base) / factor)
+        axes.ticklabel_format(axis="y", useOffset=False, style="plain")
+        axes.set_title("Clock offset", loc="left")
+        label = f"server ahead of client, {unit}"
+        axes.set_ylabel(f"{label}\nrelative to {base / SECOND:+.6f} s" if base else label)
+        _add_legend(axes)
 
-    def _draw_bounds(self, pane: Any) -> None:
-        times, _, bounds = self._known()
+    def _draw_bounds(self, axes: Axes) -> None:
+        times, _, bounds = self._steps()
         factor, unit = _unit(min(bounds))
-        pane.plot(
+        axes.plot(
             times,
             [bound / factor for bound in bounds],
             color=_GREEN,
@@ -212,56 +223,92 @@ class Plot:
             markersize=4,
         )
         if max(bounds) > _WIDE * min(bounds):
-            _logarithmic(pane)
+            _set_logarithmic(axes)
         else:
-            pane.set_ylim(0, 1.15 * max(bounds) / factor)
-        pane.set_title("How well it is known", loc="left")
-        pane.set_ylabel(f"± {unit}")
-        pane.xaxis.get_major_locator().set_params(nbins=4)
+            axes.set_ylim(0, 1.15 * max(bounds) / factor)
+        axes.set_title("Error bound", loc="left")
+        axes.set_ylabel(f"± {unit}")
+        axes.locator_params(axis="x", nbins=4)
+
+
+def _draw_band(axes: Axes, times: list[float], offsets: list[float], errors: list[float]) -> None:
+    """Draw the possible offsets over time."""
+    axes.fill_between(
+        times,
+        [offset - error for offset, error in zip(offsets, errors, strict=True)],
+        [offset + error for offset, error in zip(offsets, errors, strict=True)],
+        step="post",
+        alpha=0.25,
+        color=_GREEN,
+        linewidth=0,
+        label="possible offsets",
+    )
+    axes.plot(times, offsets, color=_GREEN, drawstyle="steps-post", label="midpoint")
+
+
+def _draw_error_bars(
+    axes: Axes, times: list[float], offsets: list[float], errors: list[float]
+) -> None:
+    axes.errorbar(
+        times,
+        offsets,
+        yerr=errors,
+        fmt="o",
+        color=_GREEN,
+        markersize=4,
+        capsize=3,
+        linewidth=1,
+    )
 
 
 def _unit(nanoseconds: float) -> tuple[int, str]:
-    """The unit that suits such a number: so many nanoseconds, and its name."""
-    for factor, name in ((SECOND, "s"), (SECOND // 1000, "ms")):
+    """The unit for numbers of this size: its nanoseconds, and its symbol."""
+    for factor, symbol in ((SECOND, "s"), (SECOND // 1000, "ms")):
         if abs(nanoseconds) >= factor:
-            return factor, name
+            return factor, symbol
     return SECOND // 10**6, "µs"
 
 
-def _edges(least: float, most: float, bars: int) -> list[float]:
-    """Where the bars of the distribution begin, and where the last ends: as high as each other.
+def _edges(low: float, high: float, bins: int) -> list[float]:
+    """Edges of the bins of a histogram, which look equally wide on its axis.
 
-    @param least: where the first begins; the axis is logarithmic, unless it is 0.
+    @param low: start of the first bin on a logarithmic axis; 0 for a linear one.
     """
-    if least:
-        return [least * (most / least) ** (index / bars) for index in range(bars)] + [most]
-    return [(most or 1) * index / bars for index in range(bars)] + [most or 1]
+    if low:
+        return [low * (high / low) ** (index / bins) for index in range(bins)] + [high]
+    return [(high or 1) * index / bins for index in range(bins)] + [high or 1]
 
 
-def _logarithmic(pane: Any) -> None:
-    """Make the axis so, with numbers as one writes them: 20, not 2 times 10 to the 1."""
+def _set_logarithmic(axes: Axes) -> None:
+    """Make the vertical axis logarithmic, with plain numbers such as 20, not powers of ten."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    pane.set_yscale("log")
-    pane.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    pane.yaxis.set_major_formatter("{x:g}")
-    pane.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _limits(offsets: Sequence[float], bounds: Sequence[float]) -> tuple[float, float]:
-    """From where to where the offset is drawn: what is known well is, before and after a step.
+    """Limits of the offset axis: everything with a narrow bound is visible, and the last offset.
 
-    The first bound of half a second, of a clock of whole seconds, would flatten all that follows.
+    The first bound of a clock of whole seconds, half a second, would flatten all that follows.
     """
-    enough = _WIDE * min(bounds)
-    known = [(o, b) for o, b in zip(offsets, bounds, strict=True) if b <= enough]
-    known.append((offsets[-1], bounds[-1]))  # what is known in the end is seen whole
-    low, high = min(o - b for o, b in known), max(o + b for o, b in known)
-    room = 0.1 * (high - low) or 1.0
-    return low - room, high + room
+    narrow = _WIDE * min(bounds)
+    shown = [(o, b) for o, b in zip(offsets, bounds, strict=True) if b <= narrow]
+    shown.append((offsets[-1], bounds[-1]))
+    low, high = min(o - b for o, b in shown), max(o + b for o, b in shown)
+    margin = 0.1 * (high - low) or 1.0
+    return low - margin, high + margin
 
 
-def _explain(pane: Any) -> None:
-    """A legend above the pane, where it hides nothing."""
-    place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.1}
-    pane.legend(**place, ncols=2, frameon=False, fontsize="small")
+def _add_legend(axes: Axes) -> None:
+    """Add a legend above the axes, where it covers nothing."""
+    axes.legend(
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        borderaxespad=0.1,
+        ncols=2,
+        frameon=False,
+        fontsize="small",
+    )

@@ -1,7 +1,7 @@
-"""The probes of `tsecho ping`: what is sent, and which reply is to which.
+"""The probes of `tsecho ping`: the messages sent, and how replies are matched to them.
 
-A probe is a line with a word of its own and a number in it, so its reply is known by its
-content, from any echo, with a stamp or without. Knows bytes; no connection, no clock.
+A probe is a line that contains a nonce and a number. So its reply is recognised by its content,
+whichever echo it comes from, with or without a stamp. Knows bytes; no connection, no clock.
 """
 
 from __future__ import annotations
@@ -11,34 +11,34 @@ from typing import NamedTuple
 
 from timestamp_echo.stamps import MAX_STAMP, Moment, parse
 
-SMALLEST = 25
-"""Bytes of the smallest probe: the word, a number of ten digits, two spaces, the newline."""
+MIN_SIZE = 25
+"""Bytes of the smallest probe: the nonce, a number of ten digits, two spaces and the newline."""
 
-LARGEST = 65000
-"""Bytes of the largest: with any stamp its reply fits into a datagram (65,507 bytes)."""
+MAX_SIZE = 65000
+"""Bytes of the largest probe: with any stamp its reply fits into a datagram (65,507 bytes)."""
 
-NONCE = 12
-"""Characters of the word that tells a run's probes from all others."""
+NONCE_LENGTH = 12
+"""Characters of the nonce, which distinguishes the probes of one run from all others."""
 
 _STAMP = re.compile(rb"\[[^\[\]\n]{0,%d}\] " % MAX_STAMP)
 
 
 class Reply(NamedTuple):
-    """What came back."""
+    """A reply to a probe."""
 
     number: int
-    """Of the probe."""
+    """The probe's number."""
 
     stamp: str
-    """The text between `[` and `] ` in front of it; empty if there is none, as in a plain echo."""
+    """The text between `[` and `] ` in front of the message; empty if there is no stamp."""
 
     altered: bool
-    """Whether the message came back other than it was sent, but for stamps within it: an echo
-    that stamps what each of its reads gives puts them into the middle of a large probe."""
+    """Whether the message differs from the probe, apart from stamps inside it: an echo that
+    stamps each of its reads inserts them into a large probe."""
 
     @property
     def moment(self) -> Moment | None:
-        """What the stamp says; nothing if there is none that can be read."""
+        """The moment stated by the stamp; None if there is no stamp or it cannot be parsed."""
         try:
             return parse(self.stamp)
         except ValueError:
@@ -46,42 +46,44 @@ class Reply(NamedTuple):
 
 
 class Probes:
-    """One run's probes.
+    """The probes of one run.
 
-    @param nonce: the word, of `NONCE` characters without a space.
-    @param size: bytes of a probe, from `SMALLEST` to `LARGEST`.
+    @param nonce: `NONCE_LENGTH` characters without a space.
+    @param size: bytes of a probe, from `MIN_SIZE` to `MAX_SIZE`.
     """
 
     def __init__(self, nonce: str, size: int) -> None:
         self._nonce = nonce.encode()
         self._size = size
-        self._shape = re.compile(
+        self._pattern = re.compile(
             rb"(?:\[([^\[\]\n]{0,%d})\] )?(%b (\d{1,10}) .*)" % (MAX_STAMP, self._nonce), re.S
         )
-        self._rest = b""
+        self._partial = b""
 
-    def text(self, number: int) -> bytes:
-        """The probe of this number."""
+    def message(self, number: int) -> bytes:
+        """The probe with this number."""
         return (b"%b %d " % (self._nonce, number)).ljust(self._size - 1, b".") + b"\n"
 
     def replies(self, data: bytes) -> list[Reply]:
-        """The replies that end in what came now; the rest is kept, within a bound.
+        """Parse received bytes.
 
-        With stamps within, a reply may be longer than a probe and a stamp: up to twice as long.
+        @return: the replies that are now complete. The rest is kept for the next call, up to the
+            length of the longest reply.
         """
-        *lines, rest = (self._rest + data).split(b"\n")
-        self._rest = rest[-2 * self._size - MAX_STAMP :]
-        return [reply for line in lines if (reply := self._reply(line + b"\n"))]
+        *lines, partial = (self._partial + data).split(b"\n")
+        # With stamps inside, a reply may be up to twice as long as the probe.
+        self._partial = partial[-2 * self._size - MAX_STAMP :]
+        return [reply for line in lines if (reply := self._parse(line + b"\n"))]
 
-    def forget(self) -> None:
-        """What has come in part will not go on."""
-        self._rest = b""
+    def reset(self) -> None:
+        """Discard an incomplete reply: its connection was lost."""
+        self._partial = b""
 
-    def _reply(self, line: bytes) -> Reply | None:
-        if not (found := self._shape.search(line)):
+    def _parse(self, line: bytes) -> Reply | None:
+        if not (match := self._pattern.search(line)):
             return None
-        stamp, message, digits = found.groups()
+        stamp, message, digits = match.groups()
         number = int(digits)
         text = stamp.decode(errors="replace") if stamp else ""
-        altered = _STAMP.sub(b"", message) != self.text(number)
+        altered = _STAMP.sub(b"", message) != self.message(number)
         return Reply(number, text, altered)

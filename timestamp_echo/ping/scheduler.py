@@ -1,6 +1,6 @@
-"""Probes on a schedule: each leaves when it is due, and what comes back is told.
+"""Sends probes on a schedule, and matches replies to them.
 
-Knows a path to the server; not how it is opened, and not how what it finds is shown.
+Knows a path to the server, but not how it is opened, nor how results are presented.
 """
 
 from __future__ import annotations
@@ -19,333 +19,354 @@ from twisted.python.failure import Failure
 from timestamp_echo.clocks import Clocks
 from timestamp_echo.ping.bounds import Sample
 from timestamp_echo.ping.probe import Probes, Reply
-from timestamp_echo.ping.stats import Outcome, Probe
-from timestamp_echo.ping.text import apart
-from timestamp_echo.ping.transport import Path, Traveller
+from timestamp_echo.ping.stats import Probe, Stats
+from timestamp_echo.ping.text import format_offset
+from timestamp_echo.ping.transport import Path, PathListener
 from timestamp_echo.stamps import SECOND
 
-PAUSE = 1.0
-"""Seconds between the end of a connection and the next try."""
+RECONNECT_DELAY = 1.0
+"""Seconds between the end of a connection and the next attempt."""
 
-EARLY = SECOND // 500
-"""Nanoseconds before a probe is due that its timer fires; the rest is slept away. A reactor's
-timers are as coarse as the milliseconds of epoll_wait(2)."""
+TIMER_SLACK = SECOND // 500
+"""Nanoseconds by which a timer fires before its probe is due; the rest is slept. The reactor's
+timers have the resolution of epoll_wait(2): a millisecond."""
 
-REMEMBERED = 2**14
-"""Numbers of the last replies, by which a duplicate is known."""
+REMEMBERED_REPLIES = 2**14
+"""Numbers of recent replies that are kept in order to recognise duplicates."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked for."""
+    """Which probes to send."""
 
     size: int = 64
     """Bytes of a probe."""
 
     interval: int = SECOND
-    """Nanoseconds from one probe's due time to the next; 0: as soon as another is answered."""
+    """Nanoseconds between the due times of probes; 0: send one as soon as another is answered."""
 
     count: int = 0
-    """Probes; 0 has no end."""
+    """Number of probes; 0 for no limit."""
 
     deadline: float = 0.0
-    """Seconds after which it ends in any case; 0 is never."""
+    """Seconds after which to stop in any case; 0 for never."""
 
     timeout: float = 1.0
     """Seconds after which a probe counts as lost."""
 
     in_flight: int = 1
-    """Probes that may be under way at a time: one that is due then leaves late."""
+    """Maximum number of probes in flight: another one that is due is sent late."""
 
 
-class Witness(Protocol):
-    """Who is told what happens."""
+class ProbeObserver(Protocol):
+    """Is notified of results."""
 
-    def answered(self, probe: Probe, outcome: Outcome) -> None:
-        """The reply came."""
+    def answered(self, probe: Probe, stats: Stats) -> None:
+        """A probe was answered."""
 
-    def lost(self, probe: Probe, outcome: Outcome) -> None:
-        """There will be no reply."""
+    def lost(self, probe: Probe, stats: Stats) -> None:
+        """A probe was lost."""
 
-    def happened(self, words: str) -> None:
-        """Something else came to pass."""
+    def event(self, message: str) -> None:
+        """Anything else: a lost connection, a duplicate, a clock that was set."""
 
 
 class Pinger:
-    """Sends probes by a plan, until it is carried out.
+    """Sends probes as planned, until all are done. It is the `PathListener` of its paths.
 
-    @param plan: how many, how large, how often.
-    @param probes: their text.
+    @param plan: how many probes, how large, how often.
+    @param probes: their messages.
     @param connect: opens a path.
-    @param clock: calls back later.
-    @param clocks: tell when.
-    @param witnesses: are told.
+    @param clock: for timers.
+    @param clocks: for times.
+    @param observers: are notified of results, in this order.
     """
 
     def __init__(
         self,
         plan: Plan,
         probes: Probes,
-        connect: Callable[[Traveller], Deferred[Path]],
+        connect: Callable[[PathListener], Deferred[Path]],
         clock: IReactorTime,
         clocks: Clocks,
-        witnesses: Sequence[Witness],
+        observers: Sequence[ProbeObserver],
     ) -> None:
-        self.outcome = Outcome()
+        self.stats = Stats()
         self._plan = plan
         self._probes = probes
         self._connect = connect
         self._clock = clock
-        self._witnesses = witnesses
+        self._observers = observers
         self._clocks = clocks
         self._path: Path | None = None
-        self._ended: Deferred[None] = Deferred()
-        self._began = clocks.steady()
+        self._done: Deferred[None] = Deferred()
+        self._started = clocks.steady()
         self._due: int | None = None
-        self._under_way: dict[int, tuple[Probe, IDelayedCall]] = {}
-        self._heard: deque[int] = deque(maxlen=REMEMBERED)
+        self._in_flight: dict[int, tuple[Probe, IDelayedCall]] = {}
+        self._replied: deque[int] = deque(maxlen=REMEMBERED_REPLIES)
         self._highest = 0
         self.connecting = False
-        """Whether a connection is being made; that can't be called off at any moment."""
+        """Whether a connection attempt is in progress; it cannot always be cancelled."""
         self._timers: dict[str, IDelayedCall] = {}
 
     def start(self) -> Deferred[None]:
-        """Connect, and begin.
+        """Connect, and send probes.
 
-        @return: fires when the plan is carried out; with what was in the way, if there is no
-            connection to be had at first.
+        @return: fires when the plan is completed. Fails with the reason if the first connection
+            cannot be made.
         """
         if self._plan.deadline:
-            self._wake("deadline", self._plan.deadline, self.stop)
-        self._try().addCallback(self._begin).addErrback(self._end)
-        return self._ended
+            self._schedule("deadline", self._plan.deadline, self.stop)
+        self._open_path().addCallback(self._begin).addErrback(self._finish)
+        return self._done
 
     def stop(self) -> None:
-        """End now: what is under way is neither answered nor lost."""
-        self._end(None)
+        """Stop now. Probes in flight count as neither answered nor lost."""
+        self._finish(None)
 
-    def _end(self, result: Failure | None) -> None:
-        if self._ended.called:
+    def current_stats(self) -> Stats:
+        """The statistics until now."""
+        self._check_own_clock()
+        self.stats.duration = (self._clocks.steady() - self._started) / SECOND
+        return self.stats
+
+    def _finish(self, result: Failure | None) -> None:
+        if self._done.called:
             return
-        self.look()
-        if self._ended.called:
+        self.current_stats()
+        if self._done.called:  # by an observer that was just notified
             return
-        for timer in [*self._timers.values(), *(timer for _, timer in self._under_way.values())]:
+        for timer in [*self._timers.values(), *(timer for _, timer in self._in_flight.values())]:
             if timer.active():
                 timer.cancel()
-        self._ended.callback(result)
+        self._done.callback(result)
         if self._path is not None:
             self._path.close()
 
-    def _try(self) -> Deferred[Path]:
+    def _open_path(self) -> Deferred[Path]:
         self.connecting = True
-        return self._connect(self).addBoth(self._tried)
+        return self._connect(self).addBoth(self._connect_done)
 
-    def _tried(self, result: Path | Failure) -> Path | Failure:
+    def _connect_done(self, result: Path | Failure) -> Path | Failure:
         self.connecting = False
         return result
 
-    def look(self) -> Outcome:
-        """What has become of it until now."""
-        self._look_at_clock()
-        self.outcome.seconds = (self._clocks.steady() - self._began) / SECOND
-        return self.outcome
-
     def _begin(self, path: Path) -> None:
-        self._began = self._clocks.steady()
-        self._travel(path)
+        self._started = self._clocks.steady()
+        self._use(path)
 
-    def _travel(self, path: Path) -> None:
-        if self._ended.called:
+    def _use(self, path: Path) -> None:
+        if self._done.called:
             path.close()
             return
         self._path = path
-        self._go_on()
+        self._send_due()
 
-    def _go_on(self) -> None:
-        """Send what is due; be called again for what will be."""
-        while not self._ended.called and self._may_send():
-            due = self._next_due()
-            wait = due - self._clocks.steady()
-            if wait > EARLY or (wait > 0 and self._under_way):  # no sleep while replies may come
-                self._wake("next", max(wait - EARLY, 0) / SECOND, self._go_on)
+    def _send_due(self) -> None:
+        """Send the probes that are due, and schedule a call for those that will be."""
+        while not self._done.called and self._may_send():
+            if not self._send_next():
                 return
-            if wait > 0:
-                self._clocks.sleep(wait)
-            self._send(due)
-            if wait > 0 or not self._open:
-                self._wake("next", 0, self._go_on)  # what has come meanwhile is read first
-                return
+
+    def _send_next(self) -> bool:
+        """Send the next probe, or schedule a call for when it is due.
+
+        @return: whether another one may be sent at once.
+        """
+        due = self._next_due()
+        wait = due - self._clocks.steady()
+        # Sleeping is more precise than a timer, but blocks: not while replies may arrive.
+        if wait > TIMER_SLACK or (wait > 0 and self._in_flight):
+            self._schedule("next", max(wait - TIMER_SLACK, 0) / SECOND, self._send_due)
+            return False
+        if wait > 0:
+            self._clocks.sleep(wait)
+        self._send(due)
+        if wait <= 0 and self._writable:
+            return True
+        self._schedule("next", 0, self._send_due)  # first read what has arrived meanwhile
+        return False
 
     def _may_send(self) -> bool:
-        plan, sent = self._plan, self.outcome.sent
+        plan, sent = self._plan, self.stats.sent
         if plan.count and sent >= plan.count:
-            if not self._under_way:
+            if not self._in_flight:
                 self.stop()
             return False
-        if not (self._open or plan.interval):
+        # A schedule continues without a path, and its probes are lost; a flood waits.
+        if not (self._writable or plan.interval):
             return False
-        return len(self._under_way) < plan.in_flight
+        return len(self._in_flight) < plan.in_flight
 
     @property
-    def _open(self) -> bool:
-        """Whether a probe can leave: one that can't is not kept for later."""
+    def _writable(self) -> bool:
         return self._path is not None and not self._path.full
 
     def _next_due(self) -> int:
-        """When the next probe is due: fixed once it has been asked for."""
+        """When the next probe is due; does not change until it is sent."""
         if self._due is None:
             now = self._clocks.steady()
-            due = self._began + self.outcome.sent * self._plan.interval
+            due = self._started + self.stats.sent * self._plan.interval
             self._due = self._aimed(due) if due > now else due
             if not self._plan.interval:
                 self._due = now
         return self._due
 
     def _aimed(self, due: int) -> int:
-        """The moment that tells most of a clock of whole seconds, if the schedule has room."""
+        """When to send a probe to learn most from a stamp of whole seconds.
+
+        @return: `due` if the probe after this one would be due before that.
+        """
         at = self._clocks.unset(due)
-        later = self.outcome.clock.aim(at) - at
-        return due + later if later < self._plan.interval else due
+        delay = self.stats.clock.aim(at) - at
+        return due + delay if delay < self._plan.interval else due
 
     def _send(self, due: int) -> None:
         self._due = None
-        self.outcome.sent += 1
-        probe = Probe(self.outcome.sent, due, self._clocks.steady())
-        self.outcome.left_late += probe.late
+        self.stats.sent += 1
+        probe = Probe(self.stats.sent, due, self._clocks.steady())
+        self.stats.sent_late += probe.late
         if self._path is None or self._path.full:
-            self._lose(probe, "the connection takes no more" if self._path else "no connection")
+            self._lose(probe, "send buffer full" if self._path else "no connection")
             return
         self._await_reply(probe, self._plan.timeout, self._time_out)
-        self._path.write(self._probes.text(probe.number))
+        self._path.write(self._probes.message(probe.number))
 
     def _await_reply(self, probe: Probe, seconds: float, call: Callable[[Probe], None]) -> None:
-        self._under_way[probe.number] = probe, self._clock.callLater(seconds, call, probe)
+        self._in_flight[probe.number] = probe, self._clock.callLater(seconds, call, probe)
 
     def replied(self, data: bytes) -> None:
-        """See `Traveller.replied`."""
-        delay = self._delay()
-        now = self._clocks.steady()  # after that: a pause between makes the reply late, not early
+        """See `PathListener.replied`."""
+        own_delay = self._own_delay()
+        # Read this clock last: a pause in between makes a reply later than it was, never earlier.
+        now = self._clocks.steady()
         for reply in self._probes.replies(data):
-            if not self._ended.called:
-                self._take(reply, now, delay)
-        self._go_on()
+            if not self._done.called:
+                self._match(reply, now, own_delay)
+        self._send_due()
 
-    def _delay(self) -> int:
-        """Nanoseconds since the kernel got what has just been read; 0 if that can't be told."""
-        was_set = self._look_at_clock()
+    def _own_delay(self) -> int:
+        """Nanoseconds since the kernel received the data just read; 0 if unknown."""
+        was_set = self._check_own_clock()
         return self._clocks.since(self._path.arrival) if self._path and not was_set else 0
 
-    def _take(self, reply: Reply, now: int, delay: int) -> None:
-        outcome, number = self.outcome, reply.number
-        if number not in self._under_way:
-            self._take_again(number)
+    def _match(self, reply: Reply, now: int, own_delay: int) -> None:
+        if reply.number not in self._in_flight:
+            self._unexpected(reply.number)
             return
-        probe, timer = self._under_way.pop(number)
+        probe, timer = self._in_flight.pop(reply.number)
         timer.cancel()
-        if now - delay < probe.sent:  # the arrival is told by a clock that was set a little
-            delay = 0
-        probe.received, probe.delay, probe.reply = now - delay, delay, reply
-        outcome.reordered += number < self._highest
-        self._highest = max(number, self._highest)
-        self._heard.append(number)
-        outcome.altered += reply.altered
-        outcome.trips.add(probe.round_trip)
-        outcome.from_due.add(probe.from_due)
-        outcome.delays.add(delay)
-        self._read_clock(probe, reply)
-        for witness in self._witnesses:
-            witness.answered(probe, outcome)
+        if now - own_delay < probe.sent:  # this host's clock was set, by too little to notice
+            own_delay = 0
+        probe.received, probe.own_delay, probe.reply = now - own_delay, own_delay, reply
+        self._record(probe, reply)
+        for observer in self._observers:
+            observer.answered(probe, self.stats)
 
-    def _take_again(self, number: int) -> None:
-        if number in self._heard:
-            self.outcome.duplicates += 1
-            self._tell(f"seq={number}: another reply")
-        elif number <= self.outcome.sent:
-            self._heard.append(number)
-            self.outcome.late += 1
-            self._tell(f"seq={number}: the reply came too late")
+    def _unexpected(self, number: int) -> None:
+        """A reply to a probe that is not in flight."""
+        if number in self._replied:
+            self.stats.duplicates += 1
+            self._notify(f"seq={number}: duplicate reply")
+        elif number <= self.stats.sent:
+            self._replied.append(number)
+            self.stats.late_replies += 1
+            self._notify(f"seq={number}: late reply")
 
-    def _read_clock(self, probe: Probe, reply: Reply) -> None:
+    def _record(self, probe: Probe, reply: Reply) -> None:
+        stats = self.stats
+        stats.reordered += probe.number < self._highest
+        self._highest = max(probe.number, self._highest)
+        self._replied.append(probe.number)
+        stats.altered += reply.altered
+        stats.rtt.add(probe.rtt)
+        stats.rtt_from_due.add(probe.rtt_from_due)
+        stats.own_delay.add(probe.own_delay)
+        self._record_stamp(probe, reply)
+
+    def _record_stamp(self, probe: Probe, reply: Reply) -> None:
         moment = reply.moment
         if moment is None:
-            self.outcome.unstamped += 1
+            self.stats.unstamped += 1
             return
-        self.outcome.zoneless = not moment.zoned
-        clock, unset = self.outcome.clock, self._clocks.unset
-        noticed = set(clock.steps)
+        self.stats.zoneless = not moment.zoned
+        clock, unset = self.stats.clock, self._clocks.unset
+        known = set(clock.steps)
         clock.add(Sample(unset(probe.sent), unset(probe.received), moment))
         for step in clock.steps:
-            if step not in noticed:
-                by = apart(step.nanoseconds, step.bound)
-                self._tell(f"seq={probe.number}: the server's clock was set by {by}")
+            if step not in known:
+                size = format_offset(step.nanoseconds, step.bound)
+                self._notify(f"seq={probe.number}: server's clock was set by {size}")
 
-    def _look_at_clock(self) -> bool:
-        """Tell if this host's own clock was set, which is no fault of the server's."""
-        moved = self._clocks.set_by()
-        if moved:
-            self.outcome.stepped += moved
-            self._tell(f"this host's clock was set by {moved / SECOND:+.6f} s")
-        return moved != 0
+    def _check_own_clock(self) -> bool:
+        """Report whether this host's clock was set, lest it be taken for a step of the server's."""
+        step = self._clocks.set_by()
+        if step:
+            self.stats.own_clock_step += step
+            self._notify(f"this host's clock was set by {step / SECOND:+.6f} s")
+        return step != 0
 
     def _time_out(self, probe: Probe) -> None:
-        # A reactor's timers come before its reads: what has arrived by now is read first.
+        # The reactor runs timers before it reads sockets. Read first what has arrived by now.
         self._await_reply(probe, 0, self._give_up)
 
     def _give_up(self, probe: Probe) -> None:
-        del self._under_way[probe.number]
+        del self._in_flight[probe.number]
         self._lose(probe, f"no reply within {self._plan.timeout:g} s")
-        self._go_on()
+        self._send_due()
 
     def _lose(self, probe: Probe, why: str) -> None:
         probe.lost = why
-        self.outcome.lost += 1
-        for witness in self._witnesses:
-            witness.lost(probe, self.outcome)
+        self.stats.lost += 1
+        for observer in self._observers:
+            observer.lost(probe, self.stats)
 
-    def _tell(self, words: str) -> None:
-        for witness in self._witnesses:
-            witness.happened(words)
+    def _notify(self, message: str) -> None:
+        for observer in self._observers:
+            observer.event(message)
 
     def answered(self) -> None:
-        """See `Traveller.answered`: each reply is known by its number."""
+        """See `PathListener.answered`; not needed, because replies are numbered."""
 
-    def room(self) -> None:
-        """See `Traveller.room`."""
-        self._go_on()
+    def writable(self) -> None:
+        """See `PathListener.writable`."""
+        self._send_due()
 
     def over(self, why: str) -> None:
-        """See `Traveller.over`: what was under way is lost; connect again in a while."""
+        """See `PathListener.over`. Probes in flight are lost; reconnect after a delay."""
         path, self._path = self._path, None
-        if self._ended.called or path is None:
+        if self._done.called or path is None:
             return
-        if path.refused and not self.outcome.received:
-            self._end(Failure(ConnectionRefusedError(errno.ECONNREFUSED)))
+        if path.refused and not self.stats.received:
+            self._finish(Failure(ConnectionRefusedError(errno.ECONNREFUSED)))
             return
-        self._probes.forget()
-        lost, self._under_way = self._under_way, {}
+        self._probes.reset()
+        lost, self._in_flight = self._in_flight, {}
         for _, timer in lost.values():
             timer.cancel()
-        self._wake("connect", PAUSE, self._connect_again)
-        self._tell(f"the connection is lost: {why}")
+        self._schedule("connect", RECONNECT_DELAY, self._reconnect)
+        self._notify(f"connection lost: {why}")
         for probe, _ in lost.values():
-            self._lose(probe, "the connection was lost")
-        self._go_on()
+            self._lose(probe, "connection lost")
+        self._send_due()
 
-    def _connect_again(self) -> None:
-        self._try().addCallbacks(self._connected, self._still_lost).addErrback(self._end)
+    def _reconnect(self) -> None:
+        self._open_path().addCallbacks(self._reconnected, self._reconnect_failed).addErrback(
+            self._finish
+        )
 
-    def _connected(self, path: Path) -> None:
-        if not self._ended.called:
-            self.outcome.reconnects += 1
-            self._tell("connected again")
-        self._travel(path)
+    def _reconnected(self, path: Path) -> None:
+        if not self._done.called:
+            self.stats.reconnects += 1
+            self._notify("reconnected")
+        self._use(path)
 
-    def _still_lost(self, reason: Failure) -> None:
-        if not self._ended.called:
-            self._wake("connect", PAUSE, self._connect_again)
+    def _reconnect_failed(self, reason: Failure) -> None:
+        if not self._done.called:
+            self._schedule("connect", RECONNECT_DELAY, self._reconnect)
 
-    def _wake(self, name: str, seconds: float, call: Callable[[], None]) -> None:
+    def _schedule(self, name: str, seconds: float, call: Callable[[], None]) -> None:
+        """Start a timer; one of the same name is cancelled."""
         old = self._timers.get(name)
         if old is not None and old.active():
             old.cancel()

@@ -1,4 +1,4 @@
-"""What has become of the probes of `tsecho ping`, one by one and all together.
+"""Results of `tsecho ping`: of each probe, and of all probes together.
 
 Knows no connection, and no text.
 """
@@ -13,87 +13,87 @@ from timestamp_echo.ping.roundtrips import RoundTrips
 from timestamp_echo.stamps import SECOND
 
 LATE = SECOND // 100
-"""Nanoseconds after it was due from which on a probe is said to have left late."""
+"""Nanoseconds after its due time from which a probe counts as sent late."""
 
 
 @dataclass
 class Probe:
-    """One probe, and what became of it. All times are of a clock that never steps."""
+    """One probe and its result. All times are nanoseconds of a clock that is never stepped."""
 
     number: int
     due: int
-    """When it was to leave, in nanoseconds."""
+    """When it should have been sent."""
 
     sent: int
-    """When it left."""
+    """When it was sent."""
 
     received: int = 0
-    """When its reply came."""
+    """When its reply arrived."""
 
-    delay: int = 0
-    """Nanoseconds between the reply's arrival and our reading it: no part of the round trip."""
+    own_delay: int = 0
+    """Time from the reply's arrival until this program read it; not part of the round trip."""
 
     reply: Reply | None = None
     lost: str = ""
     """Why there is no reply."""
 
     @property
-    def round_trip(self) -> int:
-        """Nanoseconds from its leaving to the reply."""
+    def rtt(self) -> int:
+        """Round-trip time: from sending to the reply's arrival."""
         return self.received - self.sent
 
     @property
     def late(self) -> bool:
-        """Whether it left late."""
+        """Whether it was sent late."""
         return self.sent - self.due > LATE
 
     @property
-    def from_due(self) -> int:
-        """Nanoseconds from when it was due, so that what held it up counts."""
+    def rtt_from_due(self) -> int:
+        """Round-trip time from the due time, so that it includes what delayed the sending."""
         return self.received - self.due
 
 
 @dataclass
-class Outcome:
-    """What has become of the probes so far."""
+class Stats:
+    """Results of all probes so far."""
 
     sent: int = 0
     lost: int = 0
-    late: int = 0
-    """Replies that came after their probe had been counted as lost."""
+    late_replies: int = 0
+    """Replies that arrived after their probe had been counted as lost."""
     duplicates: int = 0
     reordered: int = 0
-    """Replies that came after one to a later probe."""
+    """Replies that arrived after the reply to a later probe."""
     altered: int = 0
-    """Replies whose message was not as it was sent."""
+    """Replies whose message differs from the one that was sent."""
     unstamped: int = 0
-    """Replies without a stamp that can be read."""
+    """Replies without a stamp that can be parsed."""
     zoneless: bool = False
-    """Whether the stamps do not say what their zone is."""
-    left_late: int = 0
-    """Probes that left later than they were due, for too many were under way."""
+    """Whether the stamps name no zone."""
+    sent_late: int = 0
+    """Probes sent later than they were due."""
     reconnects: int = 0
-    stepped: int = 0
-    """Nanoseconds that this host's clock was set forward while it ran."""
-    seconds: float = 0.0
-    """How long it took."""
-    trips: RoundTrips = field(default_factory=RoundTrips)
-    from_due: RoundTrips = field(default_factory=RoundTrips)
-    delays: RoundTrips = field(default_factory=RoundTrips)
+    own_clock_step: int = 0
+    """Nanoseconds by which this host's clock was set forward during the run."""
+    duration: float = 0.0
+    """Seconds."""
+    rtt: RoundTrips = field(default_factory=RoundTrips)
+    rtt_from_due: RoundTrips = field(default_factory=RoundTrips)
+    own_delay: RoundTrips = field(default_factory=RoundTrips)
     clock: Estimate = field(default_factory=Estimate)
 
     @property
     def offset(self) -> Offset | None:
-        """How far the server's clock is ahead of this host's, as it is set now."""
-        found = self.clock.offset
-        return found and found._replace(nanoseconds=found.nanoseconds - self.stepped)
+        """How far the server's clock is ahead of this host's clock as it is set now."""
+        offset = self.clock.offset
+        return offset and offset._replace(nanoseconds=offset.nanoseconds - self.own_clock_step)
 
     @property
     def received(self) -> int:
         """Probes that were answered in time."""
-        return self.trips.count
+        return self.rtt.count
 
     @property
-    def under_way(self) -> int:
-        """Probes of which nothing is known yet."""
+    def in_flight(self) -> int:
+        """Probes that are neither answered nor lost yet."""
         return self.sent - self.received - self.lost

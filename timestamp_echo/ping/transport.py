@@ -1,7 +1,7 @@
-"""The way of a probe to the server and back: a connection, or datagrams.
+"""The network path of a probe: a connection, or datagrams.
 
-As the sessions of `tsecho connect`, but what is written leaves at once, and the kernel says when
-what is read arrived. So this program's own delay counts as little as can be.
+Like the sessions of `tsecho connect`, except that what is written is sent at once, and the kernel
+reports when what is read arrived. Both keep this program's own delays out of the round trips.
 """
 
 from __future__ import annotations
@@ -10,169 +10,182 @@ import errno
 import os
 import socket
 from collections import deque
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 from twisted.internet.error import MessageLengthError
-from twisted.internet.interfaces import INegotiated, IPushProducer, IReactorTime
+from twisted.internet.interfaces import INegotiated, IPushProducer, IReactorTime, IReactorUDP
 from zope.interface import implementer
 
 from timestamp_echo.client.datagram import DatagramPath
 from timestamp_echo.client.session import StreamSession
 from timestamp_echo.transports.arrivals import LINUX, TimedSocket
 
-_PASSING = (errno.EAGAIN, errno.ENOBUFS, errno.EPERM)  # no room; a firewall of this host
+# The send buffer is full, or a firewall on this host dropped the datagram: others may get through.
+_TEMPORARY = (errno.EAGAIN, errno.ENOBUFS, errno.EPERM)
 
-_UNHEARD = 10_000  # as many may be under way
+_MAX_UNCONFIRMED = 10_000  # datagrams: as many as may be in flight
 
 
-class Traveller(Protocol):
-    """Whose way it is."""
+class PathListener(Protocol):
+    """The user of a path. Sessions of the client require the same, apart from `writable`."""
 
     def replied(self, data: bytes) -> None:
-        """Bytes came back."""
+        """Bytes were received."""
 
     def answered(self) -> None:
-        """See `session.User.answered`."""
+        """Everything sent so far was answered; only known if each line has one reply."""
 
-    def room(self) -> None:
-        """The way can take more again."""
+    def writable(self) -> None:
+        """The path is no longer full."""
 
     def over(self, why: str) -> None:
-        """The way has ended.
+        """The path was closed.
 
-        @param why: how, in words.
+        @param why: the reason, as text.
         """
 
 
 class Path(Protocol):
-    """A way that is open."""
+    """An open path to the server."""
 
     @property
     def arrival(self) -> int:
-        """When the kernel got what came last, in nanoseconds since the epoch, or 0."""
+        """When the kernel received the last data, in nanoseconds since the epoch; 0 if unknown."""
 
     @property
     def refused(self) -> bool:
-        """Whether it is over because nobody listens there."""
+        """Whether the path was closed because no one listens at the server's address."""
 
     @property
     def full(self) -> bool:
-        """Whether so much is unsent that it can take no more."""
+        """Whether the send buffer is full."""
 
     def write(self, data: bytes) -> None:
-        """Send these bytes, now."""
+        """Send these bytes now."""
 
     def close(self) -> None:
-        """Close it, in order."""
+        """Close the path in order."""
 
 
-def timed(transport: Any) -> TimedSocket | None:
-    """Let a transport of Twisted's, which has a socket, know when what it reads arrived.
+_Socket = socket.socket
 
-    @return: what says it; nothing where the kernel does not.
+
+class _SocketTransport(Protocol):
+    """A transport of Twisted's that has a socket."""
+
+    socket: _Socket
+
+
+def record_arrivals(transport: _SocketTransport) -> TimedSocket | None:
+    """Have the kernel report when the data that a transport reads arrived.
+
+    @return: the transport's new socket, which has the times; None if the kernel does not support
+        it.
     """
     try:
-        transport.socket = sock = TimedSocket(transport.socket)
+        sock = TimedSocket(transport.socket)
     except OSError:
         return None
+    transport.socket = cast(_Socket, sock)  # delegates everything else
     return sock
 
 
 @implementer(IPushProducer)
-class _Room:
-    """Tells a path whether there is room in its transport."""
+class _FlowControl:
+    """Tells a path whether its transport's send buffer is full."""
 
     def __init__(self, path: StreamPath) -> None:
         self._path = path
 
     def pauseProducing(self) -> None:
-        """There is none."""
+        """The buffer is full."""
         self._path.full = True
 
     def resumeProducing(self) -> None:
-        """There is."""
+        """The buffer has room again."""
         self._path.full = False
-        self._path.traveller.room()
+        self._path.listener.writable()
 
     def stopProducing(self) -> None:
         """The connection is lost."""
 
 
 class StreamPath(StreamSession):
-    """A connection.
+    """A path over a connection.
 
-    @param traveller: whose way it is.
-    @param clock: counts the seconds.
+    @param listener: receives data and events.
+    @param clock: for timeouts.
     """
 
-    def __init__(self, traveller: Traveller, clock: IReactorTime) -> None:
-        super().__init__(traveller, clock)
-        self.traveller = traveller
+    def __init__(self, listener: PathListener, clock: IReactorTime) -> None:
+        super().__init__(listener, clock)
+        self.listener = listener
         self.full = False
-        self._timed: TimedSocket | None = None
+        self._arrivals: TimedSocket | None = None
 
     @property
     def arrival(self) -> int:
         """See `Path.arrival`."""
-        return self._timed.arrival if self._timed else 0
+        return self._arrivals.arrival if self._arrivals else 0
 
     def connectionMade(self) -> None:
-        """The connection is there."""
+        """Prepare the new connection for measuring."""
         below = self.transport
-        while hasattr(below, "transport"):  # TLS, for example, is a transport with one below
+        while hasattr(below, "transport"):  # TLS is a transport over another one
             below = below.transport
-        self._timed = timed(below) if LINUX else None
-        self.transport.setTcpNoDelay(True)  # a probe does not wait for the one before
-        self.transport.registerProducer(_Room(self), True)
+        self._arrivals = record_arrivals(below) if LINUX else None
+        self.transport.setTcpNoDelay(True)  # Nagle's algorithm would hold a probe back
+        self.transport.registerProducer(_FlowControl(self), True)
         super().connectionMade()
 
     def write(self, data: bytes) -> None:
-        """See `Path.write`. A TLS record leaves with the reactor's next turn."""
+        """See `Path.write`. A TLS record is sent in the reactor's next iteration."""
         self.transport.write(data)
         if not INegotiated.providedBy(self.transport):
-            # Else it would wait for the next turn. What this meets, that will meet again.
+            # Otherwise it would be sent in the next iteration. The result does not matter: an
+            # error that occurs here occurs there again.
             self.transport.doWrite()
 
     def close(self) -> None:
         """See `Path.close`."""
-        self.transport.unregisterProducer()  # or it would be asked for more, first
+        self.transport.unregisterProducer()  # or a paused one is resumed first
         self.transport.loseConnection()
 
 
-class ProbingDatagrams(DatagramPath):
-    """Datagrams: any number may be under way, and any may be lost.
+class UDPPath(DatagramPath):
+    """A path over UDP: any number of datagrams may be in flight, and any may be lost.
 
-    @param traveller: whose way it is.
+    @param listener: receives data and events.
     @param reactor: opens the port.
     """
 
-    def __init__(self, traveller: Traveller, reactor: Any) -> None:
+    def __init__(self, listener: PathListener, reactor: IReactorUDP) -> None:
         super().__init__(reactor)
-        self._traveller = traveller
+        self._listener = listener
         self._over = self.refused = self.full = False
-        self._timed: TimedSocket | None = None
-        # What was sent before anything was heard, if there is another address for it.
-        self._unheard: deque[bytes] = deque(maxlen=_UNHEARD)
+        self._arrivals: TimedSocket | None = None
+        # Sent before the first reply, to be sent again if the name has another address.
+        self._unconfirmed: deque[bytes] = deque(maxlen=_MAX_UNCONFIRMED)
 
     @property
     def arrival(self) -> int:
         """See `Path.arrival`."""
-        return self._timed.arrival if self._timed else 0
+        return self._arrivals.arrival if self._arrivals else 0
 
     def startProtocol(self) -> None:
         """The port is open."""
-        self._timed = timed(self.transport) if LINUX else None
+        self._arrivals = record_arrivals(self.transport) if LINUX else None
 
     def write(self, data: bytes) -> None:
-        """See `Path.write`. What there is no room for, or no leave, is lost as on the way."""
+        """See `Path.write`. A datagram that this host drops counts as lost in the network."""
         if self._addresses:
-            self._unheard.append(data)
+            self._unconfirmed.append(data)
         try:
             self.transport.write(data)
         except (OSError, MessageLengthError) as error:
-            if getattr(error, "errno", None) not in _PASSING:
+            if getattr(error, "errno", None) not in _TEMPORARY:
                 self.close()
-                self._traveller.over(str(error))
+                self._listener.over(str(error))
 
     def close(self) -> None:
         """See `Path.close`."""
@@ -180,27 +193,30 @@ class ProbingDatagrams(DatagramPath):
         self._stop()
 
     def datagramReceived(self, datagram: bytes, addr: object) -> None:
-        """Take a reply. One without a newline has been cut: it ends here, too."""
+        """Deliver a reply. A truncated one, without a newline, does not run into the next."""
         self._addresses.clear()
-        self._traveller.replied(datagram.removesuffix(b"\n") + b"\n")
+        self._listener.replied(datagram.removesuffix(b"\n") + b"\n")
 
     def stopProtocol(self) -> None:
-        """The port is closed, and if it was not this side that did it, nobody listens there."""
+        """The port was closed: by `close`, or because of an ICMP error."""
         if self._over:
             return
         error = self._error()
         if self._addresses and error == errno.ECONNREFUSED:
-            # The name has another address, as localhost has ::1 and 127.0.0.1.
-            self._open_next()
-            unheard = list(self._unheard)
-            self._unheard.clear()
-            for data in unheard:
-                self.write(data)
+            self._try_next_address()
             return
         self._over, self.refused = True, error == errno.ECONNREFUSED
-        self._traveller.over(os.strerror(error))
+        self._listener.over(os.strerror(error))
+
+    def _try_next_address(self) -> None:
+        """Send everything again to the name's next address: localhost is ::1 and 127.0.0.1."""
+        self._open_next()
+        unconfirmed = list(self._unconfirmed)
+        self._unconfirmed.clear()
+        for data in unconfirmed:
+            self.write(data)
 
     def _error(self) -> int:
-        """What the host was told (ICMP), and Twisted's port ended for: errno(3)."""
+        """The ICMP error for which Twisted closed the port, as in errno(3)."""
         pending: int = self._port.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        return pending or errno.ECONNREFUSED  # a read that met it has taken it
+        return pending or errno.ECONNREFUSED  # reading the socket may have cleared it
