@@ -58,7 +58,7 @@ class TLSTransport(TCPTransport):
 
 
 class Listener:
-    """A `User` that records its calls."""
+    """A `SessionListener` that records its calls."""
 
     def __init__(self) -> None:
         self.replies = b""
@@ -67,15 +67,15 @@ class Listener:
         self.ended: Deferred[str] = Deferred()
 
     def replied(self, data: bytes) -> None:
-        """See `User`."""
+        """See `SessionListener`."""
         self.replies += data
 
     def answered(self) -> None:
-        """See `User`."""
+        """See `SessionListener`."""
         self.answers += 1
 
     def over(self, why: str) -> None:
-        """See `User`."""
+        """See `SessionListener`."""
         self.ends.append(why)
         self.ended.callback(why)
 
@@ -109,9 +109,6 @@ class IterationClock(Clock):
                 self.calls.remove(call)
                 call.called = 1
                 call.func(*call.args, **call.kw)
-
-
-Turns = IterationClock  # its former name
 
 
 def logged(case: SynchronousTestCase) -> list[LogEvent]:

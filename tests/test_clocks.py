@@ -46,26 +46,26 @@ class ClocksTests(SynchronousTestCase):
     def test_time(self) -> None:
         """A moment of the monotonic clock converts to wall-clock time."""
         host = Host()
-        self.assertEqual(host.clocks.unset(7 * SECOND), 7 * SECOND + EPOCH)
-        self.assertEqual(host.clocks.time(7 * SECOND), 7 * SECOND + EPOCH)
+        self.assertEqual(host.clocks.initial_wall_time(7 * SECOND), 7 * SECOND + EPOCH)
+        self.assertEqual(host.clocks.wall_time(7 * SECOND), 7 * SECOND + EPOCH)
 
     def test_no_step(self) -> None:
         """Without a step none is reported, however much time passes."""
         host = Host()
         for _ in range(5):
-            self.assertEqual(host.clocks.set_by(), 0)
+            self.assertEqual(host.clocks.step(), 0)
             host.now += 3600 * SECOND
         self.assertEqual(host.clocks.stepped, 0)
 
     @given(st.integers(STEP_THRESHOLD, 10**18), st.sampled_from([1, -1]))
     def test_step(self, step: int, sign: int) -> None:
-        """A step, forward or back, is reported once, and changes `time` but not `unset`."""
+        """A step, forward or back, is reported once, and changes `wall_time` alone."""
         host = Host()
         host.offset += sign * step
-        self.assertEqual([host.clocks.set_by() for _ in range(3)], [sign * step, 0, 0])
+        self.assertEqual([host.clocks.step() for _ in range(3)], [sign * step, 0, 0])
         self.assertEqual(host.clocks.stepped, sign * step)
-        self.assertEqual(host.clocks.unset(0), EPOCH)
-        self.assertEqual(host.clocks.time(0), EPOCH + sign * step)
+        self.assertEqual(host.clocks.initial_wall_time(0), EPOCH)
+        self.assertEqual(host.clocks.wall_time(0), EPOCH + sign * step)
 
     def test_several_steps(self) -> None:
         """Each step is reported, and `stepped` is their sum."""
@@ -73,7 +73,7 @@ class ClocksTests(SynchronousTestCase):
         found = []
         for step in (SECOND, -3 * SECOND, STEP_THRESHOLD, 2 * SECOND - STEP_THRESHOLD):
             host.offset += step
-            found += [host.clocks.set_by(), host.clocks.set_by()]
+            found += [host.clocks.step(), host.clocks.step()]
         last = 2 * SECOND - STEP_THRESHOLD
         self.assertEqual(found, [SECOND, 0, -3 * SECOND, 0, STEP_THRESHOLD, 0, last, 0])
         self.assertEqual(host.clocks.stepped, 0)
@@ -83,10 +83,10 @@ class ClocksTests(SynchronousTestCase):
         for sign in (1, -1):
             host = Host()
             host.offset += sign * (STEP_THRESHOLD - 1)
-            self.assertEqual(host.clocks.set_by(), 0)
+            self.assertEqual(host.clocks.step(), 0)
             self.assertEqual(host.clocks.stepped, 0)
             host.offset += sign
-            self.assertEqual(host.clocks.set_by(), sign * STEP_THRESHOLD)
+            self.assertEqual(host.clocks.step(), sign * STEP_THRESHOLD)
 
     def test_preempted(self) -> None:
         """A delay between two readings is not taken for a step."""
@@ -95,26 +95,26 @@ class ClocksTests(SynchronousTestCase):
         for costs in (slow + slow + quick, quick + slow + slow, slow + quick + slow):
             host = Host()
             host.costs = list(costs)
-            self.assertEqual(host.clocks.set_by(), 0)
+            self.assertEqual(host.clocks.step(), 0)
             self.assertEqual(host.costs, [])
-            self.assertEqual(Host(list(costs)).clocks.unset(0), EPOCH)
+            self.assertEqual(Host(list(costs)).clocks.initial_wall_time(0), EPOCH)
 
     def test_since(self) -> None:
         """The age of an arrival; 0 if it is in the future, too old, or unknown."""
         host = Host()
-        self.assertEqual(host.clocks.since(host.now + EPOCH), 10)
-        self.assertEqual(host.clocks.since(host.now + EPOCH + 10), 0)
-        self.assertEqual(host.clocks.since(host.now + EPOCH + 11), 0)
-        self.assertEqual(host.clocks.since(host.now + EPOCH + 11 - MAX_AGE), MAX_AGE - 1)
-        self.assertEqual(host.clocks.since(host.now + EPOCH + 10 - MAX_AGE), 0)
-        self.assertEqual(host.clocks.since(0), 0)
+        self.assertEqual(host.clocks.age(host.now + EPOCH), 10)
+        self.assertEqual(host.clocks.age(host.now + EPOCH + 10), 0)
+        self.assertEqual(host.clocks.age(host.now + EPOCH + 11), 0)
+        self.assertEqual(host.clocks.age(host.now + EPOCH + 11 - MAX_AGE), MAX_AGE - 1)
+        self.assertEqual(host.clocks.age(host.now + EPOCH + 10 - MAX_AGE), 0)
+        self.assertEqual(host.clocks.age(0), 0)
 
     def test_since_unknown(self) -> None:
         """An unknown arrival has no age, even if the wall clock is at the epoch."""
         host = Host()
         host.offset = -host.now
-        self.assertEqual(host.clocks.since(0), 0)
-        self.assertEqual(host.clocks.since(1), 19)
+        self.assertEqual(host.clocks.age(0), 0)
+        self.assertEqual(host.clocks.age(1), 19)
 
     def test_sleep(self) -> None:
         """`sleep` takes nanoseconds."""
@@ -125,7 +125,7 @@ class ClocksTests(SynchronousTestCase):
     def test_this_host(self) -> None:
         """By default the clocks are this host's."""
         clocks = Clocks()
-        self.assertLess(abs(clocks.time(clocks.steady()) - time.time_ns()), SECOND)
+        self.assertLess(abs(clocks.wall_time(clocks.monotonic()) - time.time_ns()), SECOND)
         before = time.monotonic_ns()
         clocks.sleep(STEP_THRESHOLD)
         self.assertGreaterEqual(time.monotonic_ns() - before, STEP_THRESHOLD)

@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for fd, name in ((0, "standard input"), (1, "standard output")):
         # Before the reactor opens its own files, which would get the number of a closed one.
         if not _is_open(fd):
-            errors.say(f"expected an open {name}; it is closed")
+            errors.print_error(f"expected an open {name}; it is closed")
             return errors.UNREACHABLE
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["ping"]:

@@ -53,27 +53,27 @@ class Clocks:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._wall = wall
-        self.steady = monotonic
+        self.monotonic = monotonic
         self._sleep = sleep
         self._initial_offset = self._offset()
         self.stepped = 0
-        """Nanoseconds by which the wall clock was stepped forward so far; the sum of `set_by`."""
+        """Nanoseconds by which the wall clock was stepped forward so far; the sum of `step`."""
 
-    def unset(self, moment: int) -> int:
+    def initial_wall_time(self, moment: int) -> int:
         """Convert a moment of the monotonic clock to wall-clock time, as if it was never stepped.
 
         @return: nanoseconds since the epoch.
         """
         return moment + self._initial_offset
 
-    def time(self, moment: int) -> int:
+    def wall_time(self, moment: int) -> int:
         """Convert a moment of the monotonic clock to wall-clock time, as it is set now.
 
         @return: nanoseconds since the epoch.
         """
         return moment + self._initial_offset + self.stepped
 
-    def since(self, time: int) -> int:
+    def age(self, time: int) -> int:
         """How long ago an arrival was.
 
         @param time: its wall-clock time, in nanoseconds since the epoch; 0 if it is unknown.
@@ -87,7 +87,7 @@ class Clocks:
         """Sleep, which blocks the process."""
         self._sleep(nanoseconds / SECOND)
 
-    def set_by(self) -> int:
+    def step(self) -> int:
         """The step of the wall clock since the last call.
 
         @return: nanoseconds, positive if it was set forward; 0 if there was none of
@@ -107,6 +107,6 @@ class Clocks:
         """
         readings = []
         for _ in range(_READINGS):
-            before, wall, after = self.steady(), self._wall(), self.steady()
+            before, wall, after = self.monotonic(), self._wall(), self.monotonic()
             readings.append((after - before, wall - (before + after) // 2))
         return min(readings)[1]

@@ -14,13 +14,13 @@ from twisted.internet.error import (
 from twisted.trial.unittest import SynchronousTestCase
 
 from timestamp_echo.client.errors import (
+    connect_error,
     openssl_reason,
+    print_error,
     printable,
     quoted,
     reason,
-    say,
     session_error,
-    unreachable,
 )
 
 
@@ -53,7 +53,7 @@ class MessageTests(SynchronousTestCase):
             ),
             (VerificationError("errors"), "the certificate is for another name" + hint),
         ):
-            self.assertEqual(unreachable("host:1", error), f"cannot connect to host:1: {message}")
+            self.assertEqual(connect_error("host:1", error), f"cannot connect to host:1: {message}")
 
     def test_alert(self) -> None:
         """A server that wants a certificate of the client gets no hint about `--ca`."""
@@ -88,12 +88,12 @@ class MessageTests(SynchronousTestCase):
     def test_say(self) -> None:
         """A message is one line, which starts with the command's name."""
         with redirect_stderr(StringIO()) as stderr:
-            say("a\nb")
-            say("c", "tsecho ping")
+            print_error("a\nb")
+            print_error("c", "tsecho ping")
         self.assertEqual(stderr.getvalue(), "tsecho: a\\nb\ntsecho ping: c\n")
 
     def test_no_stderr(self) -> None:
         """With standard error closed, nothing is printed elsewhere."""
         with redirect_stdout(StringIO()) as stdout, patch("sys.stderr", None):
-            say("a")
+            print_error("a")
         self.assertEqual(stdout.getvalue(), "")

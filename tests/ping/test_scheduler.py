@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.fakes import Turns
+from tests.fakes import IterationClock
 from timestamp_echo.clocks import Clocks
 from timestamp_echo.ping import transport
 from timestamp_echo.ping.probe import Probes
@@ -20,7 +20,7 @@ from timestamp_echo.ping.stats import Probe, Stats
 from timestamp_echo.stamps import SECOND, Stamp
 
 MILLI = SECOND // 1000
-NOW = 1_795_356_480  # the wall clock when the steady one is 0, in seconds
+NOW = 1_795_356_480  # the wall clock when the monotonic clock is 0, in seconds
 
 
 class FakePath:
@@ -75,22 +75,22 @@ class PingerTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         """A host whose two clocks are driven by one fake clock."""
-        self.clock = Turns()
+        self.clock = IterationClock()
         self.set_forward = 0
         self.slept: list[float] = []
-        self.clocks = Clocks(self.wall, self.steady, self.sleep)
+        self.clocks = Clocks(self.wall, self.monotonic, self.sleep)
         self.observer = FakeObserver()
         self.paths: list[FakePath] = []
         self.connecting: list[Deferred[transport.Path]] = []
         self.probes = Probes("0123456789ab", 64)
 
-    def steady(self) -> int:
-        """Nanoseconds of the steady clock."""
+    def monotonic(self) -> int:
+        """Nanoseconds of the monotonic clock."""
         return round(self.clock.seconds() * SECOND)
 
     def wall(self) -> int:
         """Nanoseconds since the epoch."""
-        return self.steady() + NOW * SECOND + self.set_forward
+        return self.monotonic() + NOW * SECOND + self.set_forward
 
     def sleep(self, seconds: float) -> None:
         """Advance the clock."""
@@ -517,7 +517,7 @@ class PingerTests(SynchronousTestCase):
         """A step of this host's clock changes the offset, and is no step of the server's."""
         pinger, _ = self.connected_pinger(Plan())
         for number in (1, 2):
-            stamp = Stamp("unix").prefix(self.steady() + NOW * SECOND)[1:-2].decode()
+            stamp = Stamp("unix").prefix(self.monotonic() + NOW * SECOND)[1:-2].decode()
             self.reply(pinger, number, stamp=stamp)
             self.set_forward = 3 * SECOND
             self.advance(1000)

@@ -52,7 +52,7 @@ class CommandParser(ArgumentParser):
         """Print one line, and exit with status 2."""
         for pattern, ours in _REWORDED:
             message = re.sub(f"^{pattern}$", ours, message, flags=re.DOTALL)
-        errors.say(message, self.prog)
+        errors.print_error(message, self.prog)
         self.exit(errors.UNREACHABLE)
 
     def _unknown(self, arguments: list[str]) -> str:
@@ -108,5 +108,5 @@ def chosen_server(
     except ValueError as error:
         parser.error(str(error))
     if arguments.insecure:
-        errors.say("warning: --insecure: the server's certificate is not verified")
+        errors.print_error("warning: --insecure: the server's certificate is not verified")
     return server

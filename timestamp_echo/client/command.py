@@ -98,14 +98,14 @@ async def _session(reactor: IClientReactor, server: StreamServer | DatagramServe
     try:
         session = await _connect(reactor, server, stdio)
     except Exception as error:  # any: each kind of endpoint has its own
-        errors.say(errors.unreachable(server.name, error))
+        errors.print_error(errors.connect_error(server.name, error))
         return errors.UNREACHABLE
     stdio.session = session
     StandardIO(stdio, reactor=reactor)
     why = await stdio.ended
     if not why:
         return errors.ANSWERED
-    errors.say(errors.session_error(server.name, why, session.missing, session.sent))
+    errors.print_error(errors.session_error(server.name, why, session.missing, session.sent))
     return _status(session)
 
 

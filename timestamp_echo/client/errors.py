@@ -22,7 +22,7 @@ _NOT_VERIFIED = (_OTHER_NAME, "certificate verify failed")  # the second is Open
 _TRUST_HINT = "(--ca FILE trusts another authority, --insecure skips the verification)"
 
 
-def say(message: str, prog: str = "tsecho") -> None:
+def print_error(message: str, prog: str = "tsecho") -> None:
     """Print one line on standard error.
 
     @param message: the text; control characters in it are escaped, so that it stays one line.
@@ -45,7 +45,7 @@ def quoted(text: str) -> str:
     return f"'{printable(text)}'"
 
 
-def unreachable(name: str, error: BaseException | None) -> str:
+def connect_error(name: str, error: BaseException | None) -> str:
     """Say that there is no connection to a server, and why."""
     return f"cannot connect to {name}: {reason(error)}"
 

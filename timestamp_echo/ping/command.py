@@ -76,7 +76,7 @@ class Run:
         self._failed = self._interrupted = False
         clocks = Clocks()
         # Twisted's timers use the wall clock, and would not fire after it was set back.
-        reactor.seconds = lambda: clocks.steady() / SECOND
+        reactor.seconds = lambda: clocks.monotonic() / SECOND
         self._output = _output(self._write, arguments, server.name, clocks)
         self._pinger = Pinger(
             _plan(arguments),
@@ -126,15 +126,15 @@ class Run:
 
     def _unreachable(self, failure: Failure) -> None:
         self._status = errors.UNREACHABLE
-        errors.say(errors.unreachable(self._server.name, failure.value))
+        errors.print_error(errors.connect_error(self._server.name, failure.value))
 
     def _fail(self, failure: Failure) -> None:
         self._status = INCOMPLETE
         error = failure.value
         if isinstance(error, OSError):
-            errors.say(f"{error.filename or 'output'}: {error.strerror}")
+            errors.print_error(f"{error.filename or 'output'}: {error.strerror}")
         else:
-            errors.say(str(error) or type(error).__name__)
+            errors.print_error(str(error) or type(error).__name__)
 
     def _stop(self, _: object) -> None:
         if self._pinger.connecting:
@@ -151,7 +151,7 @@ class Run:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would try again at exit
             if not isinstance(error, BrokenPipeError):
                 self._failed = True
-                errors.say(f"cannot write standard output: {error.strerror}")
+                errors.print_error(f"cannot write standard output: {error.strerror}")
             self._pinger.stop()
 
 

@@ -116,7 +116,7 @@ class JSONOutput:
     def answered(self, probe: Probe, stats: Stats) -> None:
         """See `ProbeObserver.answered`."""
         if not self._quiet:
-            self._write(json.format_probe(probe, self._clocks.time(probe.sent), stats))
+            self._write(json.format_probe(probe, self._clocks.wall_time(probe.sent), stats))
 
     lost = answered
 

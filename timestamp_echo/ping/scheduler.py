@@ -100,7 +100,7 @@ class Pinger:
         self._clocks = clocks
         self._path: Path | None = None
         self._done: Deferred[None] = Deferred()
-        self._started = clocks.steady()
+        self._started = clocks.monotonic()
         self._due: int | None = None
         self._in_flight: dict[int, tuple[Probe, IDelayedCall]] = {}
         self._replied: deque[int] = deque(maxlen=REMEMBERED_REPLIES)
@@ -127,7 +127,7 @@ class Pinger:
     def current_stats(self) -> Stats:
         """The statistics until now."""
         self._check_own_clock()
-        self.stats.duration = (self._clocks.steady() - self._started) / SECOND
+        self.stats.duration = (self._clocks.monotonic() - self._started) / SECOND
         return self.stats
 
     def _finish(self, result: Failure | None) -> None:
@@ -152,7 +152,7 @@ class Pinger:
         return result
 
     def _begin(self, path: Path) -> None:
-        self._started = self._clocks.steady()
+        self._started = self._clocks.monotonic()
         self._use(path)
 
     def _use(self, path: Path) -> None:
@@ -174,7 +174,7 @@ class Pinger:
         @return: whether another one may be sent at once.
         """
         due = self._next_due()
-        wait = due - self._clocks.steady()
+        wait = due - self._clocks.monotonic()
         # Sleeping is more precise than a timer, but blocks: not while replies may arrive.
         if wait > TIMER_SLACK or (wait > 0 and self._in_flight):
             self._schedule("next", max(wait - TIMER_SLACK, 0) / SECOND, self._send_due)
@@ -205,7 +205,7 @@ class Pinger:
     def _next_due(self) -> int:
         """When the next probe is due; does not change until it is sent."""
         if self._due is None:
-            now = self._clocks.steady()
+            now = self._clocks.monotonic()
             due = self._started + self.stats.sent * self._plan.interval
             self._due = self._aimed(due) if due > now else due
             if not self._plan.interval:
@@ -217,14 +217,14 @@ class Pinger:
 
         @return: `due` if the probe after this one would be due before that.
         """
-        at = self._clocks.unset(due)
+        at = self._clocks.initial_wall_time(due)
         delay = self.stats.clock.aim(at) - at
         return due + delay if delay < self._plan.interval else due
 
     def _send(self, due: int) -> None:
         self._due = None
         self.stats.sent += 1
-        probe = Probe(self.stats.sent, due, self._clocks.steady())
+        probe = Probe(self.stats.sent, due, self._clocks.monotonic())
         self.stats.sent_late += probe.late
         if self._path is None or self._path.full:
             self._lose(probe, "send buffer full" if self._path else "no connection")
@@ -239,7 +239,7 @@ class Pinger:
         """See `PathListener.replied`."""
         own_delay = self._own_delay()
         # Read this clock last: a pause in between makes a reply later than it was, never earlier.
-        now = self._clocks.steady()
+        now = self._clocks.monotonic()
         for reply in self._probes.replies(data):
             if not self._done.called:
                 self._match(reply, now, own_delay)
@@ -248,7 +248,7 @@ class Pinger:
     def _own_delay(self) -> int:
         """Nanoseconds since the kernel received the data just read; 0 if unknown."""
         was_set = self._check_own_clock()
-        return self._clocks.since(self._path.arrival) if self._path and not was_set else 0
+        return self._clocks.age(self._path.arrival) if self._path and not was_set else 0
 
     def _match(self, reply: Reply, now: int, own_delay: int) -> None:
         if reply.number not in self._in_flight:
@@ -290,9 +290,9 @@ class Pinger:
             self.stats.unstamped += 1
             return
         self.stats.zoneless = not moment.zoned
-        clock, unset = self.stats.clock, self._clocks.unset
+        clock, wall_time = self.stats.clock, self._clocks.initial_wall_time
         known = set(clock.steps)
-        clock.add(Sample(unset(probe.sent), unset(probe.received), moment))
+        clock.add(Sample(wall_time(probe.sent), wall_time(probe.received), moment))
         for step in clock.steps:
             if step not in known:
                 size = format_offset(step.nanoseconds, step.bound)
@@ -300,7 +300,7 @@ class Pinger:
 
     def _check_own_clock(self) -> bool:
         """Report whether this host's clock was set, lest it be taken for a step of the server's."""
-        step = self._clocks.set_by()
+        step = self._clocks.step()
         if step:
             self.stats.own_clock_step += step
             self._notify(f"this host's clock was set by {step / SECOND:+.6f} s")
