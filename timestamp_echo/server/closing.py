@@ -1,4 +1,4 @@
-"""Lingering close: how this side ends a connection without losing what it wrote.
+"""How this side ends a connection without losing anything: draining, lingering close, refusals.
 
 Knows a transport and a clock; no message, and not why a connection ends.
 """
@@ -6,6 +6,7 @@ Knows a transport and a clock; no message, and not why a connection ends.
 from __future__ import annotations
 
 import typing
+from collections.abc import Callable
 
 from twisted.internet.interfaces import (
     IAddress,
@@ -18,6 +19,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from timestamp_echo.framing import FULL_READ
 from timestamp_echo.server.log import ConnectionLog
 
 LINGER_TIMEOUT = 1.0
@@ -110,6 +112,45 @@ def cancel(call: IDelayedCall | None) -> None:
     """Cancel a timer, if there is one and it has not fired."""
     if call is not None and call.active():
         call.cancel()
+
+
+class Drain:
+    """Waits until everything that has arrived is read.
+
+    That is so when the reactor has read its sockets once more, and has found less than a full
+    read in this one.
+
+    @param clock: the reactor's.
+    @param received: returns how many bytes were read so far.
+    @param drained: is called then.
+    """
+
+    def __init__(
+        self, clock: IReactorTime, received: Callable[[], int], drained: Callable[[], None]
+    ) -> None:
+        self._clock = clock
+        self._received = received
+        self._drained = drained
+        self._call: IDelayedCall | None = None
+
+    def start(self) -> None:
+        """Begin, or begin again."""
+        # A reactor reads between one timer and the next that is due at once: only a call that
+        # was made by a timer is sure to come after a whole round of reads.
+        self._call = self._clock.callLater(0, self._begin_round)
+
+    def cancel(self) -> None:
+        """Stop waiting; nothing is called."""
+        cancel(self._call)
+
+    def _begin_round(self) -> None:
+        self._call = self._clock.callLater(0, self._end_round, self._received())
+
+    def _end_round(self, before: int) -> None:
+        if self._received() - before < FULL_READ:
+            self._drained()
+        else:
+            self._begin_round()
 
 
 def refusal(why: str) -> bytes:

@@ -23,8 +23,8 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from timestamp_echo.framing import FULL_READ, SHORT_READ, AutoFraming, Framing
-from timestamp_echo.server.closing import LingeringClose, Refusal, cancel, refusal
+from timestamp_echo.framing import SHORT_READ, AutoFraming, Framing
+from timestamp_echo.server.closing import Drain, LingeringClose, Refusal, cancel, refusal
 from timestamp_echo.server.connections import Connections
 from timestamp_echo.server.log import ConnectionLog, describe, escape
 from timestamp_echo.stamps import Stamp
@@ -82,45 +82,6 @@ class MessageGap:
             # anything, and this is called once more if there is not.
             self._expired = True
             self._call = self._clock.callLater(0, self._expire)
-
-
-class Drain:
-    """Waits until everything that has arrived is read.
-
-    That is so when the reactor has read its sockets once more, and has found less than a full
-    read in this one.
-
-    @param clock: the reactor's.
-    @param received: returns how many bytes were read so far.
-    @param drained: is called then.
-    """
-
-    def __init__(
-        self, clock: IReactorTime, received: Callable[[], int], drained: Callable[[], None]
-    ) -> None:
-        self._clock = clock
-        self._received = received
-        self._drained = drained
-        self._call: IDelayedCall | None = None
-
-    def start(self) -> None:
-        """Begin, or begin again."""
-        # A reactor reads between one timer and the next that is due at once: only a call that
-        # was made by a timer is sure to come after a whole round of reads.
-        self._call = self._clock.callLater(0, self._begin_round)
-
-    def cancel(self) -> None:
-        """Stop waiting; nothing is called."""
-        cancel(self._call)
-
-    def _begin_round(self) -> None:
-        self._call = self._clock.callLater(0, self._end_round, self._received())
-
-    def _end_round(self, before: int) -> None:
-        if self._received() - before < FULL_READ:
-            self._drained()
-        else:
-            self._begin_round()
 
 
 @implementer(IHandshakeListener, IProxyListener, IPushProducer)
