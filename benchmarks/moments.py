@@ -58,7 +58,7 @@ def serve(kernel_times: bool) -> None:
 
 
 def stamp_delays(port: int, seconds: float) -> list[float]:
-    """Send messages for so many seconds; each one's delay from its sending to its stamp."""
+    """Send messages for some seconds; the delay of each, from its sending to its stamp."""
     delays: list[float] = []
     end = time.monotonic() + seconds
     with socket.create_connection(("127.0.0.1", port)) as sock:

@@ -45,7 +45,7 @@ class Connection:
 
 
 def serve(listener: socket.socket) -> None:
-    """Serve all connections, for ever."""
+    """Serve all connections, without end."""
     listener.setblocking(False)
     epoll = select.epoll()
     epoll.register(listener, select.EPOLLIN)

@@ -265,7 +265,7 @@ class StreamSession(StreamProtocol):
         """Give a server that has answered everything a second to close, then abort.
 
         The server should close next, because this side has closed. But not every server closes
-        (a half-close may be lost on a proxy), and none must keep the client waiting for ever. As
+        (a half-close may be lost on a proxy), and none must keep the client waiting without end. As
         long as more comes in, the second starts again. A last line without a newline counts as
         missing until the server closes, so after one this timer never starts.
         """
