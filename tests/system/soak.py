@@ -298,7 +298,7 @@ class Soak:
         return len(os.listdir(f"/proc/{self.service.process.pid}/fd"))
 
     def settled(self, files: int) -> int:
-        """Wait, within a limit, until the service has at most this many files open; how many it has."""
+        """Wait until the service has at most this many files open, or too long; how many it has."""
         until = time.monotonic() + PATIENCE
         while self.open_files() > files and time.monotonic() < until:
             time.sleep(0.1)
