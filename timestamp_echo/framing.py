@@ -23,6 +23,9 @@ SHORT_READ = 4 * 1024
 """Bytes up to which a read may be answered without asking `portion`. With a `ctime` stamp for
 each byte (all newlines) the reply has 112 KiB."""
 
+MAX_DATAGRAM = 2**16
+"""Bytes in which any datagram fits, which is a message: its length has 16 bits (RFC 768)."""
+
 
 class Framing(Protocol):
     """The framing of one connection's messages."""

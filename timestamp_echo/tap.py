@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IListeningPort, IReactorTime
 from twisted.python import usage
 
 from timestamp_echo import __version__
-from timestamp_echo.framing import FRAMINGS
+from timestamp_echo.framing import FRAMINGS, MAX_DATAGRAM
 from timestamp_echo.server.connections import (
     IDLE_TIMEOUT,
     RESERVED_FILES,
@@ -31,7 +31,7 @@ from timestamp_echo.server.protocol import TimestampEchoFactory
 from timestamp_echo.server.service import DRAIN_TIMEOUT, EchoService, Listener
 from timestamp_echo.stamps import Stamp
 from timestamp_echo.transports.reactor import MAX_UNSENT, ReactorAdapter
-from timestamp_echo.transports.udp import MAX_DATAGRAM, DatagramPort
+from timestamp_echo.transports.udp import DatagramPort
 
 _UDP = re.compile(r"udp:(?P<port>\d+)(?::interface=(?P<interface>.+))?", re.ASCII)
 

@@ -12,7 +12,8 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from tests.fakes import Listener, Producer
 from timestamp_echo.client import session
 from timestamp_echo.client.address import DatagramServer, IClientReactor
-from timestamp_echo.client.datagram import MAX_DATAGRAM, REPLY_TIMEOUT, DatagramSession
+from timestamp_echo.client.datagram import REPLY_TIMEOUT, DatagramSession
+from timestamp_echo.framing import MAX_DATAGRAM
 from timestamp_echo.server.datagram import TimestampDatagram
 from timestamp_echo.stamps import Stamp
 

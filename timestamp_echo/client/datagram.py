@@ -19,12 +19,10 @@ from typing_extensions import Self  # Twisted needs it too
 
 from timestamp_echo.client.address import DatagramServer, IClientReactor
 from timestamp_echo.client.session import SessionListener
+from timestamp_echo.framing import MAX_DATAGRAM
 
 REPLY_TIMEOUT = 1.0
 """Seconds after which a reply counts as lost: the first timeout of RFC 6298, section 2."""
-
-MAX_DATAGRAM = 65536
-"""Bytes of a buffer that holds any datagram whole; a longer line cannot be sent as one."""
 
 AddressInfo: TypeAlias = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]
 """An entry of `socket.getaddrinfo`: family, type, protocol, canonical name, address."""

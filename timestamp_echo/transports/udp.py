@@ -50,9 +50,6 @@ _LIBC: Any = ctypes.CDLL(None)  # its functions are made when they are first ask
 HAS_RECVMMSG = LINUX and hasattr(_LIBC, "recvmmsg")
 """Whether there are these calls. Elsewhere datagrams are received one by one."""
 
-MAX_DATAGRAM = 2**16
-"""Bytes in which any datagram fits: its length has 16 bits (RFC 768)."""
-
 BATCH = 32
 """Datagrams that are received at a time. They take 2 MiB, of which the kernel provides only the
 pages that are used. With twice as many, a datagram costs 3 % less."""
