@@ -237,6 +237,12 @@ class OptionsTests(SynchronousTestCase):
             if not text.startswith("/"):
                 self.parsed("-l", meant)
 
+    def test_nothing_meant(self) -> None:
+        """A port out of range is not suggested; nor is there a guess for a name."""
+        for text in ("99999", "127.0.0.1:99999", "localhost:3000"):
+            self.assertNotIn("did you mean", self.refused("-l", text))
+        self.assertIn("expected one of tcp", self.refused("-l", "haproxy:stdio:"))
+
     def test_readable(self) -> None:
         """An error shows a value as it was given, with escapes only if it is not printable."""
         self.assertIn("not 'tcp\\x'", self.refused("-l", "tcp\\x"))
@@ -254,7 +260,7 @@ class OptionsTests(SynchronousTestCase):
             ("bogus:1", "Unknown endpoint type: 'bogus'"),
         ):
             self.assertIn(f"not '{text}': {error}", self.refused("-l", text))
-        self.assertIn(": expected haproxy: once", self.refused("-l", "haproxy:haproxy:tcp:1"))
+        self.assertIn(": expected one of tcp, tcp6", self.refused("-l", "haproxy:haproxy:tcp:1"))
 
 
 class ListenerTests(TestCase):

@@ -67,9 +67,14 @@ class Options(usage.Options):
             "Write stamps as ctime, iso, unix, or a strftime pattern (with %f).",
         ],
         ["framing", None, "auto", "Decide where a message ends: auto, line or chunk."],
-        ["max-connections", None, None, "Refuse connections beyond this. [default: files less 64]"],
-        ["max-per-peer", None, 0, "Refuse more of one IPv4 address or IPv6 /64; 0: no limit."],
-        ["max-unsent", None, MAX_UNSENT, "Stop reading while more bytes of replies are unsent."],
+        [
+            "max-connections",
+            None,
+            None,
+            "Refuse connections beyond this. [default: file limit - 64]",
+        ],
+        ["max-per-peer", None, 0, "Refuse more from one IPv4 address or IPv6 /64; 0: no limit."],
+        ["max-unsent", None, MAX_UNSENT, "Stop reading a connection with more unsent bytes."],
         ["idle-timeout", None, int(IDLE_TIMEOUT), "Close after this many idle seconds; 0: never."],
         ["drain-timeout", None, int(DRAIN_TIMEOUT), "Spend at most this many seconds on a stop."],
         [
@@ -82,7 +87,7 @@ class Options(usage.Options):
             "udp-rate",
             None,
             UDP_RATE,
-            "Answer this many datagrams/s per source (IPv4 /24, IPv6 /64).",
+            "Answer at most this many datagrams/s per IPv4 /24 or IPv6 /64.",
         ],
     ]
     optFlags: ClassVar = [["utc", None, "Write stamps in UTC, not in the local time zone."]]
@@ -280,12 +285,12 @@ def _endpoint_error(description: str, error: Exception) -> str:
 
 def _meant(description: str) -> str:
     """The endpoint that was meant by a port, by an address and a port, or by a path; or empty."""
-    if re.fullmatch(r"\d+", description, re.ASCII):
+    if description.isascii() and description.isdigit() and int(description) <= 65535:
         return f"tcp:{description}"
     if description.startswith("/"):
         return f"unix:{quoteStringArgument(description)}"
     match = _HOST_PORT.fullmatch(description)
-    if match is None:
+    if match is None or int(match["port"]) > 65535:
         return ""
     kind, host = ("tcp6", match["v6"]) if match["v6"] else ("tcp", match["host"])
     return f"{kind}:{match['port']}:interface={quoteStringArgument(host)}"
@@ -307,7 +312,9 @@ def _report_to_shell() -> Callable[[str], None]:
     @return: to be called in the daemon, with the error, or with an empty text.
     """
     parent = os.getpid()
-    receiver, sender = map(open, os.pipe(), "rw")
+    read_end, write_end = os.pipe()
+    # `EchoService` escapes what is not ASCII, so that any locale's encoding will do.
+    receiver, sender = os.fdopen(read_end), os.fdopen(write_end, "w")
 
     def wait_for_report() -> None:
         if os.getpid() != parent:  # the daemon, or twistd's process between the two

@@ -1,5 +1,6 @@
 """Tests for `timestamp_echo.server.log`."""
 
+from twisted.internet._posixstdio import PipeAddress
 from twisted.internet.address import HostnameAddress, IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.task import Clock
 from twisted.logger import formatEvent
@@ -41,6 +42,10 @@ class FormatAddressTests(SynchronousTestCase):
         ):
             text = format_address(address)
             self.assertTrue(text.isascii() and text.isprintable(), text)
+
+    def test_stdio(self) -> None:
+        """An address without a textual form is not shown as a Python object."""
+        self.assertEqual(format_address(PipeAddress()), "stdio")
 
     def test_no_address(self) -> None:
         """An unknown address does not raise."""

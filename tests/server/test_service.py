@@ -281,6 +281,7 @@ class EchoServiceTests(SynchronousTestCase):
         for error, why in (
             (CannotListenError(None, b"/x", "Cannot acquire lock"), "Cannot acquire lock"),
             (PermissionError(13, "Permission denied"), "Permission denied"),
+            (FileNotFoundError(2, "No such file", "/\udcff"), "/\\udcff: No such file"),
             (OverflowError("port must be 0-65535."), "port must be 0-65535."),
         ):
             service = self.service(("tcp:\n", error))

@@ -45,6 +45,8 @@ INVALID = (
     V2 + b"\x31\x11\0\x0c" + bytes(12),  # version 3
     V2 + b"\x22\x11\0\x0c" + bytes(12),  # no such command
     V2 + b"\x22",
+    V2 + b"\x21\x41\0\0",  # no such family
+    V2 + b"\x21\x13\0\x0c" + bytes(12),  # no such protocol
     V2 + b"\x21\x11\0\x0b" + bytes(11),  # one byte less than two addresses and ports have
 )
 
@@ -79,7 +81,8 @@ class ParseHeaderTests(SynchronousTestCase):
             (b"\x20\x11", ipv4, None),
             (b"\x20\0", b"", None),
             (b"\x21\0", b"", None),
-            (b"\x21\x12", ipv4, None),
+            (b"\x21\x12", ipv4, IPv4Address("TCP", "192.0.2.1", 1)),
+            (b"\x21\x10", ipv4, None),
         ):
             header = V2 + command + len(addresses).to_bytes(2, "big") + addresses
             self.assertEqual(parse_header(header), (len(header), peer))

@@ -30,8 +30,8 @@ def format_address(address: IAddress | None) -> str:
         text = host_port(unmapped(address.host), address.port)
     elif isinstance(address, UNIXAddress):
         text = "unix:" + (address.name or b"").decode("utf-8", "surrogateescape")
-    else:
-        text = str(address)
+    else:  # of all endpoints, only those of `stdio:` have an address without a text
+        text = "stdio" if type(address).__name__ == "PipeAddress" else str(address)
     return escape(text)
 
 

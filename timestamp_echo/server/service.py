@@ -109,7 +109,7 @@ class EchoService(Service):
         opening.addCallbacks(self._opened, failures.append, callbackArgs=(listener.description,))
         if failures:
             self._close_again()
-            where, why = escape(listener.description), describe(failures[0].value)
+            where, why = escape(listener.description), escape(describe(failures[0].value))
             error = f"tsecho: cannot listen on {where}: {why}"
             self._report(error)
             raise CannotListen(error)

@@ -97,6 +97,8 @@ def _parse_v2(data: bytes) -> tuple[int, Address | None] | None:
     size = _V2_HEAD.size + length
     if len(data) < size:
         return None
+    if command == _V2_PROXY and (family >> 4 > 3 or family & 15 > 2):
+        raise InvalidHeader("expected a family and a protocol that section 2.2 assigns")
     if command == _V2_LOCAL or family not in _V2_FAMILIES:
         return size, None  # the connection's own addresses hold (section 2.2)
     layout, address = _V2_FAMILIES[family]
@@ -122,8 +124,10 @@ _V2_FAMILIES: dict[int, tuple[struct.Struct, Callable[..., Address]]] = {
     0x21: (struct.Struct("!16s16s2H"), _ipv6),
     0x31: (struct.Struct("!108s108s"), _unix),
 }
-"""What follows the head, by the byte of the family: SOCK_STREAM over IPv4, IPv6, and UNIX. For any
-other, a proxy's own as well, the receiver must use the connection's addresses (section 2.2)."""
+_V2_FAMILIES.update({stream + 1: _V2_FAMILIES[stream] for stream in [*_V2_FAMILIES]})
+"""What follows the head, by the byte of the family (high half: IPv4, IPv6 or UNIX) and the protocol
+(low half: a stream or a datagram). Without either of them, for a proxy's own connections, for
+example, the receiver uses the connection's addresses (section 2.2)."""
 
 
 class IProxied(Interface):

@@ -36,6 +36,9 @@ unless an endpoint asks for another number than Twisted's default."""
 
 _TWISTED_BACKLOG = 50  # a burst overruns it, and a client that is dropped retries a second later
 
+_PROXIED_KINDS = ("tcp", "tcp6", "ssl", "tls", "unix", "systemd")
+"""Endpoints that open their ports by the methods below, which see to the PROXY header."""
+
 
 class ReactorAdapter:
     """What a server endpoint is given in place of the reactor.
@@ -78,8 +81,8 @@ class ReactorAdapter:
         """
         inner = description.removeprefix("haproxy:")
         adapter = self if inner == description else self._changed(_proxied=True)
-        if inner.startswith("haproxy:"):
-            raise ValueError("expected haproxy: once")
+        if adapter._proxied and inner.partition(":")[0] not in _PROXIED_KINDS:
+            raise ValueError(f"expected one of {', '.join(_PROXIED_KINDS)} after haproxy:")
         endpoint: Any = serverFromString(adapter, inner)
         if inner.startswith("tls:"):
             from timestamp_echo.transports.tls import HalfCloseTLSEndpoint
