@@ -540,8 +540,12 @@ class LimitTests(SynchronousTestCase):
                 self.assertIn(service.resident() - before, memory)
 
     def test_ten_thousand(self) -> None:
-        """Ten thousand connections are open at once and served, with 8 KiB of memory each."""
-        many = connectable(self, 10_000)
+        """Ten thousand connections are open at once and served, with 8 KiB of memory each.
+
+        Without epoll there are two thousand: poll(2) looks at all of them in every iteration, so
+        that the time grows with the square of their number.
+        """
+        many = connectable(self, 2_000 if getattr(self, "without_epoll", False) else 10_000)
         service = self.service()
         before = service.resident()
         socks = [service.connect() for _ in range(many)]
