@@ -131,10 +131,11 @@ class Run:
     def _fail(self, failure: Failure) -> None:
         self._status = INCOMPLETE
         error = failure.value
-        if isinstance(error, OSError):
-            errors.print_error(f"{error.filename or 'output'}: {error.strerror}")
-        else:
-            errors.print_error(str(error) or type(error).__name__)
+        errors.print_error(
+            f"{error.filename or 'output'}: {error.strerror}"
+            if isinstance(error, OSError)
+            else str(error) or type(error).__name__
+        )
 
     def _stop(self, _: object) -> None:
         if self._pinger.connecting:
