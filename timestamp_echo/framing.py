@@ -132,7 +132,7 @@ class LineFraming:
             return len(data)  # no newline, or only one: the reply is hardly longer than the read
         # Halve until the reply fits. It need not be the largest portion that does.
         size = len(data)
-        while size + _newlines(data[:size]) * len(prefix) > MAX_PENDING:
+        while size + data.count(b"\n", 0, size) * len(prefix) > MAX_PENDING:
             size //= 2
         if size == len(data):
             return size
@@ -239,13 +239,6 @@ class AutoFraming(LineFraming):
             return self._hold(data, prefix)
         self.messages += 1
         return prefix + data
-
-
-def _newlines(data: bytes) -> int:
-    # Faster than bytes.count, which does not use memchr(3) but looks at each byte in turn: for
-    # 32 KiB that hold one line it takes 2 us instead of 50. For newlines alone it takes 2 ms
-    # instead of 0.1, but such a read is rare.
-    return len(data) - len(data.replace(b"\n", b""))
 
 
 FRAMINGS: dict[str, type[ChunkFraming] | type[LineFraming]] = {

@@ -33,7 +33,9 @@ from timestamp_echo.server.protocol import TimestampEchoFactory
 from timestamp_echo.stamps import SECOND, Stamp
 from timestamp_echo.transports.proxy import ProxiedFactory
 from timestamp_echo.transports.tls import (
+    FIRST_READ_SIZE,
     MAX_RECORD,
+    SMALL_READ_SIZE,
     HalfCloseTLS,
     HalfCloseTLSFactory,
     RecordTracker,
@@ -76,6 +78,12 @@ class Client:
         with contextlib.suppress(Error):
             while True:
                 self.received += self._tls.recv(2**16)
+
+    def take(self, size: int) -> bytes:
+        """Take up to this many bytes of what is encrypted."""
+        with contextlib.suppress(WantReadError):
+            return self._tls.bio_read(size)
+        return b""
 
     def send(self, data: bytes) -> None:
         """Encrypt data for the next exchange."""
@@ -120,6 +128,28 @@ class RecordTrackerTests(SynchronousTestCase):
         split = (b"\x17\3\3", b"\0\5a\0\2yz", record)
         self.assertEqual([tracker.is_one_record(data) for data in split], [False, False, True])
 
+    def test_count(self) -> None:
+        """It counts the records that begin in a read."""
+        tracker = RecordTracker()
+        stream = b"\x17\3\3\0\1a" * 10
+        counts = []
+        for data in (stream[:33], stream[33:], b"\x17\3\3\1\0" + bytes(100), bytes(100)):
+            self.assertFalse(tracker.is_one_record(data))
+            counts.append(tracker.count)
+        self.assertEqual(counts, [5, 5, 1, 0])
+
+
+class ReadSizes(TCPTransport):
+    """Records the sizes of reads that are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def set_read_size(self, size: int) -> None:
+        """See `StreamTransport.set_read_size`."""
+        self.sizes.append(size)
+
 
 @implementer(IHalfCloseableProtocol)
 class Recorder(Protocol):
@@ -161,6 +191,21 @@ class HalfCloseTLSTests(SynchronousTestCase):
     def test_interfaces(self) -> None:
         """The class implements the interface that it declares."""
         verifyClass(IHalfCloseableProtocol, HalfCloseTLS)
+
+    def test_read_size(self) -> None:
+        """Reads grow while they are full, and are small while the records are tiny."""
+        transport = ReadSizes()
+        server: Any = self.server.factory.buildProtocol(None)
+        client = Client(server, transport)
+        self.assertEqual(transport.sizes, [FIRST_READ_SIZE])
+        client.send(b"x" * (MAX_RECORD - 1) + b"\n")
+        while data := client.take(transport.sizes[-1]):
+            server.dataReceived(data)
+        self.assertEqual(transport.sizes[1:], [2 * FIRST_READ_SIZE, 4 * FIRST_READ_SIZE])
+        for _ in range(100):
+            client.send(b"x")
+        client.exchange()
+        self.assertEqual(transport.sizes[3:], [SMALL_READ_SIZE])
 
     def test_reply(self) -> None:
         """A reply is sent at once, not in the next iteration of the reactor."""
