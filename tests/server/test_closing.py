@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyClass
 
 from tests.fakes import TCPTransport, logged
-from timestamp_echo.server.closing import Refusal
+from timestamp_echo.server.closing import MAX_REFUSALS, Refusal
 from timestamp_echo.server.connections import Connections
 from timestamp_echo.server.protocol import TimestampEcho, TimestampEchoFactory
 
@@ -86,6 +86,18 @@ class RefusalTests(SynchronousTestCase):
         refusal.makeConnection(transport)
         self.assertEqual(transport.value(), b"tsecho: full\n")
         self.assertTrue(transport.disconnecting)
+
+    def test_many(self) -> None:
+        """Each holds an open file: beyond a bound they are closed at once, until one has ended."""
+        refusals = [self.refuse(TCPTransport()) for _ in range(MAX_REFUSALS)]
+        transport = TCPTransport()
+        self.refuse(transport).connectionLost()
+        self.assertEqual((transport.value(), transport.aborted), (b"", True))
+        refusals[0].connectionLost()
+        transport = TCPTransport()
+        self.refuse(transport)
+        self.assertFalse(transport.aborted)
+        self.assertTrue(transport.half_closed)
 
     def test_room_again(self) -> None:
         """When a connection has closed, the next one is accepted."""

@@ -48,6 +48,28 @@ class Transport(StringTransport):
     arrival = 0
 
 
+class UnreadTransport(TCPTransport):
+    """A connection with this many bytes unread, read as `FULL_READ` bytes at a time."""
+
+    read_size = FULL_READ
+    reads = 0
+    echo: TimestampEcho
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._unread = size
+
+    def unread(self) -> int:
+        """See `StreamTransport.unread`."""
+        return self._unread
+
+    def doRead(self) -> None:
+        """See `IReadDescriptor.doRead`. The peer never stops sending."""
+        self.reads += 1
+        self._unread = max(self._unread - FULL_READ, 0)
+        self.echo.dataReceived(b"x" * (FULL_READ - 1) + b"\n")
+
+
 class TimestampEchoTests(SynchronousTestCase):
     """`TimestampEcho`, over a transport in memory."""
 
@@ -530,18 +552,33 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertEqual(transport.value().replace(STAMP, b""), b"one\ntwo\nthree")
         self.assertIn("; the service is stopping", self.lose(echo))
 
-    def test_drain_full_reads(self) -> None:
-        """After a full read more may have arrived: draining goes on."""
-        transport = TCPTransport()
-        echo = self.connect(transport=transport)
+    def test_drain_unread(self) -> None:
+        """What is unread at the stop is read and answered; what comes later is not waited for."""
+        transport = UnreadTransport(3 * FULL_READ + 1)
+        echo = transport.echo = self.connect(transport=transport)
         echo.drain()
-        self.clock.advance(0)
-        for _ in range(3):
-            echo.dataReceived(b"x" * (FULL_READ - 1) + b"\n")
+        echo.drain()  # the second call of a stop changes nothing
+        for reads in (1, 2, 3, 4):
             self.clock.advance(0)
+            self.assertEqual(transport.reads, reads)
             self.assertFalse(transport.half_closed)
         self.clock.advance(0)
+        self.assertEqual(transport.reads, 4)
         self.assertTrue(transport.half_closed)
+
+    def test_drain_pausing(self) -> None:
+        """A read whose reply pauses the connection interrupts the drain; it begins again later."""
+        transport = UnreadTransport(2 * FULL_READ)
+        echo = transport.echo = self.connect(transport=transport)
+        self.full_after(1, transport)
+        echo.drain()
+        for _ in range(3):
+            self.clock.advance(0)
+        self.assertEqual((transport.reads, transport.half_closed), (1, False))
+        while not transport.half_closed:
+            echo.resumeProducing()
+            self.clock.advance(0)
+        self.assertEqual((transport.reads, echo.messages), (2, 2))
 
     def test_drain_while_paused(self) -> None:
         """While too many replies are unsent, draining waits."""
@@ -558,7 +595,8 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertFalse(transport.half_closed)
         echo.resumeProducing()
         self.clock.advance(0)
-        echo.dataReceived(b"one\n")
+        self.assertFalse(transport.half_closed)
+        echo.dataReceived(b"one\n")  # the reactor reads its sockets
         self.clock.advance(0)
         self.assertTrue(transport.half_closed)
         self.assertEqual(transport.value().count(b"] one\n"), 1)

@@ -24,11 +24,13 @@ from zope.interface import implementer, implementer_only
 from zope.interface.verify import verifyClass
 
 from tests.fakes import Producer
-from timestamp_echo.transports import arrivals
+from timestamp_echo.transports import arrivals, epoll
 from timestamp_echo.transports.epoll import (
     HAS_EPOLL,
     MAX_EVENTS,
+    MAX_QUICK,
     MAX_ROUNDS,
+    MAX_SECONDS,
     READ_SIZE,
     EpollGroup,
     StreamTransport,
@@ -68,6 +70,16 @@ class Recorder(Protocol):
         self.ends.append(reason.type)
 
 
+class FakePort:
+    """Counts the connections that it is told have closed."""
+
+    closed = 0
+
+    def connection_closed(self) -> None:
+        """See `StreamPort`."""
+        self.closed += 1
+
+
 @implementer_only(IProtocol)
 class WithoutHalfClose(Recorder):
     """A `Recorder` that is not half-closeable."""
@@ -93,9 +105,10 @@ class EpollGroupTests(SynchronousTestCase):
         self.addCleanup(peer.close)
         self.addCleanup(ours.close)
         protocol = Recorder() if protocol is None else protocol
-        none: Any = None
         connection = UNIXStreamTransport(
-            *(ours, protocol, None, none, 0, self.reactor), group=self.group, max_unsent=max_unsent
+            *(ours, protocol, None, FakePort(), 0, self.reactor),
+            group=self.group,
+            max_unsent=max_unsent,
         )
         protocol.makeConnection(connection)
         return peer, protocol
@@ -143,6 +156,72 @@ class EpollGroupTests(SynchronousTestCase):
         served = [len(recorder.reads) for _, recorder in pairs]
         self.assertEqual(sum(served), MAX_ROUNDS * MAX_EVENTS)
         self.assertEqual(set(served), {MAX_ROUNDS // 2})  # none is served more often than another
+
+    def take(self, *durations: float) -> tuple[list[tuple[socket.socket, Recorder]], list[int]]:
+        """Make connections whose reads take these times; return them, and the order of reads."""
+        now = 0.0
+        order: list[int] = []
+        self.patch(epoll, "monotonic", lambda: now)
+        pairs = self.pairs(len(durations))
+
+        def read(number: int) -> None:
+            nonlocal now
+            order.append(number)
+            now += durations[number]
+            pairs[number][0].send(b"x")
+
+        for number, (_, recorder) in enumerate(pairs):
+            recorder.act = partial(read, number)
+        return pairs, order
+
+    def test_slow_last(self) -> None:
+        """A connection whose last read took long is served after the others, if there is time."""
+        _, order = self.take(2 * MAX_QUICK, 0, 0)
+        for _ in range(2):
+            self.group.serve()
+        self.assertEqual(order, [0, 1, 2, 1, 2, 0])
+
+    def test_slow_ends_round(self) -> None:
+        """A read that takes too long ends the round: the others are served first in the next."""
+        _, order = self.take(2 * MAX_SECONDS, 0, 0)
+        for _ in range(3):
+            self.group.serve()
+        self.assertEqual(order, [0, 1, 2, 0, 1, 2, 0])
+
+    def test_slow_take_turns(self) -> None:
+        """Of those that take long, each round serves one at least, the longest waiting first."""
+        _, order = self.take(*[2 * MAX_SECONDS] * 3, 0)
+        for _ in range(7):
+            self.group.serve()
+        # 0; 1 is new, and 0; 2 is new, and 1; then in turn, with 3 always in front.
+        self.assertEqual(order, [0, 1, 0, 2, 1, 3, 0, 3, 2, 3, 1, 3, 0])
+
+    def test_quick_again(self) -> None:
+        """A connection that took long once is served with the others after a quick read."""
+        pairs, order = self.take(2 * MAX_QUICK, 0)
+        self.group.serve()
+        pairs[0][1].act = partial(order.append, 0)
+        self.group.serve()
+        pairs[0][0].send(b"x")
+        self.group.serve()
+        self.assertEqual(order, [0, 1, 1, 0, 0, 1])
+
+    def test_slow_end(self) -> None:
+        """Of slow connections other events are handled, too; one that has ended is not read."""
+        pairs, _ = self.take(2 * MAX_QUICK, 2 * MAX_QUICK)
+        self.group.serve()
+        pairs[0][1].act = bool
+        pairs[0][0].shutdown(socket.SHUT_WR)
+        pairs[1][1].transport.pauseProducing()
+        pairs[1][1].transport.startWriting()
+        for _ in range(3):
+            self.group.serve()
+        self.assertEqual(pairs[0][1].ends, ["half"])
+        self.assertEqual(pairs[1][1].ends, [])
+        pairs[1][1].transport.resumeProducing()
+        pairs[1][1].act = lambda: pairs[1][1].transport.connectionLost(Failure(ConnectionDone()))
+        self.group.serve()
+        self.assertEqual(pairs[1][1].ends, [ConnectionDone])
 
     def test_closed_by_another(self) -> None:
         """A connection that another closes in the same round is not read any more."""
@@ -402,10 +481,10 @@ class EpollGroupTests(SynchronousTestCase):
         _, recorder = self.connect()
         fd = recorder.transport.fileno()
         recorder.transport.startWriting()
-        epoll: Any = self.group._epoll
-        self.assertEqual(epoll.poll(0), [(fd, select.EPOLLOUT)])
+        own: Any = self.group._epoll
+        self.assertEqual(own.poll(0), [(fd, select.EPOLLOUT)])
         self.group.doRead()
-        self.assertEqual(epoll.poll(0), [])
+        self.assertEqual(own.poll(0), [])
 
     def test_paused_has_no_events(self) -> None:
         """A connection that is paused while bytes are unsent is watched only for room."""
@@ -413,8 +492,8 @@ class EpollGroupTests(SynchronousTestCase):
         peer.send(b"x")
         recorder.transport.startWriting()
         recorder.transport.pauseProducing()
-        epoll: Any = self.group._epoll
-        self.assertEqual(epoll.poll(0), [(recorder.transport.fileno(), select.EPOLLOUT)])
+        own: Any = self.group._epoll
+        self.assertEqual(own.poll(0), [(recorder.transport.fileno(), select.EPOLLOUT)])
 
     def test_close_after_half_close(self) -> None:
         """A close in `readConnectionLost` with nothing unsent closes at once, without an event."""
@@ -490,10 +569,9 @@ class StreamTransportTests(SynchronousTestCase):
         accepted, peer = listener.accept()
         self.addCleanup(accepted.close)
         self.recorder = Recorder()
-        none: Any = None
         reactor: Any = MemoryReactorClock()
         self.server: Any = self.kind(
-            *(accepted, self.recorder, peer, none, 0, reactor), group=reactor, max_unsent=10
+            *(accepted, self.recorder, peer, FakePort(), 0, reactor), group=reactor, max_unsent=10
         )
         self.recorder.makeConnection(self.server)
 
@@ -529,15 +607,40 @@ class StreamTransportTests(SynchronousTestCase):
 
     def test_peer_ipv6(self) -> None:
         """A peer over IPv6, whose socket address has four parts."""
-        none: Any = None
         ours, theirs = socket.socketpair()
         self.addCleanup(theirs.close)
         self.addCleanup(ours.close)
         reactor: Any = MemoryReactorClock()
         server = self.kind(
-            *(ours, Recorder(), ("::1", 5000, 0, 0), none, 0, reactor), group=reactor, max_unsent=10
+            *(ours, Recorder(), ("::1", 5000, 0, 0), FakePort(), 0, reactor),
+            group=reactor,
+            max_unsent=10,
         )
         self.assertEqual(server.getPeer(), IPv6Address("TCP", "::1", 5000))
+
+    def test_unread(self) -> None:
+        """It knows how many bytes wait to be read, also when it is lost."""
+        self.assertEqual(self.server.unread(), 0)
+        self.client.sendall(b"x" * 1000)
+        self.assertEqual(self.server.unread(), 1000)
+        self.server.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.server.unread(), 0)
+
+    def test_read_size(self) -> None:
+        """Its reads can be made smaller, but not larger than `READ_SIZE`."""
+        self.client.sendall(b"x" * 1000)
+        self.server.set_read_size(600)
+        self.server.doRead()
+        self.server.doRead()
+        self.assertEqual([len(data) for data in self.recorder.reads], [600, 400])
+        self.server.set_read_size(2 * READ_SIZE)
+        self.assertEqual(self.server.read_size, READ_SIZE)
+
+    def test_port(self) -> None:
+        """When it is lost, its port is told, once."""
+        for _ in range(2):
+            self.server.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.server.server.closed, 1)
 
     def test_sequence(self) -> None:
         """`writeSequence` sends all pieces, in order."""
@@ -560,7 +663,7 @@ class StreamTransportTests(SynchronousTestCase):
         self.client.close()
         self.assertIs(self.server.doRead(), CONNECTION_LOST)
 
-    def test_read_size(self) -> None:
+    def test_max_unsent(self) -> None:
         """The size of a read does not depend on `max_unsent`, here 10 bytes."""
         self.client.send(b"x" * 1000)
         self.server.doRead()
@@ -602,10 +705,9 @@ class UNIXStreamTransportTests(SynchronousTestCase):
         self.addCleanup(peer.close)
         self.addCleanup(ours.close)
         recorder = Recorder()
-        none: Any = None
         reactor: Any = MemoryReactorClock()
         connection = UNIXStreamTransport(
-            *(ours, recorder, None, none, 0, reactor), group=reactor, max_unsent=10
+            *(ours, recorder, None, FakePort(), 0, reactor), group=reactor, max_unsent=10
         )
         reader, writer = os.pipe()
         socket.send_fds(peer, [b"x"], [writer])

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
-from typing import Any
+import tempfile
+from typing import Any, cast
 
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import CertificateOptions
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
-from twisted.python.lockfile import FilesystemLock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.system.certificates import self_signed
@@ -24,36 +24,12 @@ from timestamp_echo.transports.epoll import (
     TimedStreamTransport,
     UNIXStreamTransport,
 )
+from timestamp_echo.transports.port import StreamPort
 from timestamp_echo.transports.proxy import ProxiedFactory
 from timestamp_echo.transports.reactor import BACKLOG, ReactorAdapter
 from timestamp_echo.transports.tls import HalfCloseTLSFactory
 
 FACTORY = Factory.forProtocol(Protocol)
-
-
-class FakePort:
-    """The attributes of a listening port that `ReactorAdapter` uses."""
-
-    transport: Any = None
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.socket = sock
-
-
-class FakeReactor:
-    """A reactor that returns this port in place of opening one."""
-
-    def __init__(self, port: FakePort) -> None:
-        self._port = port
-
-    def listenTCP(self, *_: object) -> FakePort:
-        """See `IReactorTCP`."""
-        return self._port
-
-    def adoptStreamPort(self, number: int, family: int, factory: object) -> FakePort:
-        """See `IReactorSocket`."""
-        self.factory = factory
-        return self._port
 
 
 class ReactorAdapterTests(SynchronousTestCase):
@@ -64,57 +40,76 @@ class ReactorAdapterTests(SynchronousTestCase):
         self.memory = MemoryReactorClock()
         self.reactor = ReactorAdapter(self.memory, False)
 
+    def socket_path(self) -> str:
+        """A path that fits into the 108 bytes of a UNIX address (unix(7))."""
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder)
+        return os.path.join(folder, "socket")
+
+    def listen(self, description: str) -> StreamPort:
+        """Listen on this endpoint until the test ends."""
+        port: Any = self.successResultOf(self.reactor.endpoint(description).listen(FACTORY))
+        self.addCleanup(port.socket.close)
+        return cast(StreamPort, port)
+
     def test_tcp(self) -> None:
-        """A TCP port is opened by the reactor, with the same arguments."""
-        self.reactor.listenTCP(3000, FACTORY, 7, "127.0.0.1")
-        self.assertEqual(self.memory.tcpServers, [(3000, FACTORY, 7, "127.0.0.1")])
+        """A TCP port has the arguments of its endpoint, and the reactor watches it."""
+        port = self.listen("tcp:0:backlog=7:interface=127.0.0.1")
+        self.assertEqual(port.getHost().host, "127.0.0.1")
+        self.assertEqual((port.backlog, port.factory), (7, FACTORY))
+        self.assertEqual(self.memory.getReaders(), [port])
 
     def test_backlog(self) -> None:
         """The backlog is larger than Twisted's default, unless the endpoint has another one."""
-        self.reactor.listenTCP(3000, FACTORY)
-        self.reactor.listenUNIX("/run/tsecho", FACTORY)
-        self.assertEqual(self.memory.tcpServers, [(3000, FACTORY, BACKLOG, "")])
-        self.assertEqual(self.memory.unixServers[0][2], BACKLOG)
+        path = self.socket_path()
+        for description in ("tcp:0:interface=127.0.0.1", f"unix:{path}:lockfile=0"):
+            self.assertEqual(self.listen(description).backlog, BACKLOG)
 
     def test_tls(self) -> None:
         """A TLS port is a TCP port whose connections can half-close."""
-        self.reactor.listenSSL(3001, FACTORY, CertificateOptions(), 7, "127.0.0.1")
-        servers: Any = self.memory.tcpServers
-        ((port, factory, backlog, interface),) = servers
-        self.assertEqual((port, backlog, interface), (3001, 7, "127.0.0.1"))
-        self.assertIsInstance(factory, HalfCloseTLSFactory)
-        self.assertIs(factory.wrappedFactory, FACTORY)
+        port: Any = self.reactor.listenSSL(0, FACTORY, CertificateOptions(), 7, "127.0.0.1")
+        self.addCleanup(port.socket.close)
+        self.assertEqual((port.backlog, port.getHost().host), (7, "127.0.0.1"))
+        self.assertIsInstance(port.factory, HalfCloseTLSFactory)
+        self.assertIs(port.factory.wrappedFactory, FACTORY)
 
     def test_unix(self) -> None:
-        """A UNIX port is opened by the reactor, with the same arguments."""
-        self.reactor.listenUNIX("/run/tsecho", FACTORY, 7, 0o600, True)
-        self.assertEqual(self.memory.unixServers, [("/run/tsecho", FACTORY, 7, 0o600, True)])
+        """A UNIX port has the arguments of its endpoint."""
+        path = self.socket_path()
+        port = self.listen(f"unix:{path}:mode=600:backlog=7")
+        self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
+        self.assertEqual((port.backlog, os.readlink(path + ".lock")), (7, str(os.getpid())))
 
     def test_unix_fails(self) -> None:
         """A UNIX port that cannot be opened leaves no lock behind."""
-        path = os.path.abspath(self.mktemp())
-
-        class Refusing:
-            def listenUNIX(self, address: str, *_: object) -> IListeningPort:
-                FilesystemLock(address + ".lock").lock()
-                raise CannotListenError(None, address, OSError(98, "in use"))
-
-        reactor = ReactorAdapter(Refusing(), False)
-        self.assertRaises(CannotListenError, reactor.listenUNIX, path, FACTORY, wantPID=True)
+        path = os.path.join(self.mktemp(), "missing")
+        os.mkdir(os.path.dirname(path))
+        os.mkdir(path)  # where the socket should be
+        adapter = ReactorAdapter(self.memory, False)
+        self.assertRaises(CannotListenError, adapter.listenUNIX, path, FACTORY, wantPID=True)
         self.assertFalse(os.path.lexists(path + ".lock"))
 
     def test_unix_lock_of_another(self) -> None:
         """The lock of another process is not removed."""
         path = os.path.abspath(self.mktemp())
         os.symlink("1", path + ".lock")
-
-        class Refusing:
-            def listenUNIX(self, address: str, *_: object) -> IListeningPort:
-                raise CannotListenError(None, address, "Cannot acquire lock")
-
-        reactor = ReactorAdapter(Refusing(), False)
-        self.assertRaises(CannotListenError, reactor.listenUNIX, path, FACTORY, wantPID=True)
+        adapter = ReactorAdapter(self.memory, False)
+        self.assertRaises(CannotListenError, adapter.listenUNIX, path, FACTORY, wantPID=True)
         self.assertTrue(os.path.lexists(path + ".lock"))
+
+    def adopt(self, family: int, *, timed: bool = False, proxied: bool = False) -> Any:
+        """Inherit a listening socket."""
+        with socket.socket(family) as sock:
+            if family != socket.AF_UNIX:
+                sock.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
+            else:
+                sock.bind(self.socket_path())
+            sock.listen()
+            sock.setblocking(False)
+            adapter = ReactorAdapter(self.memory, timed)._changed(_proxied=proxied)
+            port: Any = adapter.adoptStreamPort(sock.fileno(), family, FACTORY)
+        self.addCleanup(port.socket.close)
+        return port
 
     def test_adopted(self) -> None:
         """An inherited port has fast transports; with arrival times, if it is TCP."""
@@ -123,57 +118,55 @@ class ReactorAdapterTests(SynchronousTestCase):
             (True, socket.AF_UNIX, UNIXStreamTransport),
             (LINUX, socket.AF_INET6, TimedStreamTransport if LINUX else StreamTransport),
         ):
-            with socket.socket(family) as sock:
-                port = FakePort(sock)
-                ReactorAdapter(FakeReactor(port), timed).adoptStreamPort(3, family, FACTORY)
-                self.assertIs(port.transport.func, expected)
+            port = self.adopt(family, timed=timed)
+            self.assertIs(port.transport.func, expected)
+            self.assertTrue(port.inherited)
 
     def test_one_group(self) -> None:
         """All ports share one `EpollGroup`; without epoll, the reactor watches each connection."""
         for has_epoll in (True, False):
             if not has_epoll:
                 self.patch(reactor, "HAS_EPOLL", False)
-            adapter = ReactorAdapter(FakeReactor(FakePort(socket.socket())), False)
-            ports = [adapter.listenTCP(0, FACTORY), adapter.adoptStreamPort(3, 1, FACTORY)]
-            groups = [port.transport.keywords["group"] for port in ports]  # type: ignore[attr-defined]
+            self.reactor = ReactorAdapter(self.memory, False)
+            path = self.socket_path()
+            ports: list[Any] = [
+                self.listen("tcp:0:interface=127.0.0.1"),
+                self.listen(f"unix:{path}"),
+            ]
+            groups = [port.transport.keywords["group"] for port in ports]
             self.assertIs(groups[0], groups[1])
             self.assertEqual(isinstance(groups[0], EpollGroup), has_epoll)
-            ports[0].socket.close()  # type: ignore[attr-defined]
+            self.assertEqual([port.serve is not None for port in ports], [has_epoll] * 2)
 
     def listened(self, description: str) -> Any:
         """Listen on this endpoint, and return the factory that its port has."""
-        before = [*self.memory.tcpServers, *self.memory.unixServers]
-        self.successResultOf(self.reactor.endpoint(description).listen(FACTORY))
-        (server,) = (
-            s for s in (*self.memory.tcpServers, *self.memory.unixServers) if s not in before
-        )
-        return server[1]
+        return self.listen(description).factory
 
     def test_endpoint(self) -> None:
         """Without TLS and PROXY the port has the factory itself."""
-        self.assertIs(self.listened("tcp:3000"), FACTORY)
-        self.assertIs(self.listened("unix:/run/tsecho"), FACTORY)
+        self.assertIs(self.listened("tcp:0:interface=127.0.0.1"), FACTORY)
+        self.assertIs(self.listened(f"unix:{self.socket_path()}"), FACTORY)
 
     def test_proxied(self) -> None:
         """`haproxy:` puts the PROXY protocol in front of every kind of port."""
-        for description in ("haproxy:tcp:3000", "haproxy:tcp6:3000", "haproxy:unix:/run/tsecho"):
-            factory = self.listened(description)
+        path = self.socket_path()
+        for kind in ("tcp:0:interface=127.0.0.1", "tcp6:0:interface=\\:\\:1", f"unix:{path}"):
+            factory = self.listened(f"haproxy:{kind}")
             self.assertIsInstance(factory, ProxiedFactory)
             self.assertIs(factory.wrappedFactory, FACTORY)
 
     def test_adopted_proxied(self) -> None:
         """It puts it in front of an inherited port, too."""
-        with socket.socket() as sock:
-            adopting = FakeReactor(FakePort(sock))
-            adapter = ReactorAdapter(adopting, False)._changed(_proxied=True)
-            adapter.adoptStreamPort(3, socket.AF_INET, FACTORY)
-            self.assertIsInstance(adopting.factory, ProxiedFactory)
+        self.assertIsInstance(self.adopt(socket.AF_INET, proxied=True).factory, ProxiedFactory)
 
     def test_tls_layers(self) -> None:
         """The PROXY header comes before TLS (twisted#9041), for `ssl:` and `tls:`."""
         files = self_signed(self.mktemp())
         folder = os.path.dirname(files.key)
-        for description in (f"ssl:3001:{files.endpoint}", f"tls:{folder}:port=3001"):
+        for description in (
+            f"ssl:0:{files.endpoint}:interface=127.0.0.1",
+            f"tls:{folder}:port=0:interface=\\:\\:1",
+        ):
             secured = self.listened(description)
             self.assertIsInstance(secured, HalfCloseTLSFactory)
             self.assertIs(secured.wrappedFactory, FACTORY)
@@ -189,13 +182,12 @@ class ReactorAdapterTests(SynchronousTestCase):
     def test_replacing(self) -> None:
         """An open port gets a new factory with the same layers; no port is opened."""
         files = self_signed(self.mktemp())
-        port: Any = FakePort(socket.socket())
-        self.addCleanup(port.socket.close)
+        port: Any = self.listen("tcp:0:interface=127.0.0.1")
         endpoint = self.reactor.replacing(port).endpoint(f"haproxy:ssl:3001:{files.endpoint}")
         self.assertIs(self.successResultOf(endpoint.listen(FACTORY)), port)
         self.assertIsInstance(port.factory, ProxiedFactory)
         self.assertIsInstance(port.factory.wrappedFactory, HalfCloseTLSFactory)
-        self.assertEqual(self.memory.tcpServers, [])
+        self.assertEqual(self.memory.getReaders(), [port])
 
     def test_other_attributes(self) -> None:
         """All other attributes are the reactor's."""

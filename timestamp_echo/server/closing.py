@@ -19,11 +19,15 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from timestamp_echo.framing import FULL_READ
 from timestamp_echo.server.log import ConnectionLog
 
 LINGER_TIMEOUT = 1.0
 """Seconds that a peer has to close its side after this side closed its own, all replies sent."""
+
+
+MAX_REFUSALS = 32
+"""Refused connections that may linger at once. Each holds an open file, and no limit counts it:
+half of those that are reserved (`connections.RESERVED_FILES`)."""
 
 
 class Transport(typing.Protocol):
@@ -62,6 +66,9 @@ class ServiceFactory(typing.Protocol):
 
     clock: IReactorTime
     log: ConnectionLog
+
+    refusals: int
+    """How many refused connections are open."""
 
 
 @implementer(IHalfCloseableProtocol)
@@ -115,42 +122,49 @@ def cancel(call: IDelayedCall | None) -> None:
 
 
 class Drain:
-    """Waits until everything that has arrived is read.
-
-    That is so when the reactor has read its sockets once more, and has found less than a full
-    read in this one.
+    """Reads everything that has arrived by now, then calls back.
 
     @param clock: the reactor's.
-    @param received: returns how many bytes were read so far.
+    @param transport: the connection's.
     @param drained: is called then.
     """
 
     def __init__(
-        self, clock: IReactorTime, received: Callable[[], int], drained: Callable[[], None]
+        self, clock: IReactorTime, transport: Transport, drained: Callable[[], None]
     ) -> None:
         self._clock = clock
-        self._received = received
+        self._transport = transport
         self._drained = drained
+        self._unread = 0
         self._call: IDelayedCall | None = None
 
     def start(self) -> None:
         """Begin, or begin again."""
-        # A reactor reads between one timer and the next that is due at once: only a call that
-        # was made by a timer is sure to come after a whole round of reads.
-        self._call = self._clock.callLater(0, self._begin_round)
+        # What is below TLS and the PROXY protocol knows what waits in its socket. What comes later
+        # is not waited for: a peer that never stops sending would keep the service from stopping.
+        unread = getattr(self._transport, "unread", None)
+        if unread is None:  # `stdio:`, which the reactor reads between these two calls
+            self._call = self._clock.callLater(0, self._wait_for_read)
+        else:
+            self._unread = unread()
+            self._call = self._clock.callLater(0, self._read)
 
     def cancel(self) -> None:
-        """Stop waiting; nothing is called."""
+        """Stop; nothing is called."""
         cancel(self._call)
 
-    def _begin_round(self) -> None:
-        self._call = self._clock.callLater(0, self._end_round, self._received())
+    def _wait_for_read(self) -> None:
+        self._call = self._clock.callLater(0, self._read)
 
-    def _end_round(self, before: int) -> None:
-        if self._received() - before < FULL_READ:
+    def _read(self) -> None:
+        if self._unread <= 0:
             self._drained()
-        else:
-            self._begin_round()
+            return
+        # One read at a time, so that others have their turn. It brings a full read, or else
+        # everything. It may also pause this connection, which cancels the next call.
+        self._unread -= self._transport.read_size  # type: ignore[attr-defined]
+        self._call = self._clock.callLater(0, self._read)
+        self._transport.doRead()  # type: ignore[attr-defined]
 
 
 def refusal(why: str) -> bytes:
@@ -159,7 +173,7 @@ def refusal(why: str) -> bytes:
 
 
 class Refusal(LingeringClose):
-    """A connection that is refused with one line.
+    """A connection that is refused with one line; beyond `MAX_REFUSALS`, it is closed at once.
 
     @param why: the reason, as the client and the log get it.
     """
@@ -169,6 +183,15 @@ class Refusal(LingeringClose):
 
     def connectionMade(self) -> None:
         """Send the reason, and close."""
+        self.factory.refusals += 1
         self.factory.log.refused(self.transport.getPeer, self.why)
-        self.transport.write(refusal(self.why))
-        self.close()
+        if self.factory.refusals > MAX_REFUSALS:
+            self.transport.abortConnection()
+        else:
+            self.transport.write(refusal(self.why))
+            self.close()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The connection is over."""
+        super().connectionLost(reason)
+        self.factory.refusals -= 1

@@ -54,7 +54,7 @@ class Connection(Protocol):
         """
 
     def drain(self) -> None:
-        """Answer everything that has arrived by now, then close."""
+        """Answer everything that has arrived by now, then close. A second call changes nothing."""
 
     def abort(self) -> None:
         """Close at once, and drop what is unsent."""

@@ -251,9 +251,10 @@ class TimestampEcho(LingeringClose):
 
     def drain(self) -> None:
         """See `Connection.drain`. While too many replies are unsent nothing is read; it waits."""
-        self._drain = Drain(self.factory.clock, lambda: self._received, self._drained)
-        if not self._paused:
-            self._drain.start()
+        if self._drain is None:
+            self._drain = Drain(self.factory.clock, self.transport, self._drained)
+            if not self._paused:
+                self._drain.start()
 
     def _drained(self) -> None:
         self.end("the service is stopping")
@@ -357,6 +358,7 @@ class TimestampEchoFactory(Factory[TimestampEcho]):
         self.clock = clock
         self.now = now
         self.log = ConnectionLog(clock)
+        self.refusals = 0
         self.connections = Connections(clock) if connections is None else connections
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:  # type: ignore[override]  # a Refusal is no TimestampEcho

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 
 from timestamp_echo.server.connections import Connections
 from timestamp_echo.server.log import describe, escape, format_address
-from timestamp_echo.transports.epoll import MAX_EVENTS
+from timestamp_echo.transports.port import StreamPort
 
 DRAIN_TIMEOUT = 20.0
 """Seconds that a stop may take, by default: less than the 30 that orchestrators give."""
@@ -75,6 +75,7 @@ class EchoService(Service):
         self._reactor = reactor
         self._report = report
         self._ports: list[IListeningPort] = []
+        self._closing: list[IListeningPort] = []
         self._stopping = False
 
     def privilegedStartService(self) -> None:
@@ -95,12 +96,22 @@ class EchoService(Service):
             self.privilegedStartService()
 
     def stopService(self) -> Deferred[Any]:
-        """Close all ports, answer everything that has arrived, and end all connections."""
+        """Close all ports, answer everything that has arrived, and end all connections.
+
+        At the drain timeout, or at a second signal, the rest ends by force.
+        """
         super().stopService()
-        ports, self._ports = self._ports, []
-        # What `stdio:` opens is no port, and closes with its process.
-        closing = [port.stopListening() for port in ports if IListeningPort.providedBy(port)]
-        return DeferredList([d for d in closing if d is not None] + [self._drain()])
+        timeout = self._reactor.callLater(self._drain_timeout, self._abort)
+        # A port accepts what waits in its queue before it closes. Meanwhile the connections that
+        # exist are drained: where the file table is full, the others need their files. What
+        # `stdio:` opens is no port, and closes with its process.
+        self._closing = [port for port in self._ports if IListeningPort.providedBy(port)]
+        self._ports = []
+        closed = DeferredList([maybeDeferred(port.stopListening) for port in self._closing])
+        self._drain()
+        closed.addCallback(self._drain_accepted)
+        closed.addCallback(lambda _: timeout.active() and timeout.cancel())
+        return closed
 
     def _open(self, listener: Listener) -> None:
         failures: list[Failure] = []
@@ -119,28 +130,24 @@ class EchoService(Service):
         self._log.info("listening on {where}", where=_listening_on(description, port.getHost()))
 
     def _close_again(self) -> None:
-        self.stopService()
-        # Ports close in the reactor's next iteration, but it is not running yet.
-        self._reactor.iterate(0)
+        stopped = self.stopService()
+        # Ports close in the reactor's next iterations, but it is not running yet.
+        while not stopped.called:
+            self._reactor.iterate(0)
 
-    def _drain(self) -> Deferred[None]:
-        """End all connections; at the timeout, or at a second signal, by force."""
-        self._drain_after(len(self._connections) // MAX_EVENTS)
-        closed = self._connections.all_closed()
-        if not closed.called:
-            timeout = self._reactor.callLater(self._drain_timeout, self._abort)
-            closed.addCallback(lambda _: timeout.active() and timeout.cancel())
-        return closed
+    def _drain(self) -> None:
+        for connection in self._connections:
+            connection.drain()
 
-    def _drain_after(self, iterations: int) -> None:
-        # By then every connection has been read once, so everything that had arrived is known.
-        if iterations:
-            self._reactor.callLater(0, self._drain_after, iterations - 1)
-        else:
-            for connection in self._connections:
-                connection.drain()
+    def _drain_accepted(self, _: object) -> Deferred[None]:
+        """All ports are closed: drain the connections that they accepted at the end, too."""
+        self._drain()
+        return self._connections.all_closed()
 
     def _abort(self) -> None:
+        for port in self._closing:
+            if isinstance(port, StreamPort):
+                port.loseConnection()
         for connection in self._connections:
             connection.abort()
 

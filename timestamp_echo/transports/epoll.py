@@ -17,13 +17,19 @@ and only the second point holds. Knows no message and no stamp.
 from __future__ import annotations
 
 import select
+import socket
+import struct
 import sys
+from array import array
 from collections.abc import Iterable
+from fcntl import ioctl
+from termios import FIONREAD
+from time import monotonic
 from typing import Any
 
 from twisted.internet import tcp, unix
 from twisted.internet.address import IPv6Address
-from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.python import log
@@ -45,12 +51,23 @@ microseconds each, its timers and listening ports wait for 2 ms."""
 
 MAX_ROUNDS = 2
 
+MAX_QUICK = 0.0002
+"""Seconds that serving a connection once may take before it has to wait for the quicker ones. A
+line takes some 10 microseconds, a TLS handshake a millisecond."""
+
+MAX_SECONDS = 0.002
+"""How long a round may go on with connections that take longer than `MAX_QUICK`."""
+
 _MANY_READY = 8  # in one round: then others are likely to have become ready meanwhile
 
 # epoll(7): EPOLLIN, EPOLLOUT, EPOLLERR | EPOLLHUP; as plain numbers, without a look-up in `select`
 _IN = 1
 _OUT = 4
 _BROKEN = 8 | 16
+
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER (socket(7)): close(2) drops what is unsent, and resets
+
+_Events = list[tuple[int, int]]  # file descriptors, and what they are ready for
 
 _NO_BUFFER: Any = ()  # see StreamTransport.__init__
 
@@ -75,6 +92,9 @@ class EpollGroup:
         self._writers: dict[int, StreamTransport] = {}
         self._watched = 0
         self._unregistered: set[int] = set()  # since the last epoll_wait(2)
+        # When those that took long were last served, by file descriptor. A number that another
+        # connection has by now does no harm: that one waits for one round.
+        self._slow: dict[int, float] = {}
 
     def fileno(self) -> int:
         """See `IFileDescriptor.fileno`."""
@@ -89,6 +109,16 @@ class EpollGroup:
 
     def doRead(self) -> None:
         """Serve the connections that are ready, in at most `MAX_ROUNDS` rounds."""
+        for _ in range(MAX_ROUNDS):
+            # With few ready, another look would likely find none: leave that to the reactor.
+            if self.serve() < _MANY_READY:
+                return
+
+    def serve(self) -> int:
+        """Serve the connections that are ready, in one round.
+
+        @return: how many were ready.
+        """
         # epoll_wait(2) returns the events of a whole round at once. What serving the first of
         # these connections does may close or pause any of the others (a limit, a stop), and a
         # connection that is accepted meanwhile may get the file descriptor of a closed one. So
@@ -99,28 +129,67 @@ class EpollGroup:
         # - All other events are rare, and `_other_event` checks that they are not stale.
         #
         # This loop is the path of every message, so the usual case, bytes to read, is inlined.
+        if self._epoll is None:
+            return 0
+        self._unregistered.clear()
         readers = self._readers
-        for _ in range(MAX_ROUNDS):
-            # Closing the last connection in the round before has closed the epoll as well.
-            if self._epoll is None:
-                return
-            self._unregistered.clear()
-            events = self._epoll.poll(0, MAX_EVENTS)
-            for fd, event in events:
-                transport = readers[fd]
-                if event != _IN:
-                    self._other_event(fd, event)
-                elif transport is not None:
-                    why: BaseException | None
-                    try:
-                        why = transport.doRead()
-                    except BaseException as error:
-                        log.err()
-                        why = error
-                    if why:
-                        self._disconnect(transport, why, True)
-            # With few ready, another look would likely find none: leave that to the reactor.
-            if len(events) < _MANY_READY:
+        events = self._epoll.poll(0, MAX_EVENTS)
+        quick, slow = self._split(events) if self._slow else (events, [])
+        before = monotonic()
+        deadline = before + MAX_SECONDS
+        for fd, event in quick:
+            transport = readers[fd]
+            if event != _IN:
+                self._other_event(fd, event)
+            elif transport is not None:
+                why: BaseException | None
+                try:
+                    why = transport.doRead()
+                except BaseException as error:
+                    log.err()
+                    why = error
+                if why:
+                    self._disconnect(transport, why, True)
+            now = monotonic()
+            if now - before > MAX_QUICK:
+                # Whoever takes long is served after all others from now on. So the others can
+                # wait for the next round, in which this one is not in front of them.
+                self._slow[fd] = now
+                if now > deadline:
+                    break
+            before = now
+        if slow:
+            self._serve_slow(slow, deadline)
+        return len(events)
+
+    def _split(self, events: _Events) -> tuple[_Events, _Events]:
+        """The events of quick connections, and of slow ones, the one that waits longest first."""
+        slow = sorted(
+            (event for event in events if event[0] in self._slow),
+            key=lambda event: self._slow[event[0]],
+        )
+        return [event for event in events if event[0] not in self._slow], slow
+
+    def _serve_slow(self, events: _Events, deadline: float) -> None:
+        """Serve connections that took long, while there is time, but at least one.
+
+        What is served may be bounded (`READ_SIZE`), but not what a byte of it costs: a TLS record
+        of one byte takes as long as one of a thousand. So the time is measured, and whoever took
+        more than `MAX_QUICK` gets its turn when the quick ones had theirs.
+        """
+        for fd, event in events:
+            before = monotonic()
+            reader = self._readers[fd]
+            if event != _IN:
+                self._other_event(fd, event)
+            elif reader is not None:
+                self._try(reader, reader.doRead, True)
+            now = monotonic()
+            if now - before > MAX_QUICK:
+                self._slow[fd] = now
+            else:
+                del self._slow[fd]
+            if now > deadline:
                 return
 
     def _other_event(self, fd: int, event: int) -> None:
@@ -237,13 +306,18 @@ class EpollGroup:
 class StreamTransport(tcp.Server):
     """A TCP connection that is written to at once.
 
+    @param args: as for `tcp.Server`.
     @param group: watches it: an `EpollGroup`, or the reactor itself.
     @param max_unsent: bytes beyond which its producer is paused.
     """
 
+    server: Any  # the `StreamPort` that accepted it
+
+    read_size = READ_SIZE
+    """Bytes of one read at most."""
+
     # While `readConnectionLost` of the protocol runs: whether that asked to be watched for room.
     _wants_room: bool | None = None
-    _shouldShutdown = False  # no shutdown(2) before close(2): no other process has this socket
 
     def __init__(self, *args: Any, group: Any, max_unsent: int) -> None:
         # Memory counts here: there may be a million connections. `tcp.Server.__init__`, which is
@@ -267,7 +341,8 @@ class StreamTransport(tcp.Server):
 
     def fileno(self) -> int:
         """See `IFileDescriptor.fileno`."""
-        return self.socket.fileno() if self.connected else -1
+        # While the connection is being lost it is still unregistered by its number.
+        return self.socket.fileno() if hasattr(self, "socket") else -1
 
     def logPrefix(self) -> str:
         """See `ILoggingContext.logPrefix`."""
@@ -277,10 +352,22 @@ class StreamTransport(tcp.Server):
         return f"<{type(self).__name__} {self.fileno()} from {self.hostname}>"
 
     def connectionLost(self, reason: Failure) -> None:
-        """As `tcp.Connection.connectionLost`, which deletes the object's own `fileno`."""
-        if self.connected:
-            self.fileno = self.socket.fileno  # type: ignore[method-assign]  # to be deleted
-        super().connectionLost(reason)
+        """As `tcp.Connection.connectionLost`; the port learns that a file is closed."""
+        if not self.connected:
+            return
+        self.connected, self.disconnected = 0, 1
+        if self.producer is not None:
+            self.producer.stopProducing()
+            self.producer = None
+        self.stopReading()
+        self.stopWriting()
+        if reason.check(ConnectionAborted):
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.socket.close()
+        protocol = self.protocol
+        del self.protocol, self.socket
+        protocol.connectionLost(reason)
+        self.server.connection_closed()
 
     def readConnectionLost(self, reason: Failure) -> None:
         """As `tcp.Connection.readConnectionLost`, but if nothing is unsent, it closes at once."""
@@ -319,13 +406,25 @@ class StreamTransport(tcp.Server):
     def doRead(self) -> ConnectionLost | ConnectionDone | None:  # type: ignore[override]  # abortConnection replaces it
         """As `tcp.Connection.doRead`."""
         try:
-            data = self.socket.recv(READ_SIZE)
+            data = self.socket.recv(self.read_size)
         except OSError as error:
             return _read_error(error)
         if not data:
             return CONNECTION_DONE
         self.protocol.dataReceived(data)
         return None
+
+    def unread(self) -> int:
+        """How many bytes have arrived that are not read yet (FIONREAD, ioctl_tty(2))."""
+        if not self.connected:
+            return 0
+        count = array("i", [0])
+        ioctl(self.fileno(), FIONREAD, count)
+        return count[0]
+
+    def set_read_size(self, size: int) -> None:
+        """Read at most this many bytes at once, but never more than `READ_SIZE`."""
+        self.read_size = min(size, READ_SIZE)
 
     def write(self, data: bytes) -> None:
         """Send what the kernel takes at once; buffer the rest, as `FileDescriptor.write` does."""
@@ -368,7 +467,7 @@ class TimedStreamTransport(StreamTransport):
     def doRead(self) -> ConnectionLost | ConnectionDone | None:  # type: ignore[override]  # abortConnection replaces it
         """As `StreamTransport.doRead`."""
         try:
-            data, ancillary, _, _ = self.socket.recvmsg(READ_SIZE, ANCILLARY_SIZE)
+            data, ancillary, _, _ = self.socket.recvmsg(self.read_size, ANCILLARY_SIZE)
         except OSError as error:
             return _read_error(error)
         if not data:

@@ -25,6 +25,7 @@ from timestamp_echo.transports.epoll import (
     TimedStreamTransport,
     UNIXStreamTransport,
 )
+from timestamp_echo.transports.port import StreamPort, UNIXStreamPort
 from timestamp_echo.transports.proxy import ProxiedFactory
 
 MAX_UNSENT = 2**16
@@ -116,7 +117,9 @@ class ReactorAdapter:
             self._replaced_port.factory = outermost
             replaced: IListeningPort = self._replaced_port
             return replaced
-        return self._tcp(self._reactor.listenTCP(port, outermost, _backlog(backlog), interface))
+        return self._opened(
+            StreamPort(port, outermost, _backlog(backlog), interface, self._reactor)
+        )
 
     def listenSSL(
         self,
@@ -145,39 +148,50 @@ class ReactorAdapter:
         """See `IReactorUNIX.listenUNIX`. If it fails, it leaves no lock behind."""
         lock = address + ".lock"
         already_held = _lock_holder(lock) == os.getpid()  # by another listener of this process
+        port = UNIXStreamPort(
+            os.fsencode(address),
+            self._outermost(factory),
+            *(_backlog(backlog), mode, self._reactor, wantPID),
+        )
         try:
-            port = self._reactor.listenUNIX(
-                address, self._outermost(factory), _backlog(backlog), mode, wantPID
-            )
+            return self._opened(port)
         except CannotListenError:
             if not already_held and _lock_holder(lock) == os.getpid():
                 FilesystemLock(lock).unlock()
             raise
-        return self._with_transport(port, UNIXStreamTransport)
 
     def adoptStreamPort(
         self, fileDescriptor: int, addressFamily: int, factory: IProtocolFactory
     ) -> IListeningPort:
         """See `IReactorSocket.adoptStreamPort`."""
-        port = self._reactor.adoptStreamPort(
-            fileDescriptor, addressFamily, self._outermost(factory)
-        )
+        outermost = self._outermost(factory)
+        port: StreamPort
         if addressFamily == socket.AF_UNIX:
-            return self._with_transport(port, UNIXStreamTransport)
-        return self._tcp(port)
+            port = UNIXStreamPort._fromListeningDescriptor(self._reactor, fileDescriptor, outermost)
+        else:
+            port = StreamPort._fromListeningDescriptor(
+                *(self._reactor, fileDescriptor, addressFamily, outermost)
+            )
+        port.inherited = True
+        return self._opened(port)
 
     def _outermost(self, factory: IProtocolFactory) -> IProtocolFactory:
         return ProxiedFactory(factory) if self._proxied else factory
 
-    def _tcp(self, port: Any) -> IListeningPort:
-        if not self._timed:
-            return self._with_transport(port, StreamTransport)
-        arrivals.enable(port.socket)
-        return self._with_transport(port, TimedStreamTransport)
-
-    def _with_transport(self, port: Any, kind: type[StreamTransport]) -> IListeningPort:
-        """Let the port make its connections of this kind."""
-        port.transport = partial(kind, group=self._group, max_unsent=self._max_unsent)
+    def _opened(self, port: StreamPort) -> IListeningPort:
+        """Begin to listen on a port whose connections are in the group."""
+        kind: type[StreamTransport] = StreamTransport
+        if isinstance(port, UNIXStreamPort):
+            kind = UNIXStreamTransport
+        elif self._timed:
+            kind = TimedStreamTransport
+        transport: Any = partial(kind, group=self._group, max_unsent=self._max_unsent)
+        port.transport = transport
+        if isinstance(self._group, EpollGroup):
+            port.serve = self._group.serve
+        port.startListening()
+        if kind is TimedStreamTransport:
+            arrivals.enable(port.socket)
         listening: IListeningPort = port
         return listening
 

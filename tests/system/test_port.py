@@ -1,0 +1,326 @@
+"""Tests for `timestamp_echo.transports.port`: real sockets, a reactor in memory, and services."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Callable
+from typing import Any, cast
+
+from twisted.internet.address import IPv6Address
+from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import formatEvent
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyClass, verifyObject
+
+from tests.fakes import logged
+from tests.system.running import PATIENCE, Service, read_all, talk
+from timestamp_echo.transports import port as port_module
+from timestamp_echo.transports.port import (
+    LOG_INTERVAL,
+    MAX_ACCEPTS,
+    MAX_LAST_ACCEPTS,
+    MAX_SECONDS,
+    PAUSE,
+    StreamPort,
+    UNIXStreamPort,
+)
+from timestamp_echo.transports.reactor import ReactorAdapter
+
+
+class Accepted(Factory[Protocol]):
+    """Builds protocols, and keeps their peers' addresses."""
+
+    noisy = False
+    act: Callable[[], object] = bool
+    refuse = False
+
+    def __init__(self) -> None:
+        self.peers: list[IAddress] = []
+        self.built: list[Any] = []
+
+    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
+        """See `IProtocolFactory`."""
+        assert addr is not None
+        self.peers.append(addr)
+        self.act()
+        if self.refuse:
+            return None
+        self.built.append(Protocol())
+        return cast(Protocol, self.built[-1])
+
+
+class Socket:
+    """A listening socket whose `accept` raises these errors first."""
+
+    def __init__(self, sock: socket.socket, *errors: int) -> None:
+        self._sock = sock
+        self.errors = list(errors)
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Raise the next error, or take a connection from the queue."""
+        if self.errors:
+            number = self.errors.pop(0)
+            raise OSError(number, os.strerror(number))
+        return self._sock.accept()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+class StreamPortTests(SynchronousTestCase):
+    """`StreamPort`, with clients that wait in its queue."""
+
+    def setUp(self) -> None:
+        """Open a port whose rounds of serving are recorded."""
+        self.reactor: Any = MemoryReactorClock()
+        self.factory = Accepted()
+        self.served: list[int] = []
+        self.port = self.open()
+        self.events = logged(self)
+
+    def open(self) -> Any:
+        """Open a port on a free number."""
+        adapter = ReactorAdapter(self.reactor, False)
+        port: Any = adapter.listenTCP(0, self.factory, interface="127.0.0.1")
+        self.addCleanup(port.socket.close)
+        port.serve = lambda: self.served.append(len(self.factory.peers))
+        return port
+
+    def connect(self, count: int) -> list[socket.socket]:
+        """Connect clients, which wait in the queue."""
+        clients = [socket.create_connection(self.port.socket.getsockname()) for _ in range(count)]
+        for client in clients:
+            client.settimeout(PATIENCE)
+            self.addCleanup(client.close)
+        return clients
+
+    def let_accept_fail(self, *errors: int) -> None:
+        """Let the next calls of accept(2) fail."""
+        self.port.socket = Socket(self.port.socket, *errors)
+
+    def lines(self) -> list[str]:
+        """What was logged."""
+        return [formatEvent(event) for event in self.events]
+
+    def test_interfaces(self) -> None:
+        """It has the interface of a port."""
+        verifyClass(IListeningPort, StreamPort)
+        verifyObject(IListeningPort, self.port)
+
+    def test_established_first(self) -> None:
+        """After every few that are accepted, the established connections are served."""
+        self.patch(port_module, "MAX_SECONDS", PATIENCE)
+        self.connect(2 * MAX_ACCEPTS + 1)
+        self.port.doRead()
+        self.assertEqual(self.served, [MAX_ACCEPTS, 2 * MAX_ACCEPTS])
+        self.assertEqual(len(self.factory.peers), 2 * MAX_ACCEPTS + 1)
+
+    def test_short(self) -> None:
+        """One event takes a short time; who is not accepted by then waits in the queue."""
+        now = 0.0
+        self.patch(port_module, "monotonic", lambda: now)
+
+        def spend() -> None:
+            nonlocal now
+            now += MAX_SECONDS / MAX_ACCEPTS / 2
+
+        self.factory.act = spend
+        self.connect(4 * MAX_ACCEPTS)
+        self.port.doRead()
+        self.assertEqual(len(self.factory.peers), 2 * MAX_ACCEPTS)
+        self.port.doRead()
+        self.assertEqual(len(self.factory.peers), 4 * MAX_ACCEPTS)
+
+    def test_without_epoll(self) -> None:
+        """Where the reactor serves each connection, it does so after every few accepted."""
+        self.port.serve = None
+        self.connect(MAX_ACCEPTS + 1)
+        self.port.doRead()
+        self.assertEqual(len(self.factory.peers), MAX_ACCEPTS)
+
+    def test_no_delay(self) -> None:
+        """Connections inherit TCP_NODELAY, as replies are written whole."""
+        self.connect(1)
+        self.port.doRead()
+        (protocol,) = self.factory.built
+        self.assertTrue(protocol.transport.getTcpNoDelay())
+
+    def test_not_built(self) -> None:
+        """A connection for which the factory builds no protocol is closed."""
+        self.factory.refuse = True
+        (client,) = self.connect(1)
+        self.port.doRead()
+        self.assertEqual(client.recv(1), b"")
+
+    def test_exception(self) -> None:
+        """An exception of one connection is logged, and the others are accepted."""
+        self.factory.act = {}.popitem
+        self.connect(2)
+        self.port.doRead()
+        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 2)
+        self.assertEqual(len(self.factory.peers), 2)
+
+    def test_gone(self) -> None:
+        """A connection that ended in the queue does not keep the others waiting."""
+        self.let_accept_fail(errno.ECONNABORTED, errno.EPERM)
+        self.connect(1)
+        self.port.doRead()
+        self.assertEqual(len(self.factory.peers), 1)
+        self.assertEqual(self.lines(), [])
+
+    def test_full(self) -> None:
+        """While the file table is full, connections wait, and the port is not watched."""
+        for number in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+            self.let_accept_fail(number)
+            self.connect(1)
+            self.factory.peers.clear()
+            self.port.doRead()
+            self.assertEqual(self.factory.peers, [])
+            self.assertNotIn(self.port, self.reactor.getReaders())
+            self.reactor.advance(PAUSE - 0.01)
+            self.assertNotIn(self.port, self.reactor.getReaders())
+            self.reactor.advance(0.01)
+            self.assertIn(self.port, self.reactor.getReaders())
+            self.port.doRead()
+            self.assertEqual(len(self.factory.peers), 1)
+
+    def test_full_until_closed(self) -> None:
+        """When a connection of the port has closed, there is a file for another."""
+        self.port.connection_closed()  # not paused: nothing to do
+        self.let_accept_fail(errno.EMFILE)
+        self.connect(1)
+        self.port.doRead()
+        self.port.connection_closed()
+        self.assertEqual(self.reactor.getReaders(), [self.port])
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_full_log(self) -> None:
+        """The log has one line in ten seconds, with a count."""
+        self.let_accept_fail(*[errno.EMFILE] * 50)
+        while self.reactor.seconds() < 2 * LOG_INTERVAL:
+            self.port.doRead()
+            self.reactor.advance(PAUSE)
+        number = self.port.getHost().port
+        line = f"cannot accept on 127.0.0.1:{number}: Too many open files; connections wait"
+        self.assertEqual(
+            self.lines(),
+            [
+                f"{line} (1 pause since the last such line)",
+                f"{line} (20 pauses since the last such line)",
+            ],
+        )
+
+    def test_stop(self) -> None:
+        """A stop accepts what waits in the queue, however much it is, before the port closes."""
+        self.connect(100)
+        stopped = self.port.stopListening()
+        self.assertIs(self.port.stopListening(), stopped)
+        self.assertNoResult(stopped)
+        self.reactor.pump([0, 0])
+        self.successResultOf(stopped)
+        self.assertEqual(len(self.factory.peers), 100)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+        self.successResultOf(self.port.stopListening())
+
+    def test_stop_in_storm(self) -> None:
+        """A stop ends although new connections never cease to come."""
+        self.patch(StreamPort, "_last_accepts", 10)
+        self.assertEqual(MAX_LAST_ACCEPTS, 4096)
+        self.factory.act = lambda: self.connect(1)
+        self.patch(port_module, "MAX_SECONDS", 0)
+        self.connect(1)
+        stopped = self.port.stopListening()
+        self.reactor.pump([0, 0])
+        self.successResultOf(stopped)
+        self.assertEqual(len(self.factory.peers), 12)  # a multiple of MAX_ACCEPTS
+
+    def test_stop_while_full(self) -> None:
+        """A port that stops while the file table is full waits for a free file."""
+        self.let_accept_fail(errno.EMFILE)
+        self.connect(1)
+        self.port.doRead()
+        stopped = self.port.stopListening()
+        self.reactor.pump([0.01] * 5)
+        self.assertNoResult(stopped)
+        self.port.connection_closed()
+        self.reactor.pump([0.01] * 2)
+        self.successResultOf(stopped)
+        self.assertEqual(len(self.factory.peers), 1)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_stop_at_once(self) -> None:
+        """`loseConnection` ends a stop that waits, and a pause."""
+        self.let_accept_fail(errno.EMFILE)
+        self.port.doRead()
+        stopped = self.port.stopListening()
+        self.port.loseConnection()
+        self.reactor.pump([0, 0.01])
+        self.successResultOf(stopped)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_stop_inherited(self) -> None:
+        """The queue of an inherited socket is left to the next process."""
+        self.port.inherited = True
+        self.connect(1)
+        stopped = self.port.stopListening()
+        self.reactor.pump([0, 0])
+        self.successResultOf(stopped)
+        self.assertEqual(self.factory.peers, [])
+
+    def test_scope(self) -> None:
+        """The address of a link-local peer has its scope."""
+        self.assertEqual(port_module._scoped(("::1", 1, 0, 0)), ("::1", 1, 0, 0))
+        name = socket.if_indextoname(1)
+        self.assertEqual(port_module._scoped(("fe80::1", 1, 0, 1)), (f"fe80::1%{name}", 1, 0, 1))
+        self.port._addressType = IPv6Address
+        self.port._make_connection(socket.socket(socket.AF_INET6), ("fe80::1", 1, 0, 1))
+        self.assertEqual(self.factory.peers, [IPv6Address("TCP", f"fe80::1%{name}", 1, 0, 1)])
+
+
+class UNIXStreamPortTests(SynchronousTestCase):
+    """`UNIXStreamPort`: the differences from TCP."""
+
+    def test_full_log(self) -> None:
+        """The log line about a full file table has the path."""
+        events = logged(self)
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder)
+        path = os.path.join(folder, "socket")
+        port: Any = ReactorAdapter(MemoryReactorClock(), False).listenUNIX(path, Accepted())
+        self.addCleanup(port.socket.close)
+        self.assertIsInstance(port, UNIXStreamPort)
+        port.socket = Socket(port.socket, errno.EMFILE)
+        port.doRead()
+        self.assertIn(f"cannot accept on unix:{path}: ", formatEvent(events[-1]))
+
+
+class QueueTests(SynchronousTestCase):
+    """A service that stops while connections wait in its queue."""
+
+    def test_queue_at_stop(self) -> None:
+        """Connections in the queue when the stop begins are answered, over TCP and UNIX."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "-l", "unix:socket")
+        talk(service.connect(), b"hello\n")  # it runs, and handles signals
+        os.kill(service.process.pid, signal.SIGSTOP)
+        clients = [service.connect() for _ in range(300)]
+        for _ in range(100):
+            client = socket.socket(socket.AF_UNIX)
+            client.settimeout(PATIENCE)
+            client.connect(service.path())
+            clients.append(client)
+        for client in clients:
+            self.addCleanup(client.close)
+            client.sendall(b"hello\n")
+        os.kill(service.process.pid, signal.SIGTERM)
+        os.kill(service.process.pid, signal.SIGCONT)
+        for client in clients:
+            self.assertRegex(read_all(client), rb"^\[.*\] hello\n$")
+            client.close()
+        self.assertEqual(service.wait(), 0)

@@ -1,0 +1,213 @@
+"""The listening port: who is accepted, and when.
+
+Twisted accepts a hundred connections in each iteration of the reactor, and twenty more each time
+that was not enough, without bound: in a storm of new connections, those that are established wait
+for seconds. Here they come first. A few are accepted at a time, then whoever has sent something is
+served, and so on for at most `MAX_SECONDS`; the rest wait in the kernel's queue, which costs this
+process nothing. Knows sockets and the group of connections; no message and no stamp.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+from math import inf
+from time import monotonic
+from typing import Any
+
+from twisted.internet import tcp, unix
+from twisted.internet.address import UNIXAddress
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python import log
+from twisted.python.failure import Failure
+
+from timestamp_echo.addresses import host_port
+
+MAX_ACCEPTS = 4
+"""Connections accepted before the established ones are served: as many as HAProxy's default
+(tune.maxaccept). With 64, an established client waits 20 ms and more in a storm."""
+
+MAX_SECONDS = 0.002
+"""How long one event may accept and serve, before timers and other descriptors have their turn."""
+
+MAX_LAST_ACCEPTS = 4096
+"""Connections accepted once the port has been asked to stop: as many as its queue holds. Without
+this bound a port could not stop in a storm."""
+
+PAUSE = 0.5
+"""Seconds without accepting after the file table was full, unless a connection closes before."""
+
+LOG_INTERVAL = 10.0
+"""Seconds between two lines in the log about that."""
+
+_RETRY = 0.01  # seconds until a port that stops looks again whether the file table has room
+
+# What accept(2) reports when the process or the host has no room for another connection. It stays
+# in the queue. All other errors are those of the connection, which is gone; EAGAIN: there is none.
+_NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+class StreamPort(tcp.Port):
+    """A TCP port, or an inherited socket, that puts established connections first.
+
+    `transport` makes its connections, as in `tcp.Port`.
+    """
+
+    reactor: Any  # IReactorFDSet and IReactorTime
+
+    serve: Callable[[], object] | None = None
+    """Serves the established connections that are ready; None if the reactor has to do it."""
+
+    inherited = False
+    """Whether the socket outlives this process, with what waits in its queue."""
+
+    _logger = Logger()
+    _resume_call: IDelayedCall | None = None
+    _pauses = 0  # since the last line in the log
+    _next_line = -inf
+    _stopped: Deferred[None] | None = None  # fires when the port is closed; None: not stopping
+    _last_accepts = MAX_LAST_ACCEPTS
+
+    def startListening(self) -> None:
+        """See `IListeningPort.startListening`."""
+        super().startListening()
+        if self.addressFamily != socket.AF_UNIX:
+            # A reply is written whole, so there is nothing to wait for (Nagle's algorithm).
+            # Connections inherit it, which saves a system call for each.
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def doRead(self) -> None:
+        """Accept a few connections, serve the established ones, and so on for a short time."""
+        deadline = monotonic() + MAX_SECONDS
+        while self._accept_some() and self.serve is not None:
+            self.serve()
+            if monotonic() >= deadline:
+                return
+
+    def _accept_some(self) -> bool:
+        """Accept a few connections.
+
+        @return: whether more may be waiting.
+        """
+        for _ in range(MAX_ACCEPTS):
+            try:
+                sock, address = self.socket.accept()
+            except BlockingIOError:
+                if self._stopped is not None:
+                    self._close()
+                return False
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    self._pause(error)
+                    return False
+            else:
+                self._make_connection(sock, address)
+        return True
+
+    def _make_connection(self, sock: socket.socket, address: Any) -> None:
+        if self._stopped is not None:
+            self._last_accepts -= 1
+        try:
+            peer = self._buildAddr(_scoped(address))
+            protocol = self.factory.buildProtocol(peer)  # type: ignore[union-attr]
+            if protocol is None:
+                sock.close()
+            else:
+                transport = self.transport(sock, protocol, address, self, 0, self.reactor)
+                protocol.makeConnection(transport)
+        except BaseException:
+            # One failure stays one failure: the others still have to be accepted.
+            log.err()
+
+    def _pause(self, error: OSError) -> None:
+        """Let new connections wait, and say so at most once in `LOG_INTERVAL`."""
+        self.stopReading()
+        self._resume_call = self.reactor.callLater(PAUSE, self._resume)
+        self._pauses += 1
+        now = self.reactor.seconds()
+        if now >= self._next_line:
+            self._logger.warn(
+                "cannot accept on {where}: {why}; connections wait"
+                " ({count} pause{s} since the last such line)",
+                where=self._where(),
+                why=error.strerror,
+                count=self._pauses,
+                s="" if self._pauses == 1 else "s",
+            )
+            self._next_line = now + LOG_INTERVAL
+            self._pauses = 0
+
+    def connection_closed(self) -> None:
+        """One of this port's connections has closed: after a pause, accept again."""
+        if self._resume_call is not None:
+            self._resume_call.cancel()
+            self._resume()
+
+    def _resume(self) -> None:
+        self._resume_call = None
+        self.startReading()
+
+    def _where(self) -> str:
+        host = self.getHost()
+        if isinstance(host, UNIXAddress):
+            return "unix:" + os.fsdecode(host.name or b"")
+        return host_port(host.host, host.port)
+
+    def stopListening(self) -> Deferred[None]:  # type: ignore[override]  # with a reason, it is `loseConnection`
+        """See `IListeningPort.stopListening`. What waits in the queue is accepted first.
+
+        Clients there are connected, and may have sent something. An inherited socket's queue is
+        left to the next process. To close the port at once, call `loseConnection`.
+        """
+        if self._stopped is None:
+            self._stopped = Deferred()
+            if self.inherited or not self.connected:
+                self._close()
+            else:
+                self.reactor.callLater(0, self._accept_last)
+        return self._stopped
+
+    def _accept_last(self) -> None:
+        paused = self._resume_call is not None
+        if not paused and self.connected:
+            self.doRead()
+        # `doRead` closes the port when it finds the queue empty.
+        if self._last_accepts <= 0:
+            self._close()
+        elif self.connected and not self.disconnecting:
+            self.reactor.callLater(_RETRY if paused else 0, self._accept_last)
+
+    def _close(self) -> None:
+        """Close the port, if that has not begun."""
+        if self.connected and not self.disconnecting:
+            self.loseConnection()
+        elif not self.connected:
+            self._closed()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """See `IFileDescriptor.connectionLost`."""
+        if self._resume_call is not None:
+            self._resume_call.cancel()
+            self._resume_call = None
+        super().connectionLost(reason)
+        self._closed()
+
+    def _closed(self) -> None:
+        if self._stopped is not None and not self._stopped.called:
+            self._stopped.callback(None)
+
+
+class UNIXStreamPort(StreamPort, unix.Port):
+    """The same for a UNIX socket."""
+
+
+def _scoped(address: Any) -> Any:
+    """A peer's address, with the scope of a link-local IPv6 address in its text (RFC 4007)."""
+    if isinstance(address, tuple) and len(address) == 4 and address[3]:
+        host, _ = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
+        return (host, *address[1:])
+    return address
