@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import INegotiated, IPushProducer, ITCPTransport
+from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
+    INegotiated,
+    IPushProducer,
+    ITCPTransport,
+)
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
@@ -121,3 +129,41 @@ def logged(case: SynchronousTestCase) -> list[LogEvent]:
     globalLogPublisher.addObserver(observer)
     case.addCleanup(globalLogPublisher.removeObserver, observer)
     return events
+
+
+@implementer(IHalfCloseableProtocol)
+class Recorder(Protocol):
+    """Records what it receives and how it ends, and calls `act` at each read."""
+
+    transport: Any
+
+    def __init__(self) -> None:
+        self.reads: list[bytes] = []
+        self.ends: list[object] = []
+        self.act: Callable[[], object] = bool
+
+    def dataReceived(self, data: bytes) -> None:
+        """See `IProtocol`."""
+        self.reads.append(data)
+        self.act()
+
+    def readConnectionLost(self) -> None:
+        """See `IHalfCloseableProtocol`."""
+        self.ends.append("half")
+
+    def writeConnectionLost(self) -> None:
+        """See `IHalfCloseableProtocol`."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """See `IProtocol`."""
+        self.ends.append(reason.type)
+
+
+class FakePort:
+    """Counts the connections that it is told have closed."""
+
+    closed = 0
+
+    def connection_closed(self) -> None:
+        """See `StreamPort`."""
+        self.closed += 1

@@ -188,7 +188,7 @@ class ConnectionsTests(SynchronousTestCase):
         connections = Connections(self.clock, max_per_peer=1)
         first, second = self.added(connections), self.added(connections)
         self.assertEqual(connections.set_peer(first, ipv4("192.0.2.1")), "")
-        self.assertEqual(connections._peers, {b"": 1, first.peer_key: 1})
+        self.assertEqual(connections._peers, {first.peer_key: 1})
         why = "too many connections from your address: the limit is 1"
         self.assertEqual(connections.refusal(ipv4("192.0.2.1")), why)
         self.assertEqual(connections.set_peer(second, ipv4("192.0.2.1")), why)

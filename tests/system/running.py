@@ -29,6 +29,9 @@ WITHOUT_EPOLL = [
 ]
 """`twistd` as on a system without epoll(7)."""
 
+REACTOR = [f"--reactor={os.environ['TSECHO_REACTOR']}"] if "TSECHO_REACTOR" in os.environ else []
+"""Services run under the reactor that this variable names, such as poll; by default twistd's."""
+
 STAMP = rb"\[\w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}\] "
 """A regular expression for a ctime stamp, its brackets and the space."""
 
@@ -120,7 +123,7 @@ class Service:
         self.folder = os.path.abspath(case.mktemp())
         os.makedirs(self.folder)
         program = WITHOUT_EPOLL if getattr(case, "without_epoll", False) else [BIN / "twistd"]
-        arguments = ["-n", "--pidfile=", *twistd, "tsecho", *options]
+        arguments = ["-n", "--pidfile=", *REACTOR, *twistd, "tsecho", *options]
         self.process = subprocess.Popen(
             [*prefix, *program, *arguments],
             pass_fds=pass_fds,

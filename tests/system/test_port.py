@@ -57,18 +57,17 @@ class Accepted(Factory[Protocol]):
 
 
 class Socket:
-    """A listening socket whose `accept` raises these errors first."""
+    """A listening socket whose next calls of accept(2) fail with these errors."""
 
     def __init__(self, sock: socket.socket, *errors: int) -> None:
         self._sock = sock
         self.errors = list(errors)
 
-    def accept(self) -> tuple[socket.socket, Any]:
-        """Raise the next error, or take a connection from the queue."""
+    def _accept(self) -> tuple[int, Any]:
         if self.errors:
             number = self.errors.pop(0)
             raise OSError(number, os.strerror(number))
-        return self._sock.accept()
+        return self._sock._accept()  # type: ignore[attr-defined, no-any-return]  # not in typeshed
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)

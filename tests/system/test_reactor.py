@@ -8,7 +8,7 @@ import socket
 import tempfile
 from typing import Any, cast
 
-from twisted.internet.error import CannotListenError
+from twisted.internet.error import CannotListenError, UnsupportedAddressFamily
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import CertificateOptions
 from twisted.internet.task import Clock
@@ -18,15 +18,15 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.system.certificates import self_signed
 from timestamp_echo.transports import reactor
 from timestamp_echo.transports.arrivals import LINUX
-from timestamp_echo.transports.epoll import (
-    EpollGroup,
+from timestamp_echo.transports.epoll import EpollGroup
+from timestamp_echo.transports.port import StreamPort
+from timestamp_echo.transports.proxy import ProxiedFactory
+from timestamp_echo.transports.reactor import BACKLOG, ReactorAdapter
+from timestamp_echo.transports.stream import (
     StreamTransport,
     TimedStreamTransport,
     UNIXStreamTransport,
 )
-from timestamp_echo.transports.port import StreamPort
-from timestamp_echo.transports.proxy import ProxiedFactory
-from timestamp_echo.transports.reactor import BACKLOG, ReactorAdapter
 from timestamp_echo.transports.tls import HalfCloseTLSFactory
 
 FACTORY = Factory.forProtocol(Protocol)
@@ -121,6 +121,12 @@ class ReactorAdapterTests(SynchronousTestCase):
             port = self.adopt(family, timed=timed)
             self.assertIs(port.transport.func, expected)
             self.assertTrue(port.inherited)
+
+    def test_adopted_family(self) -> None:
+        """A socket of another family is refused, as Twisted does."""
+        adapter = ReactorAdapter(self.memory, False)
+        family = socket.AF_APPLETALK
+        self.assertRaises(UnsupportedAddressFamily, adapter.adoptStreamPort, 3, family, FACTORY)
 
     def test_one_group(self) -> None:
         """All ports share one `EpollGroup`; without epoll, the reactor watches each connection."""

@@ -109,7 +109,8 @@ class LingeringClose(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is over."""
-        cancel(self._linger)
+        if self._linger is not None:
+            cancel(self._linger)
 
     def _discard(self, data: bytes) -> None:
         """Drop what comes after the close."""
@@ -184,7 +185,8 @@ class Refusal(LingeringClose):
     def connectionMade(self) -> None:
         """Send the reason, and close."""
         self.factory.refusals += 1
-        self.factory.log.refused(self.transport.getPeer, self.why)
+        if self.factory.log.may_write("refused"):
+            self.factory.log.refused(self.transport.getPeer(), self.why)
         if self.factory.refusals > MAX_REFUSALS:
             self.transport.abortConnection()
         else:

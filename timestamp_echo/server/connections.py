@@ -123,9 +123,8 @@ class Connections:
         key = address_key(address) if self._max_per_peer else b""
         why = self._peer_refusal(key)
         if not why:
-            self._uncount(connection.peer_key)
-            connection.peer_key = key
-            self._peers[key] += 1
+            self._uncount(connection)
+            self._count(connection, key)
         return why
 
     def _peer_refusal(self, key: bytes) -> str:
@@ -140,8 +139,7 @@ class Connections:
             peers are counted.
         """
         if self._max_per_peer:
-            connection.peer_key = address_key(get_peer())
-        self._peers[connection.peer_key] += 1
+            self._count(connection, address_key(get_peer()))
         self._connections.add(connection)
         if self._idle_timeout and self._check_call is None:
             self._schedule_check()
@@ -149,8 +147,10 @@ class Connections:
     def remove(self, connection: Connection) -> None:
         """A connection is over."""
         self._connections.remove(connection)
-        self._uncount(connection.peer_key)
-        if not self._connections and self._check_call is not None:
+        self._uncount(connection)
+        if self._connections:
+            return
+        if self._check_call is not None:
             self._check_call.cancel()
             self._check_call = None
         self._fire_if_empty()
@@ -170,10 +170,17 @@ class Connections:
         self._fire_if_empty()
         return closed
 
-    def _uncount(self, key: bytes) -> None:
-        self._peers[key] -= 1
-        if not self._peers[key]:
-            del self._peers[key]  # the counter would keep every peer that was ever connected
+    def _count(self, connection: Connection, key: bytes) -> None:
+        connection.peer_key = key
+        if key:
+            self._peers[key] += 1
+
+    def _uncount(self, connection: Connection) -> None:
+        key = connection.peer_key
+        if key:
+            self._peers[key] -= 1
+            if not self._peers[key]:
+                del self._peers[key]  # the counter would keep every peer ever connected
 
     def _fire_if_empty(self) -> None:
         if not self._connections:

@@ -7,7 +7,6 @@ of lines: of each kind at most `LINES_PER_SECOND` are written, and the rest are 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import CannotListenError, ConnectionAborted, ConnectionLost
@@ -58,12 +57,11 @@ def describe(error: BaseException | None) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-GetPeer = Callable[[], "IAddress | None"]
-"""Returns a connection's peer. It is called only for a line that is written."""
-
-
 class ConnectionLog:
     """The log lines about one service's connections.
+
+    Each is written only if `may_write` says so, which is asked first: in a storm of connections
+    there are few lines, and what they would say is not worked out for the others.
 
     @param clock: counts the seconds.
     """
@@ -74,23 +72,30 @@ class ConnectionLog:
         self._clock = clock
         self._counts = {"opened": 0, "refused": 0, "ended": 0}
 
-    def opened(self, get_peer: GetPeer) -> None:
-        """A connection was made."""
-        if self._may_write("opened"):
-            self._log.info("connection from {peer} opened", peer=format_address(get_peer()))
+    def may_write(self, kind: str) -> bool:
+        """Count a line of this kind: "opened", "refused" or "ended".
 
-    def refused(self, get_peer: GetPeer, why: str) -> None:
+        @return: whether it may be written.
+        """
+        count = self._counts[kind] = self._counts[kind] + 1
+        if count == 1:
+            self._clock.callLater(1, self._end_second, kind)
+        return count <= LINES_PER_SECOND
+
+    def opened(self, peer: IAddress | None) -> None:
+        """A connection was made."""
+        self._log.info("connection from {peer} opened", peer=format_address(peer))
+
+    def refused(self, peer: IAddress | None, why: str) -> None:
         """A connection was refused.
 
         @param why: the reason.
         """
-        if self._may_write("refused"):
-            peer = format_address(get_peer())
-            self._log.info("connection from {peer} refused: {why}", peer=peer, why=why)
+        self._log.info("connection from {peer} refused: {why}", peer=format_address(peer), why=why)
 
     def ended(
         self,
-        get_peer: GetPeer,
+        peer: IAddress | None,
         why: str,
         *,
         seconds: float,
@@ -106,24 +111,17 @@ class ConnectionLog:
         @param received: bytes.
         @param sent: bytes of replies.
         """
-        if self._may_write("ended"):
-            self._log.info(
-                "connection from {peer} ended after {seconds:.3f} s: {messages} message{s},"
-                " {received} bytes in, {sent} bytes out; {why}",
-                peer=format_address(get_peer()),
-                seconds=seconds,
-                messages=messages,
-                s="" if messages == 1 else "s",
-                received=received,
-                sent=sent,
-                why=why,
-            )
-
-    def _may_write(self, kind: str) -> bool:
-        if not self._counts[kind]:
-            self._clock.callLater(1, self._end_second, kind)
-        self._counts[kind] += 1
-        return self._counts[kind] <= LINES_PER_SECOND
+        self._log.info(
+            "connection from {peer} ended after {seconds:.3f} s: {messages} message{s},"
+            " {received} bytes in, {sent} bytes out; {why}",
+            peer=format_address(peer),
+            seconds=seconds,
+            messages=messages,
+            s="" if messages == 1 else "s",
+            received=received,
+            sent=sent,
+            why=why,
+        )
 
     def _end_second(self, kind: str) -> None:
         more = self._counts[kind] - LINES_PER_SECOND

@@ -29,9 +29,10 @@ from timestamp_echo.server.connections import Connections
 from timestamp_echo.server.log import ConnectionLog, describe, escape
 from timestamp_echo.stamps import Stamp
 from timestamp_echo.transports.proxy import IProxied, IProxyListener
+from timestamp_echo.transports.stream import StreamTransport
 
 # FULL_READ is at most what one read can bring, whichever transport it comes through: a TLS record
-# has up to 16 KiB (RFC 8446, section 5.1), a batched connection reads 32 KiB (`epoll.READ_SIZE`),
+# has up to 16 KiB (RFC 8446, section 5.1), a batched connection reads 32 KiB (`stream.READ_SIZE`),
 # of which the header of the PROXY protocol may be gone, and Twisted's own connections read 64 KiB.
 
 HANDSHAKE_TIMEOUT = 10.0
@@ -114,21 +115,33 @@ class TimestampEcho(LingeringClose):
 
     def connectionMade(self) -> None:
         """Begin with a framing of its own, and stop reading while too many replies are unsent."""
-        factory = self.factory
+        factory, transport = self.factory, self.transport
         self._since = factory.clock.seconds()
         self._framing: Framing = factory.framing()
         self._paused = False
+        transport.registerProducer(self, True)
+        # The interfaces need not be asked of our own transport: it has none of these layers, and
+        # sends at once. Four microseconds for each connection.
+        if not isinstance(transport, StreamTransport) and self._begin_layers():
+            factory.connections.add(self, _unknown_peer)
+            return
+        factory.connections.add(self, transport.getPeer)
+        if factory.log.may_write("opened"):
+            factory.log.opened(transport.getPeer())
+
+    def _begin_layers(self) -> bool:
+        """Set up a transport that may not be a socket's own.
+
+        @return: whether the peer is unknown, because the PROXY header has not come yet.
+        """
         if ITCPTransport.providedBy(self.transport):
             # A reply is written whole, so there is nothing to wait for (Nagle's algorithm).
             self.transport.setTcpNoDelay(True)
-        self.transport.registerProducer(self, True)
         if IProxied.providedBy(self.transport):
-            factory.connections.add(self, _unknown_peer)
             self._limit_handshake("PROXY header")
-            return
+            return True
         self._limit_tls_handshake()
-        factory.connections.add(self, self.transport.getPeer)
-        factory.log.opened(self.transport.getPeer)
+        return False
 
     def _limit_handshake(self, what: str) -> None:
         self._handshake = self.factory.clock.callLater(HANDSHAKE_TIMEOUT, self._time_out, what)
@@ -153,15 +166,16 @@ class TimestampEcho(LingeringClose):
         """See `IProxyListener`: the peer is known, so that its limit can be checked."""
         cancel(self._handshake)
         self._limit_tls_handshake()
-        get_peer = self.transport.getPeer
-        why = self.factory.connections.set_peer(self, get_peer())
+        peer, log = self.transport.getPeer(), self.factory.log
+        why = self.factory.connections.set_peer(self, peer)
         if why:
-            self.factory.log.refused(get_peer, why)
+            if log.may_write("refused"):
+                log.refused(peer, why)
             self._finish(why)
             self.transport.write(refusal(why))
             self.close()
-        else:
-            self.factory.log.opened(get_peer)
+        elif log.may_write("opened"):
+            log.opened(peer)
 
     @property
     def messages(self) -> int:
@@ -277,17 +291,19 @@ class TimestampEcho(LingeringClose):
         self._cancel_gap()
         if self._drain is not None:
             self._drain.cancel()
-        cancel(self._handshake)
+        if self._handshake is not None:
+            cancel(self._handshake)
         factory = self.factory
         factory.connections.remove(self)
-        factory.log.ended(
-            self.transport.getPeer,
-            self._reason(reason.value),
-            seconds=factory.clock.seconds() - self._since,
-            messages=self._framing.messages,
-            received=self._received,
-            sent=self._sent,
-        )
+        if factory.log.may_write("ended"):
+            factory.log.ended(
+                self.transport.getPeer(),
+                self._reason(reason.value),
+                seconds=factory.clock.seconds() - self._since,
+                messages=self._framing.messages,
+                received=self._received,
+                sent=self._sent,
+            )
 
     def _reason(self, error: BaseException | None) -> str:
         """Why the connection ended: this side's own reason, or else the transport's."""

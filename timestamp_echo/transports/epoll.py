@@ -1,49 +1,39 @@
-"""Stream connections, read in batches and written at once.
+"""All stream connections of a service as one descriptor of the reactor.
 
 Theory of operation. For a short message, Twisted's reactor costs more than the message itself: a
-logging context for every event, and a write that only marks the connection as writable, so that
-it waits for the next iteration and costs two calls of epoll_ctl(2). Here
+logging context for every event, and a turn with its timers. Here
 
 - all connections are one descriptor to the reactor: an epoll(7) of their own, which is readable
   when any of them is ready. `EpollGroup.doRead` serves all that are, in one loop. (An epoll may be
   watched by another epoll, by poll or by select.)
-- `StreamTransport.write` hands its bytes to the kernel at once. Only what the kernel does not
-  take is buffered, and only then is the connection watched for room.
+- while only connections are active, `EpollGroup` sleeps in the reactor's place, see `_sleep`.
+- `StreamTransport` writes at once, without being watched for room.
 
 Everything else is Twisted's. Without epoll (it is Linux's) the reactor watches each connection,
-and only the second point holds. Knows no message and no stamp.
+and only the last point holds. Knows no message and no stamp.
 """
 
 from __future__ import annotations
 
 import select
-import socket
-import struct
-import sys
-from array import array
-from collections.abc import Iterable
-from fcntl import ioctl
-from termios import FIONREAD
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from twisted.internet import tcp, unix
-from twisted.internet.address import IPv6Address
-from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+from twisted.internet.protocol import connectionDone
 from twisted.python import log
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from timestamp_echo.transports.arrivals import ANCILLARY_SIZE, from_ancillary
+from timestamp_echo.transports.stream import StreamTransport
+
+if TYPE_CHECKING or hasattr(select, "epoll"):
+    from twisted.internet.epollreactor import EPollReactor
 
 HAS_EPOLL = hasattr(select, "epoll")
 """Whether there is an epoll(7). Elsewhere the reactor watches each connection."""
-
-READ_SIZE = 2**15
-"""Bytes of one read at most. A TLS peer that does not read its replies then takes 205 KiB of
-memory; with twice as many, 290 KiB."""
 
 MAX_EVENTS = 128
 """Connections served per round, and `MAX_ROUNDS` rounds per iteration of the reactor: at some 8
@@ -58,6 +48,14 @@ line takes some 10 microseconds, a TLS handshake a millisecond."""
 MAX_SECONDS = 0.002
 """How long a round may go on with connections that take longer than `MAX_QUICK`."""
 
+MAX_SLEEP = 0.004
+"""Seconds without a connection after which the reactor gets its turn again. A shorter timeout of
+epoll_wait(2) costs several microseconds, as it needs the hardware's timer."""
+
+_MANY_ROUNDS = 8  # of a sleep that was worth its four system calls
+
+_MAX_BACKOFF = 1023
+
 _MANY_READY = 8  # in one round: then others are likely to have become ready meanwhile
 
 # epoll(7): EPOLLIN, EPOLLOUT, EPOLLERR | EPOLLHUP; as plain numbers, without a look-up in `select`
@@ -65,11 +63,7 @@ _IN = 1
 _OUT = 4
 _BROKEN = 8 | 16
 
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER (socket(7)): close(2) drops what is unsent, and resets
-
 _Events = list[tuple[int, int]]  # file descriptors, and what they are ready for
-
-_NO_BUFFER: Any = ()  # see StreamTransport.__init__
 
 
 @implementer(IReadDescriptor)
@@ -88,10 +82,13 @@ class EpollGroup:
         self._epoll: select.epoll | None = None
         # Transports by file descriptor. The kernel always gives the lowest free one, so they are
         # small, and a list takes a fraction of what a dict does. Few wait for room to write.
-        self._readers: list[StreamTransport | None] = []
+        self._readers: list[Any] = []  # of StreamTransport or None; a Waker while sleeping
         self._writers: dict[int, StreamTransport] = {}
         self._watched = 0
         self._unregistered: set[int] = set()  # since the last epoll_wait(2)
+        self._sleeping = False
+        self._sleep_turns = 0  # before the next try to sleep with the connections
+        self._backoff = 0
         # When those that took long were last served, by file descriptor. A number that another
         # connection has by now does no harm: that one waits for one round.
         self._slow: dict[int, float] = {}
@@ -108,15 +105,74 @@ class EpollGroup:
         """See `IFileDescriptor.connectionLost`: the reactor stops."""
 
     def doRead(self) -> None:
-        """Serve the connections that are ready, in at most `MAX_ROUNDS` rounds."""
-        for _ in range(MAX_ROUNDS):
-            # With few ready, another look would likely find none: leave that to the reactor.
-            if self.serve() < _MANY_READY:
-                return
+        """Serve the connections that are ready, in at most `MAX_ROUNDS` rounds.
 
-    def serve(self) -> int:
+        With few ready, then sleep with the connections, if the reactor has nothing else to do.
+        """
+        for _ in range(MAX_ROUNDS):
+            if self.serve() < _MANY_READY:
+                break
+        if self._sleep_turns:
+            self._sleep_turns -= 1
+        elif self._epoll is not None and isinstance(self._reactor, EPollReactor):
+            self._sleep(self._epoll, self._reactor)
+
+    def _sleep(self, own: select.epoll, reactor: EPollReactor) -> None:
+        """Wait for connections here, not in the reactor, as long as only connections are active.
+
+        With few connections, most of the cost of a message is the reactor's own turn. So this
+        epoll is taken out of the reactor's, and watches the reactor's in its place: whatever the
+        reactor waits for (a port, a signal, a call from a thread) wakes it up, and it returns. So
+        it does when a timer was set that is due soon, when nobody came, and in any case after
+        some `MAX_SLEEP`, for what shows nowhere (`reactor.stop` called by a protocol).
+        """
+        if reactor.threadCallQueue or not _has_time(reactor):
+            return
+        waker = self._take_over(own, reactor)
+        rounds = 0
+        end = monotonic() + MAX_SLEEP
+        try:
+            while self._watched and self.serve(MAX_SLEEP) and not waker.woken:
+                rounds += 1
+                if monotonic() > end or (reactor._newTimedCalls and not _has_time(reactor)):
+                    break
+        finally:
+            self._give_back(own, reactor)
+        # To take over and to give back takes four system calls: for nothing, if nobody came. Then
+        # twice as many turns as the last time go without another try.
+        useful = rounds >= _MANY_ROUNDS
+        self._backoff = 0 if useful else min(2 * self._backoff + 1, _MAX_BACKOFF)
+        self._sleep_turns = self._backoff
+
+    def _take_over(self, own: select.epoll, reactor: EPollReactor) -> Waker:
+        """Watch the reactor's epoll, which no longer watches this one.
+
+        @return: notes when something of the reactor's is ready.
+        """
+        fd = reactor._poller.fileno()
+        waker = Waker()
+        reactor.removeReader(self)
+        own.register(fd, _IN)
+        self._sleeping = True
+        self._readers.extend([None] * (fd + 1 - len(self._readers)))
+        self._readers[fd] = waker
+        return waker
+
+    def _give_back(self, own: select.epoll, reactor: EPollReactor) -> None:
+        """Let the reactor watch this epoll again, if there still are connections."""
+        fd = reactor._poller.fileno()
+        own.unregister(fd)
+        self._sleeping = False
+        self._readers[fd] = None
+        if self._watched:
+            reactor.addReader(self)
+        else:
+            self._close()
+
+    def serve(self, timeout: float = 0) -> int:
         """Serve the connections that are ready, in one round.
 
+        @param timeout: seconds to wait until one is ready.
         @return: how many were ready.
         """
         # epoll_wait(2) returns the events of a whole round at once. What serving the first of
@@ -133,7 +189,7 @@ class EpollGroup:
             return 0
         self._unregistered.clear()
         readers = self._readers
-        events = self._epoll.poll(0, MAX_EVENTS)
+        events = self._epoll.poll(timeout, MAX_EVENTS)
         quick, slow = self._split(events) if self._slow else (events, [])
         before = monotonic()
         deadline = before + MAX_SECONDS
@@ -229,7 +285,7 @@ class EpollGroup:
         self.removeReader(transport)
         try:
             if reading and isinstance(why, ConnectionDone):
-                transport.readConnectionLost(Failure(why))
+                transport.readConnectionLost(connectionDone)
             else:
                 self.removeWriter(transport)
                 transport.connectionLost(Failure(why))
@@ -260,9 +316,11 @@ class EpollGroup:
 
     def removeWriter(self, transport: StreamTransport) -> None:
         """See `IReactorFDSet.removeWriter`."""
-        fd = transport.fileno()
-        if self._writers.pop(fd, None) is not None:
-            self._unwatch(fd, _IN, self._is_reader(fd))
+        # Few are watched for room, and every connection asks at its end.
+        if self._writers:
+            fd = transport.fileno()
+            if self._writers.pop(fd, None) is not None:
+                self._unwatch(fd, _IN, self._is_reader(fd))
 
     def _is_reader(self, fd: int) -> bool:
         return 0 <= fd < len(self._readers) and self._readers[fd] is not None
@@ -297,193 +355,30 @@ class EpollGroup:
         self._unregistered.add(fd)
         self._watched -= 1
         # Without connections there is nothing to watch, and nothing to be left open at the end.
-        if not self._watched:
+        if not self._watched and not self._sleeping:
             self._reactor.removeReader(self)
-            self._epoll.close()
-            self._epoll = None
+            self._close()
+
+    def _close(self) -> None:
+        assert self._epoll is not None
+        self._epoll.close()
+        self._epoll = None
 
 
-class StreamTransport(tcp.Server):
-    """A TCP connection that is written to at once.
+class Waker:
+    """Stands for the reactor's epoll while it is watched with the connections."""
 
-    @param args: as for `tcp.Server`.
-    @param group: watches it: an `EpollGroup`, or the reactor itself.
-    @param max_unsent: bytes beyond which its producer is paused.
+    woken = False
+
+    def doRead(self) -> None:
+        """Something of the reactor's is ready."""
+        self.woken = True
+
+
+def _has_time(reactor: EPollReactor) -> bool:
+    """Whether no timer of the reactor's is due before a sleep ends.
+
+    It lasts twice `MAX_SLEEP` if somebody comes shortly before its end.
     """
-
-    server: Any  # the `StreamPort` that accepted it
-
-    read_size = READ_SIZE
-    """Bytes of one read at most."""
-
-    # While `readConnectionLost` of the protocol runs: whether that asked to be watched for room.
-    _wants_room: bool | None = None
-
-    def __init__(self, *args: Any, group: Any, max_unsent: int) -> None:
-        # Memory counts here: there may be a million connections. `tcp.Server.__init__`, which is
-        # skipped, makes two texts and a number for each, and `fileno` is a method of the class in
-        # place of a bound one of the socket.
-        sock, protocol, (host, *rest), self.server, _, reactor = args
-        tcp.Connection.__init__(self, sock, protocol, reactor)
-        del self.fileno
-        self._tempDataBuffer = _NO_BUFFER
-        self._group = group
-        self.bufferSize = max_unsent
-        # Every write looks these up, which takes longer in a class than in the object.
-        self.dataBuffer = b""
-        # One text for all connections of a host: a proxy, or a network behind one address.
-        self.hostname = sys.intern(host) if isinstance(host, str) else host
-        self.client = (self.hostname, *rest)
-        if len(rest) > 1:
-            self._addressType = IPv6Address
-        self.connected = 1
-        self.startReading()
-
-    def fileno(self) -> int:
-        """See `IFileDescriptor.fileno`."""
-        # While the connection is being lost it is still unregistered by its number.
-        return self.socket.fileno() if hasattr(self, "socket") else -1
-
-    def logPrefix(self) -> str:
-        """See `ILoggingContext.logPrefix`."""
-        return f"{type(self.protocol).__name__},{self.fileno()},{self.hostname}"
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.fileno()} from {self.hostname}>"
-
-    def connectionLost(self, reason: Failure) -> None:
-        """As `tcp.Connection.connectionLost`; the port learns that a file is closed."""
-        if not self.connected:
-            return
-        self.connected, self.disconnected = 0, 1
-        if self.producer is not None:
-            self.producer.stopProducing()
-            self.producer = None
-        self.stopReading()
-        self.stopWriting()
-        if reason.check(ConnectionAborted):
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        self.socket.close()
-        protocol = self.protocol
-        del self.protocol, self.socket
-        protocol.connectionLost(reason)
-        self.server.connection_closed()
-
-    def readConnectionLost(self, reason: Failure) -> None:
-        """As `tcp.Connection.readConnectionLost`, but if nothing is unsent, it closes at once."""
-        # The protocol's usual answer to the peer's FIN is `loseConnection`. In Twisted that asks
-        # to be watched for room; the next iteration finds room, nothing to send, and closes. That
-        # is two calls of epoll_ctl(2) and a whole iteration for nothing, for every connection
-        # that the peer ends. So while the protocol is called here, `startWriting` only notes that
-        # it was called, and what it would have led to is done right away.
-        self._wants_room = False
-        super().readConnectionLost(reason)
-        wants_room, self._wants_room = self._wants_room, None
-        if self.disconnecting and not (self._tempDataBuffer or self.dataBuffer):
-            self.connectionLost(reason)
-        elif wants_room and self.connected:
-            self.startWriting()
-
-    def startReading(self) -> None:
-        """Watch for bytes to read."""
-        self._group.addReader(self)
-
-    def stopReading(self) -> None:
-        """Do not watch for bytes to read."""
-        self._group.removeReader(self)
-
-    def startWriting(self) -> None:
-        """Watch for room to write."""
-        if self._wants_room is None:
-            self._group.addWriter(self)
-        else:
-            self._wants_room = True
-
-    def stopWriting(self) -> None:
-        """Do not watch for room to write."""
-        self._group.removeWriter(self)
-
-    def doRead(self) -> ConnectionLost | ConnectionDone | None:  # type: ignore[override]  # abortConnection replaces it
-        """As `tcp.Connection.doRead`."""
-        try:
-            data = self.socket.recv(self.read_size)
-        except OSError as error:
-            return _read_error(error)
-        if not data:
-            return CONNECTION_DONE
-        self.protocol.dataReceived(data)
-        return None
-
-    def unread(self) -> int:
-        """How many bytes have arrived that are not read yet (FIONREAD, ioctl_tty(2))."""
-        if not self.connected:
-            return 0
-        count = array("i", [0])
-        ioctl(self.fileno(), FIONREAD, count)
-        return count[0]
-
-    def set_read_size(self, size: int) -> None:
-        """Read at most this many bytes at once, but never more than `READ_SIZE`."""
-        self.read_size = min(size, READ_SIZE)
-
-    def write(self, data: bytes) -> None:
-        """Send what the kernel takes at once; buffer the rest, as `FileDescriptor.write` does."""
-        # Anything that is still buffered must go first, or replies would overtake each other.
-        # After `loseWriteConnection` send(2) fails (EPIPE), and Twisted's `write` drops the bytes.
-        if self.connected and not (self._tempDataBuffer or self.dataBuffer):
-            try:
-                sent = self.socket.send(data)
-            except OSError:
-                # EAGAIN: no room. Any other error must not surface here, in the middle of the
-                # caller's work, where `connectionLost` would be called from within `write`: the
-                # bytes are buffered, and the group meets the error again when it sends them.
-                sent = 0
-            if sent == len(data):
-                return
-            data = data[sent:]
-        if self._tempDataBuffer is _NO_BUFFER:
-            self._tempDataBuffer = []
-        super().write(data)
-
-    def writeSequence(self, iovec: Iterable[bytes]) -> None:
-        """See `ITransport.writeSequence`."""
-        self.write(b"".join(iovec))
-
-
-def _read_error(error: OSError) -> ConnectionLost | None:
-    """What an error in a read means: there was nothing to read, or the connection is lost."""
-    return None if isinstance(error, BlockingIOError) else CONNECTION_LOST
-
-
-class TimedStreamTransport(StreamTransport):
-    """A TCP connection that knows when the kernel received the bytes of its last read.
-
-    Where a read takes in several segments, that is the last one's time.
-    """
-
-    arrival = 0
-    """Nanoseconds since the epoch; 0 if the kernel did not say."""
-
-    def doRead(self) -> ConnectionLost | ConnectionDone | None:  # type: ignore[override]  # abortConnection replaces it
-        """As `StreamTransport.doRead`."""
-        try:
-            data, ancillary, _, _ = self.socket.recvmsg(self.read_size, ANCILLARY_SIZE)
-        except OSError as error:
-            return _read_error(error)
-        if not data:
-            return CONNECTION_DONE
-        self.arrival = from_ancillary(ancillary)
-        self.protocol.dataReceived(data)
-        return None
-
-
-class UNIXStreamTransport(StreamTransport, unix.Server):
-    """The same for a UNIX socket.
-
-    It takes no file descriptors that a peer passes (unix(7)): the kernel closes them, as no
-    ancillary data is asked for.
-    """
-
-    def __init__(self, sock: Any, protocol: Any, client: Any, *args: Any, **options: Any) -> None:
-        unix._SendmsgMixin.__init__(self)
-        super().__init__(sock, protocol, (client, None), *args, **options)
+    timeout = reactor.timeout()
+    return timeout is None or timeout > 2 * MAX_SLEEP

@@ -9,6 +9,7 @@ process nothing. Knows sockets and the group of connections; no message and no s
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
 import socket
@@ -93,9 +94,13 @@ class StreamPort(tcp.Port):
 
         @return: whether more may be waiting.
         """
+        listening: Any = self.socket
         for _ in range(MAX_ACCEPTS):
             try:
-                sock, address = self.socket.accept()
+                # As `socket.accept`, but it is C's own socket, without Python's around it, which
+                # takes 1.2 us of the 40 of a short connection, and has nothing needed here.
+                fd, address = listening._accept()
+                sock = _socket.socket(self.addressFamily, socket.SOCK_STREAM, 0, fd)
             except BlockingIOError:
                 if self._stopped is not None:
                     self._close()
@@ -108,7 +113,7 @@ class StreamPort(tcp.Port):
                 self._make_connection(sock, address)
         return True
 
-    def _make_connection(self, sock: socket.socket, address: Any) -> None:
+    def _make_connection(self, sock: Any, address: Any) -> None:
         if self._stopped is not None:
             self._last_accepts -= 1
         try:

@@ -1,7 +1,7 @@
 """What server endpoints are given in place of the reactor.
 
 `ReactorAdapter` passes everything on to the reactor, but the connections of the ports that it
-opens are those of `epoll`, `tls` and `proxy`. Knows endpoints and ports; no message and no stamp.
+opens are those of `stream`, `tls` and `proxy`. Knows endpoints and ports; no message and no stamp.
 """
 
 from __future__ import annotations
@@ -12,21 +12,20 @@ from functools import partial
 from typing import Any
 
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.error import CannotListenError
+from twisted.internet.error import CannotListenError, UnsupportedAddressFamily
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.python.lockfile import FilesystemLock
 
 from timestamp_echo.transports import arrivals
 from timestamp_echo.transports.arrivals import LINUX
-from timestamp_echo.transports.epoll import (
-    HAS_EPOLL,
-    EpollGroup,
+from timestamp_echo.transports.epoll import HAS_EPOLL, EpollGroup
+from timestamp_echo.transports.port import StreamPort, UNIXStreamPort
+from timestamp_echo.transports.proxy import ProxiedFactory
+from timestamp_echo.transports.stream import (
     StreamTransport,
     TimedStreamTransport,
     UNIXStreamTransport,
 )
-from timestamp_echo.transports.port import StreamPort, UNIXStreamPort
-from timestamp_echo.transports.proxy import ProxiedFactory
 
 MAX_UNSENT = 2**16
 """Bytes of replies that may be unsent, by default, before a connection is read no further."""
@@ -166,6 +165,8 @@ class ReactorAdapter:
         """See `IReactorSocket.adoptStreamPort`."""
         outermost = self._outermost(factory)
         port: StreamPort
+        if addressFamily not in {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}:
+            raise UnsupportedAddressFamily(addressFamily)
         if addressFamily == socket.AF_UNIX:
             port = UNIXStreamPort._fromListeningDescriptor(self._reactor, fileDescriptor, outermost)
         else:

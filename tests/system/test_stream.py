@@ -1,0 +1,192 @@
+"""Tests for `timestamp_echo.transports.stream`, with real sockets and a reactor in memory."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from typing import Any
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.error import ConnectionDone
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+from twisted.internet.testing import MemoryReactorClock
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.fakes import FakePort, Recorder
+from timestamp_echo.transports import arrivals
+from timestamp_echo.transports.stream import (
+    READ_SIZE,
+    StreamTransport,
+    TimedStreamTransport,
+    UNIXStreamTransport,
+)
+
+RESET = b"\1\0\0\0\0\0\0\0"
+"""SO_LINGER: a close is a reset (socket(7))."""
+
+
+class StreamTransportTests(SynchronousTestCase):
+    """`StreamTransport`, over TCP, watched by the reactor itself."""
+
+    kind: type[StreamTransport] = StreamTransport
+
+    def setUp(self) -> None:
+        """Connect a client's socket, and make the server's side of the connection."""
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listener.close)
+        if self.kind is TimedStreamTransport:
+            arrivals.enable(listener)
+        self.client = socket.create_connection(listener.getsockname())
+        self.addCleanup(self.client.close)
+        accepted, peer = listener.accept()
+        self.addCleanup(accepted.close)
+        self.recorder = Recorder()
+        reactor: Any = MemoryReactorClock()
+        self.server: Any = self.kind(
+            *(accepted, self.recorder, peer, FakePort(), 0, reactor), group=reactor, max_unsent=10
+        )
+        self.recorder.makeConnection(self.server)
+
+    def test_watched_by_reactor(self) -> None:
+        """Without epoll, the reactor itself watches each connection."""
+        self.assertEqual(self.server.reactor.getReaders(), [self.server])
+        self.server.stopReading()
+        self.server.startWriting()
+        self.assertEqual(self.server.reactor.getReaders(), [])
+        self.assertEqual(self.server.reactor.getWriters(), [self.server])
+        self.server.stopWriting()
+        self.assertEqual(self.server.reactor.getWriters(), [])
+
+    def test_names(self) -> None:
+        """Its names in the log and in a traceback have the protocol and the peer."""
+        number = self.server.fileno()
+        self.assertEqual(self.server.logPrefix(), f"Recorder,{number},127.0.0.1")
+        self.assertEqual(repr(self.server), f"<{self.kind.__name__} {number} from 127.0.0.1>")
+
+    def test_fileno(self) -> None:
+        """It has the file descriptor of its socket, and none after it is lost, also twice."""
+        self.assertEqual(self.server.fileno(), self.server.socket.fileno())
+        for _ in range(2):
+            self.server.connectionLost(Failure(ConnectionDone()))
+            self.assertEqual(self.server.fileno(), -1)
+        self.assertEqual(self.recorder.ends, [ConnectionDone])
+
+    def test_peer(self) -> None:
+        """It knows its peer; connections from one host share the text of its address."""
+        host, port = self.client.getsockname()
+        self.assertEqual(self.server.getPeer(), IPv4Address("TCP", host, port))
+        self.assertIs(self.server.client[0], sys.intern("".join(host)))
+
+    def test_peer_ipv6(self) -> None:
+        """A peer over IPv6, whose socket address has four parts."""
+        ours, theirs = socket.socketpair()
+        self.addCleanup(theirs.close)
+        self.addCleanup(ours.close)
+        reactor: Any = MemoryReactorClock()
+        server = self.kind(
+            *(ours, Recorder(), ("::1", 5000, 0, 0), FakePort(), 0, reactor),
+            group=reactor,
+            max_unsent=10,
+        )
+        self.assertEqual(server.getPeer(), IPv6Address("TCP", "::1", 5000))
+
+    def test_unread(self) -> None:
+        """It knows how many bytes wait to be read, also when it is lost."""
+        self.assertEqual(self.server.unread(), 0)
+        self.client.sendall(b"x" * 1000)
+        self.assertEqual(self.server.unread(), 1000)
+        self.server.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.server.unread(), 0)
+
+    def test_read_size(self) -> None:
+        """Its reads can be made smaller, but not larger than `READ_SIZE`."""
+        self.client.sendall(b"x" * 1000)
+        self.server.set_read_size(600)
+        self.server.doRead()
+        self.server.doRead()
+        self.assertEqual([len(data) for data in self.recorder.reads], [600, 400])
+        self.server.set_read_size(2 * READ_SIZE)
+        self.assertEqual(self.server.read_size, READ_SIZE)
+
+    def test_port(self) -> None:
+        """When it is lost, its port is told, once."""
+        for _ in range(2):
+            self.server.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.server.server.closed, 1)
+
+    def test_sequence(self) -> None:
+        """`writeSequence` sends all pieces, in order."""
+        self.server.writeSequence([b"a", b"bc"])
+        self.assertEqual(self.client.recv(10), b"abc")
+
+    def test_nothing_there(self) -> None:
+        """A read that finds nothing does not end the connection."""
+        self.assertIsNone(self.server.doRead())
+        self.assertEqual(self.recorder.reads, [])
+
+    def test_closed(self) -> None:
+        """The peer's FIN is a clean end."""
+        self.client.close()
+        self.assertIs(self.server.doRead(), CONNECTION_DONE)
+
+    def test_reset(self) -> None:
+        """The peer's RST is a lost connection."""
+        self.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self.client.close()
+        self.assertIs(self.server.doRead(), CONNECTION_LOST)
+
+    def test_max_unsent(self) -> None:
+        """The size of a read does not depend on `max_unsent`, here 10 bytes."""
+        self.client.send(b"x" * 1000)
+        self.server.doRead()
+        self.assertEqual([len(data) for data in self.recorder.reads], [1000])
+
+
+class TimedStreamTransportTests(StreamTransportTests):
+    """`TimedStreamTransport`, on a kernel that has arrival times."""
+
+    kind = TimedStreamTransport
+
+    if not arrivals.LINUX:
+        skip = "this kernel gives no arrival times"
+
+    def test_arrival(self) -> None:
+        """Bytes that waited before they were read have the time at which they arrived."""
+        while not self.server.arrival:  # the first ones may have none
+            self.client.sendall(b"x")
+            self.server.doRead()
+        self.recorder.reads.clear()
+        before = time.time_ns()
+        self.client.sendall(b"hello")
+        sent = time.time_ns()
+        while time.time_ns() < sent + 5_000_000:  # a server that is busy for 5 ms
+            pass
+        self.assertIsNone(self.server.doRead())
+        self.assertEqual(self.recorder.reads, [b"hello"])
+        # Some 1 ms of slack on either side: the kernel's clock for it may be coarser.
+        arrival = self.server.arrival
+        self.assertTrue(before - 1_000_000 <= arrival <= sent + 1_000_000, arrival - before)
+
+
+class UNIXStreamTransportTests(SynchronousTestCase):
+    """`UNIXStreamTransport`: the differences from TCP."""
+
+    def test_files(self) -> None:
+        """A file descriptor that the peer passes is closed by the kernel."""
+        peer, ours = socket.socketpair()
+        self.addCleanup(peer.close)
+        self.addCleanup(ours.close)
+        recorder = Recorder()
+        reactor: Any = MemoryReactorClock()
+        connection = UNIXStreamTransport(
+            *(ours, recorder, None, FakePort(), 0, reactor), group=reactor, max_unsent=10
+        )
+        reader, writer = os.pipe()
+        socket.send_fds(peer, [b"x"], [writer])
+        os.close(writer)
+        connection.doRead()
+        self.assertEqual((recorder.reads, os.read(reader, 1)), ([b"x"], b""))
+        os.close(reader)

@@ -1,0 +1,237 @@
+"""Stream connections that are written to at once.
+
+`StreamTransport.write` hands its bytes to the kernel at once. Only what the kernel does not take is
+buffered, and only then is the connection watched for room: Twisted's own marks it as writable, so
+that a reply waits for the next iteration of the reactor and costs two calls of epoll_ctl(2). Who
+watches a connection is its `group`. Knows no message and no stamp.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import sys
+from array import array
+from collections.abc import Iterable
+from fcntl import ioctl
+from termios import FIONREAD
+from typing import Any
+
+from twisted.internet import tcp, unix
+from twisted.internet.address import IPv6Address
+from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+from twisted.python import log
+from twisted.python.failure import Failure
+
+from timestamp_echo.transports.arrivals import ANCILLARY_SIZE, from_ancillary
+
+READ_SIZE = 2**15
+"""Bytes of one read at most. A TLS peer that does not read its replies then takes 205 KiB of
+memory; with twice as many, 290 KiB."""
+
+_NO_BUFFER: Any = ()  # see StreamTransport.__init__
+
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER (socket(7)): close(2) drops what is unsent, and resets
+
+
+class StreamTransport(tcp.Server):
+    """A TCP connection that is written to at once.
+
+    @param args: as for `tcp.Server`.
+    @param group: watches it: an `EpollGroup`, or the reactor itself.
+    @param max_unsent: bytes beyond which its producer is paused.
+    """
+
+    server: Any  # the `StreamPort` that accepted it
+
+    read_size = READ_SIZE
+    """Bytes of one read at most."""
+
+    # While `readConnectionLost` of the protocol runs: whether that asked to be watched for room.
+    _wants_room: bool | None = None
+    _tempDataLen = 0  # as `FileDescriptor.__init__` sets it
+
+    def __init__(self, *args: Any, group: Any, max_unsent: int) -> None:
+        sock, self.protocol, (host, *rest), self.server, _, self.reactor = args
+        # Time and memory count here: there may be a million connections. The `__init__` of Twisted
+        # that is skipped makes two texts, a number, a list and a bound method for each.
+        sock.setblocking(False)
+        self.socket = sock
+        self._tempDataBuffer = _NO_BUFFER
+        self._group = group
+        self.bufferSize = max_unsent
+        # Every write looks these up, which takes longer in a class than in the object.
+        self.dataBuffer = b""
+        self.connected = 1
+        # One text for all connections of a host: a proxy, or a network behind one address.
+        self.client = (sys.intern(host) if isinstance(host, str) else host, *rest)
+        if len(rest) > 1:
+            self._addressType = IPv6Address
+        group.addReader(self)
+
+    @property
+    def hostname(self) -> Any:  # type: ignore[override]  # never set
+        """The peer's host, or the path of its socket, as Twisted's own transports have it."""
+        return self.client[0]
+
+    def fileno(self) -> int:
+        """See `IFileDescriptor.fileno`."""
+        # While the connection is being lost it is still unregistered by its number.
+        try:
+            return self.socket.fileno()
+        except AttributeError:
+            return -1
+
+    def logPrefix(self) -> str:
+        """See `ILoggingContext.logPrefix`."""
+        return f"{type(self.protocol).__name__},{self.fileno()},{self.client[0]}"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.fileno()} from {self.client[0]}>"
+
+    def connectionLost(self, reason: Failure) -> None:
+        """As `tcp.Connection.connectionLost`; the port learns that a file is closed."""
+        if not self.connected:
+            return
+        self.connected, self.disconnected = 0, 1
+        if self.producer is not None:
+            self.producer.stopProducing()
+            self.producer = None
+        self.stopReading()
+        self.stopWriting()
+        if isinstance(reason.value, ConnectionAborted):
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.socket.close()
+        protocol = self.protocol
+        del self.protocol, self.socket
+        self.server.connection_closed()
+        protocol.connectionLost(reason)
+
+    def readConnectionLost(self, reason: Failure) -> None:
+        """As `tcp.Connection.readConnectionLost`, but if nothing is unsent, it closes at once."""
+        # The protocol's usual answer to the peer's FIN is `loseConnection`. In Twisted that asks
+        # to be watched for room; the next iteration finds room, nothing to send, and closes. That
+        # is two calls of epoll_ctl(2) and a whole iteration for nothing, for every connection
+        # that the peer ends. So while the protocol is called here, `startWriting` only notes that
+        # it was called, and what it would have led to is done right away.
+        protocol = IHalfCloseableProtocol(self.protocol, None)
+        if protocol is None:
+            self.connectionLost(reason)
+            return
+        self._wants_room = False
+        try:
+            protocol.readConnectionLost()
+        except BaseException:
+            log.err()
+            self.connectionLost(Failure())
+        wants_room, self._wants_room = self._wants_room, None
+        if self.disconnecting and not (self._tempDataBuffer or self.dataBuffer):
+            self.connectionLost(reason)
+        elif wants_room and self.connected:
+            self.startWriting()
+
+    def startReading(self) -> None:
+        """Watch for bytes to read."""
+        self._group.addReader(self)
+
+    def stopReading(self) -> None:
+        """Do not watch for bytes to read."""
+        self._group.removeReader(self)
+
+    def startWriting(self) -> None:
+        """Watch for room to write."""
+        if self._wants_room is None:
+            self._group.addWriter(self)
+        else:
+            self._wants_room = True
+
+    def stopWriting(self) -> None:
+        """Do not watch for room to write."""
+        self._group.removeWriter(self)
+
+    def doRead(self) -> ConnectionLost | ConnectionDone | None:  # type: ignore[override]  # abortConnection replaces it
+        """As `tcp.Connection.doRead`."""
+        try:
+            data = self.socket.recv(self.read_size)
+        except OSError as error:
+            return _read_error(error)
+        if not data:
+            return CONNECTION_DONE
+        self.protocol.dataReceived(data)
+        return None
+
+    def unread(self) -> int:
+        """How many bytes have arrived that are not read yet (FIONREAD, ioctl_tty(2))."""
+        if not self.connected:
+            return 0
+        count = array("i", [0])
+        ioctl(self.fileno(), FIONREAD, count)
+        return count[0]
+
+    def set_read_size(self, size: int) -> None:
+        """Read at most this many bytes at once, but never more than `READ_SIZE`."""
+        self.read_size = min(size, READ_SIZE)
+
+    def write(self, data: bytes) -> None:
+        """Send what the kernel takes at once; buffer the rest, as `FileDescriptor.write` does."""
+        # Anything that is still buffered must go first, or replies would overtake each other.
+        # After `loseWriteConnection` send(2) fails (EPIPE), and Twisted's `write` drops the bytes.
+        if self.connected and not (self._tempDataBuffer or self.dataBuffer):
+            try:
+                sent = self.socket.send(data)
+            except OSError:
+                # EAGAIN: no room. Any other error must not surface here, in the middle of the
+                # caller's work, where `connectionLost` would be called from within `write`: the
+                # bytes are buffered, and the group meets the error again when it sends them.
+                sent = 0
+            if sent == len(data):
+                return
+            data = data[sent:]
+        if self._tempDataBuffer is _NO_BUFFER:
+            self._tempDataBuffer = []
+        super().write(data)
+
+    def writeSequence(self, iovec: Iterable[bytes]) -> None:
+        """See `ITransport.writeSequence`."""
+        self.write(b"".join(iovec))
+
+
+def _read_error(error: OSError) -> ConnectionLost | None:
+    """What an error in a read means: there was nothing to read, or the connection is lost."""
+    return None if isinstance(error, BlockingIOError) else CONNECTION_LOST
+
+
+class TimedStreamTransport(StreamTransport):
+    """A TCP connection that knows when the kernel received the bytes of its last read.
+
+    Where a read takes in several segments, that is the last one's time.
+    """
+
+    arrival = 0
+    """Nanoseconds since the epoch; 0 if the kernel did not say."""
+
+    def doRead(self) -> ConnectionLost | ConnectionDone | None:  # type: ignore[override]  # abortConnection replaces it
+        """As `StreamTransport.doRead`."""
+        try:
+            data, ancillary, _, _ = self.socket.recvmsg(self.read_size, ANCILLARY_SIZE)
+        except OSError as error:
+            return _read_error(error)
+        if not data:
+            return CONNECTION_DONE
+        self.arrival = from_ancillary(ancillary)
+        self.protocol.dataReceived(data)
+        return None
+
+
+class UNIXStreamTransport(StreamTransport, unix.Server):
+    """The same for a UNIX socket.
+
+    It takes no file descriptors that a peer passes (unix(7)): the kernel closes them, as no
+    ancillary data is asked for.
+    """
+
+    def __init__(self, sock: Any, protocol: Any, client: Any, *args: Any, **options: Any) -> None:
+        unix._SendmsgMixin.__init__(self)
+        super().__init__(sock, protocol, (client,), *args, **options)
