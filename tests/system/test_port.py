@@ -279,6 +279,7 @@ class StreamPortTests(SynchronousTestCase):
         name = socket.if_indextoname(1)
         self.assertEqual(port_module._scoped(("fe80::1", 1, 0, 1)), (f"fe80::1%{name}", 1, 0, 1))
         self.port._addressType = IPv6Address
+        self.port.addressFamily = socket.AF_INET6
         self.port._make_connection(socket.socket(socket.AF_INET6), ("fe80::1", 1, 0, 1))
         self.assertEqual(self.factory.peers, [IPv6Address("TCP", f"fe80::1%{name}", 1, 0, 1)])
 

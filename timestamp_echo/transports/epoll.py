@@ -63,6 +63,8 @@ _IN = 1
 _OUT = 4
 _BROKEN = 8 | 16
 
+_LOST = Failure(CONNECTION_LOST)
+
 _Events = list[tuple[int, int]]  # file descriptors, and what they are ready for
 
 
@@ -280,15 +282,14 @@ class EpollGroup:
 
     def _disconnect(self, transport: StreamTransport, why: BaseException, reading: bool) -> None:
         """End a connection, or, where the peer has only closed its side, its reading."""
-        # As the reactor itself does it. Once the peer's FIN is read, the socket stays readable
-        # (recv(2) returns nothing, again and again): stop watching for that.
-        self.removeReader(transport)
         try:
             if reading and isinstance(why, ConnectionDone):
+                # Once the peer's FIN is read, the socket stays readable (recv(2) returns nothing,
+                # again and again): stop watching for that.
+                self.removeReader(transport)
                 transport.readConnectionLost(connectionDone)
             else:
-                self.removeWriter(transport)
-                transport.connectionLost(Failure(why))
+                transport.connectionLost(_LOST if why is CONNECTION_LOST else Failure(why))
         except BaseException:
             # Raised by the protocol. If the reactor saw it, it would drop the whole group.
             log.err()

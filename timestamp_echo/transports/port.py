@@ -117,7 +117,9 @@ class StreamPort(tcp.Port):
         if self._stopped is not None:
             self._last_accepts -= 1
         try:
-            peer = self._buildAddr(_scoped(address))
+            if self.addressFamily == socket.AF_INET6:
+                address = _scoped(address)
+            peer = self._buildAddr(address)
             protocol = self.factory.buildProtocol(peer)  # type: ignore[union-attr]
             if protocol is None:
                 sock.close()
@@ -212,7 +214,7 @@ class UNIXStreamPort(StreamPort, unix.Port):
 
 def _scoped(address: Any) -> Any:
     """A peer's address, with the scope of a link-local IPv6 address in its text (RFC 4007)."""
-    if isinstance(address, tuple) and len(address) == 4 and address[3]:
+    if address[3]:
         host, _ = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
         return (host, *address[1:])
     return address

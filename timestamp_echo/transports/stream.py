@@ -96,11 +96,11 @@ class StreamTransport(tcp.Server):
         if not self.connected:
             return
         self.connected, self.disconnected = 0, 1
+        self.stopReading()
+        self.stopWriting()
         if self.producer is not None:
             self.producer.stopProducing()
             self.producer = None
-        self.stopReading()
-        self.stopWriting()
         if isinstance(reason.value, ConnectionAborted):
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.socket.close()
