@@ -146,10 +146,14 @@ class Server:
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"GOMAXPROCS": "1"},
             )
-        while not (found := re.search(r"listening on (?:[a-z]+:)*(\d+)", log.read_text())):
-            if self._process.poll() is not None or time.perf_counter() - began > patience:
-                raise RuntimeError(f"{command} does not start:\n{log.read_text()}")
-            time.sleep(0.005)
+        try:
+            while not (found := re.search(r"listening on (?:[a-z]+:)*(\d+)", log.read_text())):
+                if self._process.poll() is not None or time.perf_counter() - began > patience:
+                    raise RuntimeError(f"{command} does not start:\n{log.read_text()}")
+                time.sleep(0.005)
+        except BaseException:  # also Ctrl-C: nobody else knows the process yet
+            self.__exit__()
+            raise
         self.port = int(found[1])
 
     def __enter__(self) -> Server:
