@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ from statistics import median
 from typing import NamedTuple
 
 from benchmarks.picture import plot
-from benchmarks.servers import PATIENCE, Server, built, commands, pinned
+from benchmarks.servers import Load, Server, built, commands
 
 
 class Case(NamedTuple):
@@ -74,24 +73,11 @@ def measured(case: Case, command: list[str], load: str, seconds: float, folder: 
         return started(command, folder, server_core)
     with Server(command, folder / "log", server_core) as server:
         empty = server.resident()
-        client = subprocess.Popen(
-            [*pinned(load_core), load, mode, str(seconds), "127.0.0.1", str(server.port), *values],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert client.stdin is not None and client.stdout is not None
-        with client.stdin, client.stdout:
-            if client.stdout.readline() != "open\n":
-                raise RuntimeError(f"{case.name}: the load does not start with {command}")
+        with Load(load, load_core, mode, seconds, server.port, *values) as client:
             before, full = server.used(), server.resident()
-            client.stdin.write("\n")
-            client.stdin.flush()
-            line = client.stdout.readline()
+            client.start()
+            result: Result = client.result()
             used = server.used() - before
-        if client.wait(PATIENCE) != 0:
-            raise RuntimeError(f"{case.name}: the load failed with {command}")
-        result: Result = json.loads(line)
     if mode == "idle":
         return {"cost": (full - empty) / int(values[0])}
     result["cost"] = used / result["messages"]

@@ -14,7 +14,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from typing import Any
 
 from twisted.internet.endpoints import serverFromString
 
-from benchmarks.servers import PATIENCE, Server, built, pinned
+from benchmarks.servers import Load, Server, built
 from timestamp_echo.server.protocol import TimestampEchoFactory
 from timestamp_echo.stamps import Stamp, parse
 from timestamp_echo.transports.reactor import ReactorAdapter
@@ -90,17 +89,11 @@ def main() -> None:
             log = folder / "log"
             command = [sys.executable, "-m", "benchmarks.moments", "--serve", kind]
             with Server(command, log, server_core) as server:
-                talk = ["talk", str(arguments.seconds), "127.0.0.1", str(server.port)]
-                client = subprocess.Popen(
-                    [*pinned(load_core), load, *talk, "100", "100", "1", "64"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.DEVNULL,
-                )
-                assert client.stdin is not None
-                client.stdin.write(b"\n")
-                client.stdin.close()
-                row(f"stamp after sending, {source}", stamp_delays(server.port, arguments.seconds))
-                client.wait(PATIENCE)
+                talk = ("talk", arguments.seconds, server.port, "100", "100", "1", "64")
+                with Load(load, load_core, *talk) as client:
+                    client.start()
+                    delays = stamp_delays(server.port, arguments.seconds)
+                row(f"stamp after sending, {source}", delays)
                 server.stop(signal.SIGTERM)
                 row("timer of 10 ms, late", json.loads(log.read_text().splitlines()[-1]))
 

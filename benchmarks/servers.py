@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -179,3 +180,65 @@ class Server:
         """Resident memory in bytes (proc(5))."""
         pages = Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+class Load:
+    """A running load generator (`load.c`), pinned to a core, whose connections are open.
+
+    As a context manager, it kills the load generator at the end.
+
+    @param program: the path of the program.
+    @param core: the number of the core.
+    @param mode: the program's mode, and then the other arguments of its command line.
+    @raise RuntimeError: it ended before its connections were open.
+    """
+
+    def __init__(
+        self, program: str, core: int, mode: str, seconds: float, port: int, *values: str
+    ) -> None:
+        self._process = subprocess.Popen(
+            [*pinned(core), program, mode, str(seconds), "127.0.0.1", str(port), *values],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._input, self._output = self._process.stdin, self._process.stdout
+        try:
+            if self._output.readline() != "open\n":
+                raise RuntimeError(f"load {mode} does not start")
+        except BaseException:  # also Ctrl-C: nobody else knows the process yet
+            self.__exit__()
+            raise
+
+    def __enter__(self) -> Load:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._input.close()
+        self._output.close()
+
+    def start(self) -> None:
+        """Let it send."""
+        self._input.write("\n")
+        self._input.flush()
+
+    def is_running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.poll() is None
+
+    def result(self) -> dict[str, float]:
+        """Wait for its end, and return what it has measured.
+
+        This does not wait until the process has gone: that ends its connections, which the server
+        then spends processor time on.
+
+        @raise RuntimeError: it failed. It has said why on its standard error.
+        """
+        line = self._output.readline()
+        if not line:
+            raise RuntimeError("the load failed")
+        measured: dict[str, float] = json.loads(line)
+        return measured
