@@ -1,8 +1,8 @@
 """Run the benchmark, and print its table.
 
-Every case runs with every server in turn, then all again, round by round, so that other load on
-the machine affects all servers alike. A ratio is the median of the rounds' own ratios. The server
-has one core, the load generator another.
+Every case runs with every server, in random order, then all again, round by round, so that other
+load on the machine affects all servers alike. A ratio is the median of the rounds' own ratios. The
+server has one core, the load generator another.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import socket
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
 from statistics import median
@@ -112,20 +112,27 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all measurements to this file")
     parser.add_argument("--plot", type=Path, help="write a picture to this file (SVG or PNG)")
     arguments = parser.parse_args()
-    results: dict[str, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         programs = built(folder)
         servers = commands(programs, folder, *arguments.option)
         cases = chosen(arguments.case, servers)
+        # The tables have this order, whatever the order of the measurements.
+        results: dict[str, dict[str, list[Result]]] = {
+            case.name: {
+                name: [] for name in servers[case.kind] if takes_part(name, case, arguments.server)
+            }
+            for case in cases
+        }
         for turn in range(arguments.rounds):
             for case in cases:
                 load = programs["load, tls" if case.kind == "tls" else "load"]
-                for server, command in servers[case.kind].items():
-                    if takes_part(server, case, arguments.server):
-                        print(f"\r\033[K{turn + 1}: {case.name}, {server}", end="", file=sys.stderr)
-                        one = measured(case, command, load, arguments.seconds, folder)
-                        results[case.name][server].append(one)
+                by_server = results[case.name]
+                for server in random.sample(list(by_server), len(by_server)):
+                    print(f"\r\033[K{turn + 1}: {case.name}, {server}", end="", file=sys.stderr)
+                    command = servers[case.kind][server]
+                    one = measured(case, command, load, arguments.seconds, folder)
+                    by_server[server].append(one)
     print("\r\033[K", end="", file=sys.stderr)
     for case_name, by_server in results.items():
         print(table(case_name, by_server))
