@@ -164,10 +164,13 @@ class Server:
         self._process.kill()
         self._process.wait()
 
-    def stop(self, number: int) -> None:
-        """Send this signal, and wait until the server has ended."""
+    def stop(self, number: int, patience: float = PATIENCE) -> None:
+        """Send this signal, and wait until the server has ended.
+
+        @raise TimeoutExpired: that took more than `patience` seconds.
+        """
         self._process.send_signal(number)
-        self._process.wait(PATIENCE)
+        self._process.wait(patience)
 
     def used(self) -> float:
         """Microseconds of processor time so far, of all its threads (proc(5), schedstat)."""
@@ -180,6 +183,23 @@ class Server:
         """Resident memory in bytes (proc(5))."""
         pages = Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    def forget_peak(self) -> None:
+        """Let `peak` begin anew (proc(5), clear_refs)."""
+        Path(f"/proc/{self._process.pid}/clear_refs").write_text("5")
+
+    def peak(self) -> int:
+        """The most resident memory so far, in bytes (proc(5), VmHWM)."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        assert found is not None, status
+        return int(found[1]) * 1024
+
+    def files(self) -> int:
+        """How many files it has open."""
+        folder = Path(f"/proc/{self._process.pid}/fd")
+        # Since Linux 6.2 the size is their number, which is much cheaper than a list.
+        return folder.stat().st_size or len(os.listdir(folder))
 
 
 class Load:

@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from benchmarks.counts import CONNECTIONS, STRACE, counted
 from benchmarks.servers import built, commands
+from benchmarks.storm import COLUMNS, STORMS
 from tests.system.running import PATIENCE, needs, run
 
 
@@ -105,3 +106,23 @@ class BenchmarkTests(SynchronousTestCase):
         table = self.bench("benchmarks.moments", "--seconds", "0.2")
         self.assertRegex(table, r"stamp after sending, the kernel's time +\d+ +\d+\n")
         self.assertEqual(table.count("timer of 10 ms, late"), 2)
+
+    def test_storm(self) -> None:
+        """Each storm has a table with all columns, and the established clients are served."""
+        needs("prlimit")
+        file = os.path.abspath(self.mktemp())
+        tables = self.bench(
+            *("benchmarks.storm", "--rounds", "1", "--seconds", "0.3", "--json", file),
+            *("--server", "C"),
+        )
+        results = json.loads(Path(file).read_text())
+        self.assertEqual(list(results), list(STORMS))
+        titles = " +".join(re.escape(title) for title, _ in COLUMNS.values())
+        for storm, by_server in results.items():
+            cells = rf"( +[\d.]+){{{len(COLUMNS)}}}\n"
+            self.assertRegex(tables, rf"(?m)^{storm} +{titles}\n  tsecho{cells}  C{cells}")
+            for (result,) in by_server.values():
+                self.assertGreater(result["completed"], 0)
+                self.assertGreater(result["answered"], 0)
+                self.assertEqual(result["failed"], 0)
+                self.assertGreater(result["files"], 0)
