@@ -53,6 +53,7 @@ CASES = [
     Case("UDP", ("udp", "100", "64"), kind="udp", styles=True),
     Case("TLS, 100 connections", ("talk", "100", "100", "1", "64"), kind="tls"),
     Case("connect, line, close", ("connect", "100")),
+    Case("the same, one at a time", ("connect", "1")),
     Case("memory, idle", ("idle", "5000"), files=5100),
     Case("start to first reply", ("start",)),
 ]
