@@ -14,6 +14,7 @@ from typing import Any
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
@@ -21,6 +22,8 @@ from zope.interface import implementer
 from tests.system.running import PATIENCE
 from timestamp_echo.transports import epoll
 from timestamp_echo.transports.reactor import ReactorAdapter
+
+HAS_TIME = epoll._has_time
 
 
 class Echo(Protocol):
@@ -135,18 +138,18 @@ class SleepTests(SynchronousTestCase):
         @param act: is called in the client's thread once the group has slept for some messages.
         """
         client = threading.Thread(target=self.talk, args=(act,))
-        began = time.monotonic()
         client.start()
         self.run_reactor(client)
         self.assertTrue(self.finished)
         self.assertTrue(self.slept.is_set())
         self.assertFalse(self.group._sleeping)
-        # Not a limit of time, but the difference between woken and not woken.
-        self.assertLess(time.monotonic() - began, PATIENCE)
 
     def run_reactor(self, client: threading.Thread) -> None:
         """Run the reactor until it is stopped, then end the client."""
+        began = time.monotonic()
         self.reactor.run(installSignalHandlers=False)
+        # Not a limit of time, but the difference between woken and not woken.
+        self.assertLess(time.monotonic() - began, PATIENCE)
         for sock in self.socks:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -196,24 +199,65 @@ class SleepTests(SynchronousTestCase):
 
         self.run_with(connect)
 
-    def test_timer(self) -> None:
-        """A timer that was set before, and one that a protocol sets, fire."""
-        fired: list[str] = []
-
-        def fire(name: str) -> None:
-            fired.append(name)
-            if len(fired) == 2:
-                self.done()
+    def test_new_timer(self) -> None:
+        """A timer that a protocol sets ends the sleep, if it is due soon."""
 
         def set_timer(_: Echo) -> None:
             if self.slept.is_set():
                 self.act = bool
-                self.reactor.callLater(0, fire, "new")
+                self.reactor.callLater(0, self.done)
 
         self.act = set_timer
-        self.reactor.callLater(0.1, fire, "old")
-        self.patch(epoll, "MAX_SLEEP", 0.004)
         self.run_with(bool)
+
+    def test_later_timer(self) -> None:
+        """A timer that is due later does not: the reactor has its turn before."""
+        sleeps: list[float] = []
+
+        def set_timer(_: Echo) -> None:
+            if self.slept.is_set():
+                self.act = lambda _: sleeps.append(self.rounds)
+                self.reactor.callLater(0.3, self.done)
+
+        self.act = set_timer
+        self.patch(epoll, "MAX_SLEEP", 0.05)
+        self.run_with(bool)
+        self.assertGreater(max(sleeps), 5)
+
+    def test_not_now(self) -> None:
+        """It does not begin with a timer due soon, or with a call from a thread to be made."""
+        with socket.create_connection(self.port.socket.getsockname()):
+            self.port.doRead()
+            taken: list[int] = []
+            take_over = self.group._take_over
+
+            def counted(own: Any, reactor: Any) -> Any:
+                taken.append(1)
+                self.reactor.callFromThread(bool)
+                return take_over(own, reactor)
+
+            self.patch(self.group, "_take_over", counted)
+            soon = self.reactor.callLater(0.005, bool)
+            self.group.doRead()
+            self.assertEqual(taken, [])
+            while soon.active():
+                self.reactor.runUntilCurrent()
+            self.reactor.callFromThread(bool)
+            self.group.doRead()
+            self.assertEqual(taken, [])
+            self.reactor.threadCallQueue.clear()
+            self.group.doRead()
+            self.assertEqual(taken, [1])
+            self.finished = True
+
+    def test_has_time(self) -> None:
+        """A sleep lasts up to twice `MAX_SLEEP`: timers before that are due too soon."""
+        for delay, expected in ((1.9, False), (2.1, True)):
+            reactor: Any = Clock()
+            reactor.timeout = lambda delay=delay: delay * epoll.MAX_SLEEP
+            self.assertEqual(HAS_TIME(reactor), expected)
+        reactor.timeout = lambda: None
+        self.assertTrue(HAS_TIME(reactor))
 
     def test_stop(self) -> None:
         """`reactor.stop`, called by a protocol, takes effect after a sleep of the usual length."""
