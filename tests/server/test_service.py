@@ -195,7 +195,8 @@ class EchoServiceTests(SynchronousTestCase):
         port.reactor = self.reactor
         port.startListening()
         self.addCleanup(port.socket.close)
-        service = self.service(("tcp:0", port))
+        datagrams = Port(IPv4Address("UDP", "127.0.0.1", 1), Deferred())
+        service = self.service(("tcp:0", port), ("udp:0", datagrams))
         service.startService()
         full = OSError(errno.EMFILE, "Too many open files")
         self.patch(port, "doRead", lambda: port._pause(full))

@@ -408,7 +408,7 @@ class EpollGroupTests(SynchronousTestCase):
     def test_broken_reader(self) -> None:
         """EPOLLHUP without EPOLLIN means, as in Twisted, that a reader has read everything."""
         _, recorder = self.connect()
-        self.group._other_event(recorder.transport.fileno(), select.EPOLLHUP)
+        self.group._any_event(recorder.transport.fileno(), select.EPOLLHUP)
         self.assertEqual(recorder.ends, ["half"])
 
     def test_broken_writer(self) -> None:
@@ -416,7 +416,7 @@ class EpollGroupTests(SynchronousTestCase):
         _, recorder = self.connect()
         recorder.transport.startWriting()
         recorder.transport.pauseProducing()
-        self.group._other_event(recorder.transport.fileno(), select.EPOLLHUP)
+        self.group._any_event(recorder.transport.fileno(), select.EPOLLHUP)
         self.assertEqual(recorder.ends, [ConnectionLost])
 
     def test_closed_without_half_close(self) -> None:

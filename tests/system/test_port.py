@@ -264,6 +264,12 @@ class StreamPortTests(SynchronousTestCase):
         self.successResultOf(stopped)
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
+    def test_stop_closed(self) -> None:
+        """A port that is closed already has stopped."""
+        self.port.loseConnection()
+        self.reactor.advance(0)
+        self.successResultOf(self.port.stopListening())
+
     def test_stop_inherited(self) -> None:
         """The queue of an inherited socket is left to the next process."""
         self.port.inherited = True

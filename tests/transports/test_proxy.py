@@ -16,6 +16,7 @@ from zope.interface.verify import verifyClass, verifyObject
 
 from tests.fakes import TCPTransport, logged
 from timestamp_echo.server.connections import Connections
+from timestamp_echo.server.log import LINES_PER_SECOND
 from timestamp_echo.server.protocol import TimestampEcho, TimestampEchoFactory
 from timestamp_echo.stamps import SECOND, Stamp
 from timestamp_echo.transports.proxy import (
@@ -225,6 +226,19 @@ class ProxiedProtocolTests(SynchronousTestCase):
         lines = [formatEvent(event) for event in events]
         self.assertIn("connection from 192.0.2.1:1 opened", lines)
         self.assertIn(f"connection from 192.0.2.1:7 refused: {why}", lines)
+
+    def test_log_flood(self) -> None:
+        """Of many new clients, and of many refusals, in a second ten each have a line."""
+        events = logged(self)
+        self.proxied.dataReceived(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
+        for number in range(20):
+            for host in (b"192.0.2.1", b"192.0.3.%d" % number):
+                self.connect(self.factory)
+                self.proxied.dataReceived(b"PROXY TCP4 %s 192.0.2.2 1 2\r\n" % host)
+                self.proxied.connectionLost(Failure(ConnectionDone()))
+        lines = [formatEvent(event) for event in events]
+        for kind in ("opened", "refused"):
+            self.assertEqual(sum(kind in line for line in lines), LINES_PER_SECOND)
 
     def test_total(self) -> None:
         """Over the limit of all connections the refusal does not wait for the header."""

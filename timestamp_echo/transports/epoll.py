@@ -184,7 +184,7 @@ class EpollGroup:
         #
         # - To read is harmless. `readers` has None for whoever does not want to read (any more),
         #   and a new connection with an old number finds nothing to read yet: EAGAIN.
-        # - All other events are rare, and `_other_event` checks that they are not stale.
+        # - All other events are rare, and `_any_event` checks that they are not stale.
         #
         # This loop is the path of every message, so the usual case, bytes to read, is inlined.
         if self._epoll is None:
@@ -198,7 +198,7 @@ class EpollGroup:
         for fd, event in quick:
             transport = readers[fd]
             if event != _IN:
-                self._other_event(fd, event)
+                self._any_event(fd, event)
             elif transport is not None:
                 why: BaseException | None
                 try:
@@ -237,11 +237,7 @@ class EpollGroup:
         """
         for fd, event in events:
             before = monotonic()
-            reader = self._readers[fd]
-            if event != _IN:
-                self._other_event(fd, event)
-            elif reader is not None:
-                self._try(reader, reader.doRead, True)
+            self._any_event(fd, event)
             now = monotonic()
             if now - before > MAX_QUICK:
                 self._slow[fd] = now
@@ -250,8 +246,8 @@ class EpollGroup:
             if now > deadline:
                 return
 
-    def _other_event(self, fd: int, event: int) -> None:
-        """Handle an event that is not just bytes to read: room to write, or a peer that is gone."""
+    def _any_event(self, fd: int, event: int) -> None:
+        """Handle an event: bytes to read, room to write, or a peer that is gone."""
         # Whoever was unregistered since epoll_wait(2) is no longer there, or is another.
         if fd in self._unregistered:
             return

@@ -172,7 +172,9 @@ class StreamPort(tcp.Port):
         """
         if self._stopped is None:
             self._stopped = Deferred()
-            if self.inherited or not self.connected:
+            if not self.connected:
+                self._closed()
+            elif self.inherited:
                 self._close()
             else:
                 self.reactor.callLater(0, self._accept_last)
@@ -192,8 +194,6 @@ class StreamPort(tcp.Port):
         """Close the port, if that has not begun."""
         if self.connected and not self.disconnecting:
             self.loseConnection()
-        elif not self.connected:
-            self._closed()
 
     def connectionLost(self, reason: Failure) -> None:
         """See `IFileDescriptor.connectionLost`."""
