@@ -173,6 +173,20 @@ class EpollGroupTests(SynchronousTestCase):
         self.group.serve()
         self.assertEqual(pairs[1][1].ends, [ConnectionDone])
 
+    def do_both(self, act: Any, recorder: Recorder, gone: Failure) -> None:
+        """Act, then end the connection."""
+        act()
+        recorder.transport.connectionLost(gone)
+
+    def test_slow_at_its_end(self) -> None:
+        """A connection that ends in a slow read leaves no mark for another with its number."""
+        pairs, _ = self.take(2 * MAX_QUICK, 2 * MAX_QUICK)
+        gone = Failure(ConnectionDone())
+        for _, recorder in pairs:
+            recorder.act = partial(self.do_both, recorder.act, recorder, gone)
+        self.group.serve()
+        self.assertEqual(self.group._slow, {})
+
     def test_closed_by_another(self) -> None:
         """A connection that another closes in the same round is not read any more."""
         pairs = self.pairs(2)

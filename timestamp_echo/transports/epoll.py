@@ -91,8 +91,7 @@ class EpollGroup:
         self._sleeping = False
         self._sleep_turns = 0  # before the next try to sleep with the connections
         self._backoff = 0
-        # When those that took long were last served, by file descriptor. A number that another
-        # connection has by now does no harm: that one waits for one round.
+        # When those that took long were last served, by file descriptor.
         self._slow: dict[int, float] = {}
 
     def fileno(self) -> int:
@@ -212,7 +211,7 @@ class EpollGroup:
             if now - before > MAX_QUICK:
                 # Whoever takes long is served after all others from now on. So the others can
                 # wait for the next round, in which this one is not in front of them.
-                self._slow[fd] = now
+                self._mark_slow(fd, now)
                 if now > deadline:
                     break
             before = now
@@ -239,12 +238,16 @@ class EpollGroup:
             before = monotonic()
             self._any_event(fd, event)
             now = monotonic()
+            self._slow.pop(fd, None)
             if now - before > MAX_QUICK:
-                self._slow[fd] = now
-            else:
-                del self._slow[fd]
+                self._mark_slow(fd, now)
             if now > deadline:
                 return
+
+    def _mark_slow(self, fd: int, now: float) -> None:
+        """Note when a slow connection was served, unless that has ended it."""
+        if fd not in self._unregistered:
+            self._slow[fd] = now
 
     def _any_event(self, fd: int, event: int) -> None:
         """Handle an event: bytes to read, room to write, or a peer that is gone."""
@@ -350,6 +353,7 @@ class EpollGroup:
         # `_unregistered` has to know in any case.
         self._epoll.unregister(fd)
         self._unregistered.add(fd)
+        self._slow.pop(fd, None)
         self._watched -= 1
         # Without connections there is nothing to watch, and nothing to be left open at the end.
         if not self._watched and not self._sleeping:

@@ -46,7 +46,7 @@ class StreamTransport(tcp.Server):
 
     server: Any  # the `StreamPort` that accepted it
 
-    read_size = READ_SIZE
+    read_size: int
     """Bytes of one read at most."""
 
     # While `readConnectionLost` of the protocol runs: whether that asked to be watched for room.
@@ -62,7 +62,8 @@ class StreamTransport(tcp.Server):
         self._tempDataBuffer = _NO_BUFFER
         self._group = group
         self.bufferSize = max_unsent
-        # Every write looks these up, which takes longer in a class than in the object.
+        # Every read or write looks these up, which takes longer in a class than in the object.
+        self.read_size = READ_SIZE
         self.dataBuffer = b""
         self.connected = 1
         # One text for all connections of a host: a proxy, or a network behind one address.
