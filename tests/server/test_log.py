@@ -7,7 +7,7 @@ from twisted.logger import formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import logged
-from timestamp_echo.server.log import LINES_PER_SECOND, ConnectionLog, format_address
+from timestamp_echo.server.log import FLOOD_INTERVAL, MAX_LINES, ConnectionLog, format_address
 
 
 def peer_at(host: str) -> IPv4Address:
@@ -101,11 +101,11 @@ class ConnectionLogTests(SynchronousTestCase):
     def test_refused(self) -> None:
         """The line of a refusal has the peer and the reason; there are at most ten a second."""
         self.refuse("192.0.2.1")
-        for _ in range(LINES_PER_SECOND):
+        for _ in range(MAX_LINES):
             self.refuse("192.0.2.1")
         lines = self.lines()
         self.assertEqual(lines[0], "connection from 192.0.2.1:5 refused: too many")
-        self.assertEqual(len(lines), LINES_PER_SECOND)
+        self.assertEqual(len(lines), MAX_LINES)
 
     def test_structured(self) -> None:
         """An observer of the log gets the numbers without parsing the line."""
@@ -120,20 +120,20 @@ class ConnectionLogTests(SynchronousTestCase):
         """Of many connections in a second ten have a line; one more line counts the rest."""
         for number in range(1000):
             self.open(str(number))
-        self.assertEqual(len(self.lines()), LINES_PER_SECOND)
+        self.assertEqual(len(self.lines()), MAX_LINES)
         self.clock.advance(1)
         self.assertEqual(
             self.lines(),
-            [f"{1000 - LINES_PER_SECOND} more connections opened within the same second"],
+            [f"{1000 - MAX_LINES} more connections opened within 1 s"],
         )
 
     def test_one_more(self) -> None:
         """The same holds for ends, and one connection is in the singular."""
-        for number in range(LINES_PER_SECOND + 1):
+        for number in range(MAX_LINES + 1):
             self.end(str(number))
-        self.assertEqual(len(self.lines()), LINES_PER_SECOND)
+        self.assertEqual(len(self.lines()), MAX_LINES)
         self.clock.advance(1)
-        self.assertEqual(self.lines(), ["1 more connection ended within the same second"])
+        self.assertEqual(self.lines(), ["1 more connection ended within 1 s"])
 
     def test_kinds_are_counted_apart(self) -> None:
         """Many new connections do not suppress the line of an end."""
@@ -143,12 +143,38 @@ class ConnectionLogTests(SynchronousTestCase):
         self.end("1")
         self.assertEqual(len(self.lines()), 1)
 
+    def test_flood_lasts(self) -> None:
+        """While a flood lasts, ten seconds have as many lines as one; then all is as before."""
+        self.flood()
+        self.clock.advance(1)
+        self.lines()
+        for _ in range(2):
+            self.flood()
+            self.assertEqual(len(self.lines()), MAX_LINES)
+            self.clock.advance(FLOOD_INTERVAL - 1)
+            self.flood()
+            self.assertEqual(self.lines(), [])
+            self.clock.advance(1)
+            more = 2 * 1000 - MAX_LINES
+            self.assertEqual(self.lines(), [f"{more} more connections opened within 10 s"])
+        self.open("1")
+        self.clock.advance(FLOOD_INTERVAL)
+        self.open("1")
+        self.clock.advance(1)
+        self.assertEqual(len(self.lines()), 2)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def flood(self) -> None:
+        """Log a thousand new connections."""
+        for number in range(1000):
+            self.open(str(number))
+
     def test_next_second(self) -> None:
         """Each second has ten lines; if there are no more events, no line counts them."""
         for _ in range(2):
-            for number in range(LINES_PER_SECOND):
+            for number in range(MAX_LINES):
                 self.open(str(number))
-            self.assertEqual(len(self.lines()), LINES_PER_SECOND)
+            self.assertEqual(len(self.lines()), MAX_LINES)
             self.clock.advance(1)
             self.assertEqual(self.lines(), [])
         self.assertEqual(self.clock.getDelayedCalls(), [])

@@ -1,7 +1,8 @@
 """What the log says of connections: one line when each opens, one line when it ends.
 
 Knows addresses and counts; never sees a message. A flood of connections must not become a flood
-of lines: of each kind at most `LINES_PER_SECOND` are written, and the rest are counted.
+of lines: of each kind at most `MAX_LINES` are written in a second, or in
+`FLOOD_INTERVAL` while it lasts, and the rest are counted.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from twisted.logger import Logger
 
 from timestamp_echo.addresses import host_port, unmapped
 
-LINES_PER_SECOND = 10
-"""At 150 bytes a line this is at most 130 MB a day for each kind."""
+MAX_LINES = 10
+"""Lines of each kind within a second. Beyond them the rest are counted, and the next ten seconds
+have no more lines than this one. At 150 bytes a line a flood writes 14 MB a day for each kind."""
+
+FLOOD_INTERVAL = 10.0
+"""Seconds for which there are `MAX_LINES` once a second had more."""
 
 
 def format_address(address: IAddress | None) -> str:
@@ -71,6 +76,7 @@ class ConnectionLog:
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._counts = {"opened": 0, "refused": 0, "ended": 0}
+        self._intervals = dict.fromkeys(self._counts, 1.0)
 
     def may_write(self, kind: str) -> bool:
         """Count a line of this kind: "opened", "refused" or "ended".
@@ -79,8 +85,8 @@ class ConnectionLog:
         """
         count = self._counts[kind] = self._counts[kind] + 1
         if count == 1:
-            self._clock.callLater(1, self._end_second, kind)
-        return count <= LINES_PER_SECOND
+            self._clock.callLater(self._intervals[kind], self._end_interval, kind)
+        return count <= MAX_LINES
 
     def opened(self, peer: IAddress | None) -> None:
         """A connection was made."""
@@ -123,13 +129,15 @@ class ConnectionLog:
             why=why,
         )
 
-    def _end_second(self, kind: str) -> None:
-        more = self._counts[kind] - LINES_PER_SECOND
+    def _end_interval(self, kind: str) -> None:
+        more = self._counts[kind] - MAX_LINES
         self._counts[kind] = 0
+        seconds, self._intervals[kind] = self._intervals[kind], FLOOD_INTERVAL if more > 0 else 1.0
         if more > 0:
             self._log.info(
-                "{more} more connection{s} {kind} within the same second",
+                "{more} more connection{s} {kind} within {seconds:g} s",
                 more=more,
                 s="" if more == 1 else "s",
                 kind=kind,
+                seconds=seconds,
             )
