@@ -123,7 +123,9 @@ class Service:
         self.folder = os.path.abspath(case.mktemp())
         os.makedirs(self.folder)
         program = WITHOUT_EPOLL if getattr(case, "without_epoll", False) else [BIN / "twistd"]
-        arguments = ["-n", "--pidfile=", *REACTOR, *twistd, "tsecho", *options]
+        if not any(option.startswith("--reactor=") for option in twistd):
+            twistd = [*REACTOR, *twistd]
+        arguments = ["-n", "--pidfile=", *twistd, "tsecho", *options]
         self.process = subprocess.Popen(
             [*prefix, *program, *arguments],
             pass_fds=pass_fds,
