@@ -51,7 +51,7 @@ FILES = 16_384
 """Open files that a server may have: more than tsecho's --max-connections."""
 
 STOP = 20.0
-"""Seconds after which a server that is told to stop is killed."""
+"""Seconds after SIGTERM until a server that still runs is killed."""
 
 SAMPLING = 0.1
 """Seconds from one count of the server's open files to the next."""

@@ -160,7 +160,7 @@ class Recorder(Protocol):
 
 
 class FakePort:
-    """Counts the connections that it is told have closed."""
+    """A listening port that counts the ends of its connections."""
 
     closed = 0
 

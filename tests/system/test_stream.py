@@ -112,7 +112,7 @@ class StreamTransportTests(SynchronousTestCase):
         self.assertEqual(self.server.read_size, READ_SIZE)
 
     def test_port(self) -> None:
-        """When it is lost, its port is told, once."""
+        """Its end is reported to its port, once."""
         for _ in range(2):
             self.server.connectionLost(Failure(ConnectionDone()))
         self.assertEqual(self.server.server.closed, 1)

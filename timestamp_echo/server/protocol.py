@@ -120,8 +120,8 @@ class TimestampEcho(LingeringClose):
         self._framing: Framing = factory.framing()
         self._paused = False
         transport.registerProducer(self, True)
-        # The interfaces need not be asked of our own transport: it has none of these layers, and
-        # sends at once. Four microseconds for each connection.
+        # Our own transport has none of these layers, and inherits TCP_NODELAY: so its interfaces
+        # are not looked up, which would be done for every connection.
         if not isinstance(transport, StreamTransport) and self._begin_layers():
             factory.connections.add(self, _unknown_peer)
             return
