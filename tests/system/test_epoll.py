@@ -9,6 +9,7 @@ import socket
 from functools import partial
 from typing import Any
 
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IProtocol, IReadDescriptor
 from twisted.internet.testing import MemoryReactorClock
@@ -96,6 +97,30 @@ class EpollGroupTests(SynchronousTestCase):
             two.transport.stopReading()
             self.assertEqual(self.reactor.getReaders(), [])
             self.assertRaises(OSError, os.fstat, number)
+
+    def test_epoll_while_ports(self) -> None:
+        """While a port is open, the epoll stays for the next connection."""
+        for port_first in (True, False):
+            port = FileDescriptor(self.reactor)
+            port.fileno = lambda: 7  # type: ignore[method-assign]
+            self.group.add_port(port)
+            self.assertEqual(self.group.fileno(), -1)
+            _, recorder = self.connect()
+            ends = [recorder.transport.abortConnection, partial(self.group.remove_port, port)]
+            number = self.group.fileno()
+            for end in reversed(ends) if port_first else ends:
+                self.assertEqual(self.group.fileno(), number)
+                self.assertEqual(self.reactor.getReaders(), [self.group])
+                end()
+            self.assertEqual(self.group.fileno(), -1)
+            self.assertEqual(self.reactor.getReaders(), [])
+
+    def test_port_without_connections(self) -> None:
+        """A port that never had a connection leaves nothing."""
+        port = FileDescriptor(self.reactor)
+        self.group.add_port(port)
+        self.group.remove_port(port)
+        self.assertEqual(self.group.fileno(), -1)
 
     def test_bounded(self) -> None:
         """One `doRead` serves a bounded number, so that timers and ports do not wait for long."""

@@ -62,8 +62,10 @@ class Socket:
     def __init__(self, sock: socket.socket, *errors: int) -> None:
         self._sock = sock
         self.errors = list(errors)
+        self.calls = 0
 
     def _accept(self) -> tuple[int, Any]:
+        self.calls += 1
         if self.errors:
             number = self.errors.pop(0)
             raise OSError(number, os.strerror(number))
@@ -73,6 +75,21 @@ class Socket:
         return getattr(self._sock, name)
 
 
+class FakeGroup:
+    """What a port needs of its group; records how many were accepted when it served."""
+
+    def __init__(self, factory: Accepted) -> None:
+        self._factory = factory
+        self.served: list[int] = []
+
+    def serve(self) -> None:
+        """See `EpollGroup`."""
+        self.served.append(len(self._factory.peers))
+
+    def remove_port(self, port: StreamPort) -> None:
+        """See `EpollGroup`."""
+
+
 class StreamPortTests(SynchronousTestCase):
     """`StreamPort`, with clients that wait in its queue."""
 
@@ -80,7 +97,7 @@ class StreamPortTests(SynchronousTestCase):
         """Open a port whose rounds of serving are recorded."""
         self.reactor: Any = MemoryReactorClock()
         self.factory = Accepted()
-        self.served: list[int] = []
+        self.group = FakeGroup(self.factory)
         self.port = self.open()
         self.events = logged(self)
 
@@ -89,7 +106,7 @@ class StreamPortTests(SynchronousTestCase):
         adapter = ReactorAdapter(self.reactor, False)
         port: Any = adapter.listenTCP(0, self.factory, interface="127.0.0.1")
         self.addCleanup(port.socket.close)
-        port.serve = lambda: self.served.append(len(self.factory.peers))
+        port.group = self.group
         return port
 
     def connect(self, count: int) -> list[socket.socket]:
@@ -118,7 +135,7 @@ class StreamPortTests(SynchronousTestCase):
         self.patch(port_module, "MAX_SECONDS", PATIENCE)
         self.connect(2 * MAX_ACCEPTS + 1)
         self.port.doRead()
-        self.assertEqual(self.served, [MAX_ACCEPTS, 2 * MAX_ACCEPTS])
+        self.assertEqual(self.group.served, [MAX_ACCEPTS, 2 * MAX_ACCEPTS])
         self.assertEqual(len(self.factory.peers), 2 * MAX_ACCEPTS + 1)
 
     def test_short(self) -> None:
@@ -139,10 +156,27 @@ class StreamPortTests(SynchronousTestCase):
 
     def test_without_epoll(self) -> None:
         """Where the reactor serves each connection, it does so after every few accepted."""
-        self.port.serve = None
+        self.port.group = None
         self.connect(MAX_ACCEPTS + 1)
         self.port.doRead()
         self.assertEqual(len(self.factory.peers), MAX_ACCEPTS)
+
+    def test_length_of_queue(self) -> None:
+        """It accepts as many as there are, not one more to find that the queue is empty."""
+        self.let_accept_fail()
+        self.connect(2)
+        self.port.doRead()
+        self.assertEqual(self.port.socket.calls, 2)
+        self.port.doRead()  # the event was stale
+        self.assertEqual(self.port.socket.calls, 3)
+        self.assertEqual(len(self.factory.peers), 2)
+
+    def test_unknown_length(self) -> None:
+        """Where the kernel does not say how many there are, all are accepted as well."""
+        self.patch(port_module, "LINUX", False)
+        self.connect(MAX_ACCEPTS + 2)
+        self.port.doRead()
+        self.assertEqual(len(self.factory.peers), MAX_ACCEPTS + 2)
 
     def test_no_delay(self) -> None:
         """Connections inherit TCP_NODELAY, as replies are written whole."""
@@ -169,7 +203,7 @@ class StreamPortTests(SynchronousTestCase):
     def test_gone(self) -> None:
         """A connection that ended in the queue does not keep the others waiting."""
         self.let_accept_fail(errno.ECONNABORTED, errno.EPERM)
-        self.connect(1)
+        self.connect(3)
         self.port.doRead()
         self.assertEqual(len(self.factory.peers), 1)
         self.assertEqual(self.lines(), [])
@@ -236,9 +270,9 @@ class StreamPortTests(SynchronousTestCase):
         self.patch(port_module, "MAX_SECONDS", 0)
         self.connect(1)
         stopped = self.port.stopListening()
-        self.reactor.pump([0, 0])
+        self.reactor.pump([0] * 11)
         self.successResultOf(stopped)
-        self.assertEqual(len(self.factory.peers), 12)  # a multiple of MAX_ACCEPTS
+        self.assertEqual(len(self.factory.peers), 10)
 
     def test_stop_while_full(self) -> None:
         """A port that stops while the file table is full waits for a free file."""

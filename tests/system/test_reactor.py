@@ -142,7 +142,7 @@ class ReactorAdapterTests(SynchronousTestCase):
             groups = [port.transport.keywords["group"] for port in ports]
             self.assertIs(groups[0], groups[1])
             self.assertEqual(isinstance(groups[0], EpollGroup), has_epoll)
-            self.assertEqual([port.serve is not None for port in ports], [has_epoll] * 2)
+            self.assertEqual([port.group is not None for port in ports], [has_epoll] * 2)
 
     def listened(self, description: str) -> Any:
         """Listen on this endpoint, and return the factory that its port has."""

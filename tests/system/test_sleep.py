@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.epollreactor import EPollReactor
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock
@@ -191,13 +192,21 @@ class SleepTests(SynchronousTestCase):
         self.reactor.removeReader(pipe)
 
     def test_port(self) -> None:
-        """A new connection is accepted."""
-        self.accepted = lambda: self.done() if self.slept.is_set() else None
+        """A new connection is accepted without an end to the sleep."""
+        sleeping: list[bool] = []
+
+        def accepted() -> None:
+            if self.slept.is_set():
+                sleeping.append(self.group._sleeping)
+                self.reactor.callLater(0, self.done)
+
+        self.accepted = accepted
 
         def connect() -> None:
             socket.create_connection(self.port.socket.getsockname()).close()
 
         self.run_with(connect)
+        self.assertEqual(sleeping, [True])
 
     def test_new_timer(self) -> None:
         """A timer that a protocol sets ends the sleep, if it is due soon."""
@@ -272,14 +281,30 @@ class SleepTests(SynchronousTestCase):
         self.run_with(bool)
         self.assertEqual(self.group.fileno(), -1)
 
+    def test_port_closed(self) -> None:
+        """The last port and the last connection may be closed during a sleep."""
+
+        def close(echo: Echo) -> None:
+            if self.slept.is_set():
+                self.port.connectionLost(Failure(ConnectionDone()))
+                echo.transport.abortConnection()
+
+        self.act = close
+        self.lost = lambda: self.reactor.callLater(0, self.done)
+        self.run_with(bool)
+        self.assertEqual(self.group.fileno(), -1)
+
     def test_last_connection(self) -> None:
-        """The last connection may end during a sleep; later ones are served, and sleep again."""
+        """The last connection may end during a sleep, and the next be accepted and served.
+
+        There is one epoll as long as the port is open.
+        """
         ends: list[int] = []
 
         def lost() -> None:
             ends.append(self.group.fileno())
             if len(ends) == 2:
-                self.done()
+                self.reactor.callLater(0, self.done)
             else:
                 self.slept.clear()
 
@@ -292,6 +317,8 @@ class SleepTests(SynchronousTestCase):
         again.start()
         self.run_reactor(again)
         self.assertTrue(self.finished)
+        self.assertEqual(len(set(ends)), 1)
+        self.assertGreater(ends[0], -1)
         self.assertEqual(self.group.fileno(), -1)
         self.assertFalse(self.group._sleeping)
 

@@ -11,7 +11,7 @@ from typing import Any
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import ConnectionDone
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
-from twisted.internet.testing import MemoryReactorClock
+from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -126,6 +126,24 @@ class StreamTransportTests(SynchronousTestCase):
         """A read that finds nothing does not end the connection."""
         self.assertIsNone(self.server.doRead())
         self.assertEqual(self.recorder.reads, [])
+
+    def test_producer(self) -> None:
+        """There is one producer at a time, which is stopped at the end."""
+        one, two = StringTransport(), StringTransport()
+        self.server.registerProducer(one, True)
+        self.assertRaises(RuntimeError, self.server.registerProducer, two, True)
+        self.server.unregisterProducer()
+        self.assertEqual(self.server.reactor.getWriters(), [])
+        self.server.registerProducer(two, True)
+        self.server.loseConnection()
+        self.server.stopWriting()
+        self.server.unregisterProducer()  # there may be nothing more to wait for
+        self.assertEqual(self.server.reactor.getWriters(), [self.server])
+        self.server.registerProducer(two, True)
+        self.server.connectionLost(Failure(CONNECTION_DONE))
+        self.assertEqual(two.producerState, "stopped")
+        self.server.registerProducer(one, True)
+        self.assertEqual(one.producerState, "stopped")
 
     def test_closed(self) -> None:
         """The peer's FIN is a clean end."""

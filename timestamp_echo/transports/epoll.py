@@ -72,9 +72,9 @@ _Events = list[tuple[int, int]]  # file descriptors, and what they are ready for
 class EpollGroup:
     """All connections of one service, as one descriptor.
 
-    It stands in for the reactor where a connection asks to be watched. Its epoll exists only
-    while a connection is watched: so it is made in the process that serves, after any fork, and
-    nothing is left of it in the end.
+    It stands in for the reactor where a connection asks to be watched. Its epoll is made with the
+    first connection, so in the process that serves, after any fork, and closed when there are no
+    connections and no ports any more, so that nothing is left of it in the end.
 
     @param reactor: watches the epoll.
     """
@@ -87,6 +87,7 @@ class EpollGroup:
         self._readers: list[Any] = []  # of StreamTransport or None; a Waker while sleeping
         self._writers: dict[int, StreamTransport] = {}
         self._watched = 0
+        self._ports: dict[int, IReadDescriptor] = {}  # those of its connections, while open
         self._unregistered: set[int] = set()  # since the last epoll_wait(2)
         self._sleeping = False
         self._sleep_turns = 0  # before the next try to sleep with the connections
@@ -125,7 +126,8 @@ class EpollGroup:
         epoll is taken out of the reactor's, and watches the reactor's in its place: whatever the
         reactor waits for (a port, a signal, a call from a thread) wakes it up, and it returns. So
         it does when a timer was set that is due soon, when nobody came, and in any case after
-        some `MAX_SLEEP`, for what shows nowhere (`reactor.stop` called by a protocol).
+        some `MAX_SLEEP`, for what shows nowhere (`reactor.stop` called by a protocol). Only the
+        ports of these connections are served here as well.
         """
         if reactor.threadCallQueue or not _has_time(reactor):
             return
@@ -133,9 +135,13 @@ class EpollGroup:
         rounds = 0
         end = monotonic() + MAX_SLEEP
         try:
-            while self._watched and self.serve(MAX_SLEEP) and not waker.woken:
+            while self.serve(MAX_SLEEP):
                 rounds += 1
-                if monotonic() > end or (reactor._newTimedCalls and not _has_time(reactor)):
+                if (
+                    monotonic() > end
+                    or (waker.woken and not self._serve_ports(waker, reactor))
+                    or (reactor._newTimedCalls and not _has_time(reactor))
+                ):
                     break
         finally:
             self._give_back(own, reactor)
@@ -165,10 +171,22 @@ class EpollGroup:
         own.unregister(fd)
         self._sleeping = False
         self._readers[fd] = None
-        if self._watched:
+        if self._watched or self._ports:
             reactor.addReader(self)
         else:
             self._close()
+
+    def _serve_ports(self, waker: Waker, reactor: EPollReactor) -> bool:
+        """Accept on the ports that are ready.
+
+        @return: whether nothing else of the reactor's is.
+        """
+        for fd, _ in reactor._poller.poll(0):
+            if fd not in self._ports:
+                return False
+            self._ports[fd].doRead()
+        waker.woken = False
+        return True
 
     def serve(self, timeout: float = 0) -> int:
         """Serve the connections that are ready, in one round.
@@ -295,21 +313,21 @@ class EpollGroup:
 
     def addReader(self, transport: StreamTransport) -> None:
         """See `IReactorFDSet.addReader`."""
-        fd = transport.fileno()
+        fd = transport.fd
         if not self._is_reader(fd):
             self._watch(fd, _IN, fd in self._writers)
             self._readers[fd] = transport
 
     def addWriter(self, transport: StreamTransport) -> None:
         """See `IReactorFDSet.addWriter`."""
-        fd = transport.fileno()
+        fd = transport.fd
         if fd not in self._writers:
             self._watch(fd, _OUT, self._is_reader(fd))
             self._writers[fd] = transport
 
     def removeReader(self, transport: StreamTransport) -> None:
         """See `IReactorFDSet.removeReader`."""
-        fd = transport.fileno()
+        fd = transport.fd
         if self._is_reader(fd):
             self._readers[fd] = None
             self._unwatch(fd, _OUT, fd in self._writers)
@@ -318,7 +336,7 @@ class EpollGroup:
         """See `IReactorFDSet.removeWriter`."""
         # Few are watched for room, and every connection asks at its end.
         if self._writers:
-            fd = transport.fileno()
+            fd = transport.fd
             if self._writers.pop(fd, None) is not None:
                 self._unwatch(fd, _IN, self._is_reader(fd))
 
@@ -355,8 +373,21 @@ class EpollGroup:
         self._unregistered.add(fd)
         self._slow.pop(fd, None)
         self._watched -= 1
-        # Without connections there is nothing to watch, and nothing to be left open at the end.
-        if not self._watched and not self._sleeping:
+        if not self._watched and not self._ports:
+            self._close_unused()
+
+    def add_port(self, port: IReadDescriptor) -> None:
+        """A port whose connections are in this group has begun to listen."""
+        self._ports[port.fileno()] = port
+
+    def remove_port(self, port: IReadDescriptor) -> None:
+        """That port is about to be closed."""
+        del self._ports[port.fileno()]
+        if not self._watched and not self._ports:
+            self._close_unused()
+
+    def _close_unused(self) -> None:
+        if self._epoll is not None and not self._sleeping:
             self._reactor.removeReader(self)
             self._close()
 

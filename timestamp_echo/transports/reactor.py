@@ -189,7 +189,7 @@ class ReactorAdapter:
         transport: Any = partial(kind, group=self._group, max_unsent=self._max_unsent)
         port.transport = transport
         if isinstance(self._group, EpollGroup):
-            port.serve = self._group.serve
+            port.group = self._group
         port.startListening()
         if kind is TimedStreamTransport:
             arrivals.enable(port.socket)

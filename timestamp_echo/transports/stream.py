@@ -46,6 +46,9 @@ class StreamTransport(tcp.Server):
 
     server: Any  # the `StreamPort` that accepted it
 
+    fd: int
+    """The socket's file descriptor; -1 once it is closed."""
+
     read_size: int
     """Bytes of one read at most."""
 
@@ -59,6 +62,7 @@ class StreamTransport(tcp.Server):
         # that is skipped makes two texts, a number, a list and a bound method for each.
         sock.setblocking(False)
         self.socket = sock
+        self.fd = sock.fileno()
         self._tempDataBuffer = _NO_BUFFER
         self._group = group
         self.bufferSize = max_unsent
@@ -79,32 +83,29 @@ class StreamTransport(tcp.Server):
 
     def fileno(self) -> int:
         """See `IFileDescriptor.fileno`."""
-        # While the connection is being lost it is still unregistered by its number.
-        try:
-            return self.socket.fileno()
-        except AttributeError:
-            return -1
+        return self.fd
 
     def logPrefix(self) -> str:
         """See `ILoggingContext.logPrefix`."""
-        return f"{type(self.protocol).__name__},{self.fileno()},{self.client[0]}"
+        return f"{type(self.protocol).__name__},{self.fd},{self.client[0]}"
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.fileno()} from {self.client[0]}>"
+        return f"<{type(self).__name__} {self.fd} from {self.client[0]}>"
 
     def connectionLost(self, reason: Failure) -> None:
         """As `tcp.Connection.connectionLost`; the port learns that a file is closed."""
         if not self.connected:
             return
         self.connected, self.disconnected = 0, 1
-        self.stopReading()
-        self.stopWriting()
+        self._group.removeReader(self)
+        self._group.removeWriter(self)
         if self.producer is not None:
             self.producer.stopProducing()
             self.producer = None
         if isinstance(reason.value, ConnectionAborted):
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.socket.close()
+        self.fd = -1
         protocol = self.protocol
         del self.protocol, self.socket
         self.server.connection_closed()
@@ -132,6 +133,28 @@ class StreamTransport(tcp.Server):
             self.connectionLost(reason)
         elif wants_room and self.connected:
             self.startWriting()
+
+    def loseConnection(self) -> None:
+        """See `ITransport.loseConnection`."""
+        if self._wants_room is None or self.TLS:
+            super().loseConnection()
+        else:  # in `readConnectionLost`, which does the rest; nothing is read any more
+            self.disconnecting = self._wants_room = True
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """See `IConsumer.registerProducer`."""
+        if self.TLS or self.producer is not None or self.disconnected or not streaming:
+            super().registerProducer(producer, streaming)
+        else:  # the usual case, without two calls
+            self.producer = producer
+            self.streamingProducer = True
+
+    def unregisterProducer(self) -> None:
+        """See `IConsumer.unregisterProducer`."""
+        if self.TLS or self.disconnecting:
+            super().unregisterProducer()
+        else:  # as above
+            self.producer = None
 
     def startReading(self) -> None:
         """Watch for bytes to read."""
@@ -168,7 +191,7 @@ class StreamTransport(tcp.Server):
         if not self.connected:
             return 0
         count = array("i", [0])
-        ioctl(self.fileno(), FIONREAD, count)
+        ioctl(self.fd, FIONREAD, count)
         return count[0]
 
     def set_read_size(self, size: int) -> None:
