@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Callable
+from functools import partial
 from unittest.mock import patch
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -278,6 +280,32 @@ class ConnectionsTests(SynchronousTestCase):
         for connection in opened:
             connections.remove(connection)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_timer_while_started(self) -> None:
+        """While connections may be made, a timer stays after the last one, until it is due."""
+        connections = Connections(self.clock, idle_timeout=100)
+        connections.start()
+        for _ in range(3):
+            connections.remove(self.added(connections))
+            (call,) = self.clock.getDelayedCalls()
+            self.assertEqual(call.getTime(), 10)
+        self.clock.advance(10)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_stop(self) -> None:
+        """When no more connections are made, the timer goes with the last one."""
+        connections = Connections(self.clock, idle_timeout=100)
+        for connections_first in (True, False):
+            connections.start()
+            connection = self.added(connections)
+            ends: list[Callable[[], None]] = [
+                partial(connections.remove, connection),
+                connections.stop,
+            ]
+            for end in ends if connections_first else reversed(ends):
+                self.assertEqual(len(self.clock.getDelayedCalls()), 1)
+                end()
+            self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_timer_again(self) -> None:
         """After the last connection has closed, the next one is checked like the first."""

@@ -169,6 +169,28 @@ class ConnectionLogTests(SynchronousTestCase):
         for number in range(1000):
             self.open(str(number))
 
+    def test_no_timer(self) -> None:
+        """There is a timer only while there is something to be written later."""
+        for _ in range(3):
+            for number in range(MAX_LINES):
+                self.open(str(number))
+            self.assertEqual(self.clock.getDelayedCalls(), [])
+            self.clock.advance(1)
+        self.assertEqual(len(self.lines()), 3 * MAX_LINES)
+
+    def test_flush(self) -> None:
+        """What would be written later can be written now."""
+        self.flood()
+        self.open("1")
+        self.end("1")
+        self.lines()
+        self.log.flush()
+        more = 1000 + 1 - MAX_LINES
+        self.assertEqual(self.lines(), [f"{more} more connections opened within 1 s"])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.log.flush()
+        self.assertEqual(self.lines(), [])
+
     def test_next_second(self) -> None:
         """Each second has ten lines; if there are no more events, no line counts them."""
         for _ in range(2):

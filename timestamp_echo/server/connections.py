@@ -105,9 +105,24 @@ class Connections:
         self._max_per_peer = max_per_peer
         self._idle_timeout = idle_timeout
         self._connections: set[Connection] = set()
+        self._started = False
         self._peers: Counter[bytes] = Counter()
         self._check_call: IDelayedCall | None = None
         self._waiting: list[Deferred[None]] = []
+
+    def start(self) -> None:
+        """Connections will be made.
+
+        From now on the timer stays while there are none. Otherwise a client that comes again and
+        again has it made and cancelled each time.
+        """
+        self._started = True
+
+    def stop(self) -> None:
+        """No more connections will be made; those that are open stay."""
+        self._started = False
+        if not self._connections:
+            self._stop_checking()
 
     def refusal(self, address: IAddress | None) -> str:
         """Why another connection from this address is refused; empty if it is not."""
@@ -150,9 +165,8 @@ class Connections:
         self._uncount(connection)
         if self._connections:
             return
-        if self._check_call is not None:
-            self._check_call.cancel()
-            self._check_call = None
+        if not self._started:
+            self._stop_checking()
         self._fire_if_empty()
 
     def __len__(self) -> int:
@@ -191,9 +205,16 @@ class Connections:
     def _schedule_check(self) -> None:
         self._check_call = self._clock.callLater(self._idle_timeout / _CHECKS, self._check)
 
+    def _stop_checking(self) -> None:
+        if self._check_call is not None:
+            self._check_call.cancel()
+            self._check_call = None
+
     def _check(self) -> None:
         """Close the connections that had no new message for the idle timeout."""
-        self._schedule_check()
+        self._check_call = None
+        if self._connections:
+            self._schedule_check()
         for connection in self:
             if connection.idle_checks > _CHECKS:
                 connection.abort()  # it was ended at the check before, and is still open

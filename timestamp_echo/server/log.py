@@ -8,10 +8,11 @@ of lines: of each kind at most `MAX_LINES` are written in a second, or in
 from __future__ import annotations
 
 import os
+from math import inf
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import CannotListenError, ConnectionAborted, ConnectionLost
-from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from timestamp_echo.addresses import host_port, unmapped
@@ -75,8 +76,12 @@ class ConnectionLog:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
+        # By kind: the lines of the present interval, when it ends, how long it is, and, once it has
+        # more than `MAX_LINES`, what will write their number.
         self._counts = {"opened": 0, "refused": 0, "ended": 0}
-        self._intervals = dict.fromkeys(self._counts, 1.0)
+        self._ends = dict.fromkeys(self._counts, -inf)
+        self._lengths = dict.fromkeys(self._counts, 1.0)
+        self._calls: dict[str, IDelayedCall] = {}
 
     def may_write(self, kind: str) -> bool:
         """Count a line of this kind: "opened", "refused" or "ended".
@@ -84,9 +89,24 @@ class ConnectionLog:
         @return: whether it may be written.
         """
         count = self._counts[kind] = self._counts[kind] + 1
-        if count == 1:
-            self._clock.callLater(self._intervals[kind], self._end_interval, kind)
-        return count <= MAX_LINES
+        if count > MAX_LINES + 1:
+            return False
+        now = self._clock.seconds()
+        if now >= self._ends[kind]:
+            if count > 1:  # a whole interval without a flood has passed
+                self._lengths[kind] = 1.0
+            count = self._counts[kind] = 1
+            self._ends[kind] = now + self._lengths[kind]
+        if count <= MAX_LINES:
+            return True
+        self._calls[kind] = self._clock.callLater(self._ends[kind] - now, self._end_interval, kind)
+        return False
+
+    def flush(self) -> None:
+        """Write now how many lines there would have been; no timer is left."""
+        for kind, call in list(self._calls.items()):
+            call.cancel()
+            self._end_interval(kind)
 
     def opened(self, peer: IAddress | None) -> None:
         """A connection was made."""
@@ -130,14 +150,14 @@ class ConnectionLog:
         )
 
     def _end_interval(self, kind: str) -> None:
+        del self._calls[kind]
         more = self._counts[kind] - MAX_LINES
-        self._counts[kind] = 0
-        seconds, self._intervals[kind] = self._intervals[kind], FLOOD_INTERVAL if more > 0 else 1.0
-        if more > 0:
-            self._log.info(
-                "{more} more connection{s} {kind} within {seconds:g} s",
-                more=more,
-                s="" if more == 1 else "s",
-                kind=kind,
-                seconds=seconds,
-            )
+        self._log.info(
+            "{more} more connection{s} {kind} within {seconds:g} s",
+            more=more,
+            s="" if more == 1 else "s",
+            kind=kind,
+            seconds=self._lengths[kind],
+        )
+        self._counts[kind], self._ends[kind] = 0, -inf
+        self._lengths[kind] = FLOOD_INTERVAL

@@ -294,7 +294,6 @@ class TimestampEcho(LingeringClose):
         if self._handshake is not None:
             cancel(self._handshake)
         factory = self.factory
-        factory.connections.remove(self)
         if factory.log.may_write("ended"):
             factory.log.ended(
                 self.transport.getPeer(),
@@ -304,6 +303,7 @@ class TimestampEcho(LingeringClose):
                 received=self._received,
                 sent=self._sent,
             )
+        factory.connections.remove(self)
 
     def _reason(self, error: BaseException | None) -> str:
         """Why the connection ended: this side's own reason, or else the transport's."""
@@ -376,6 +376,15 @@ class TimestampEchoFactory(Factory[TimestampEcho]):
         self.log = ConnectionLog(clock)
         self.refusals = 0
         self.connections = Connections(clock) if connections is None else connections
+
+    def startFactory(self) -> None:
+        """See `Factory.startFactory`: a port begins to listen."""
+        self.connections.start()
+
+    def stopFactory(self) -> None:
+        """See `Factory.stopFactory`: the last port is closed."""
+        self.connections.stop()
+        self.connections.all_closed().addCallback(lambda _: self.log.flush())
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:  # type: ignore[override]  # a Refusal is no TimestampEcho
         """See `IProtocolFactory.buildProtocol`."""
