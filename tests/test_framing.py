@@ -10,7 +10,8 @@ from timestamp_echo.framing import (
     FRAMINGS,
     FULL_READ,
     MAX_PENDING,
-    SHORT_READ,
+    MIN_PORTION,
+    SHORT_REPLY,
     AutoFraming,
     ChunkFraming,
     Framing,
@@ -69,10 +70,11 @@ class ConstantTests(SynchronousTestCase):
         self.assertEqual(AutoFraming().received(b"x" * 16_384, STAMP), b"")
         self.assertEqual(AutoFraming().received(b"x" * 16_383, STAMP), STAMP + b"x" * 16_383)
 
-    def test_short_read(self) -> None:
+    def test_short_reply(self) -> None:
         """The longest reply to a read that is not measured, with a `ctime` stamp, is 112 KiB."""
         prefix = b"[Sun Nov 22 14:27:36 2026] "
-        self.assertEqual(len(LineFraming().received(b"\n" * SHORT_READ, prefix)), 112 * 1024)
+        read = b"\n" * (SHORT_REPLY // len(prefix))
+        self.assertEqual(len(LineFraming().received(read, prefix)), 112 * 1024)
 
 
 class PortionTests(SynchronousTestCase):
@@ -120,12 +122,22 @@ class PortionTests(SynchronousTestCase):
             self.assertEqual(LineFraming().portion(data, STAMP), len(data))
 
     def test_longest_reply(self) -> None:
-        """A reply of 64 KiB is made at once; for one that is longer, the read is halved."""
-        for line, lines in ((b"\n", 1024), (b"x\n", 512), (b"x" * 15 + b"\n", 64)):
-            data, prefix = line * lines, b"p" * (MAX_PENDING // lines - len(line))
+        """A reply twice as long as the read is made at once, and else the read is halved.
+
+        A reply of 16 KiB always is, and none that is longer than 64 KiB.
+        """
+        for line, lines, limit in (
+            (b"\n", 1024, MIN_PORTION),
+            (b"x\n", 512, MIN_PORTION),
+            (b"x" * 15 + b"\n", 64, MIN_PORTION),
+            (b"\n", 10_000, 20_000),
+            (b"x" * 3 + b"\n", MAX_PENDING // 8, MAX_PENDING),
+            (b"x" * 15 + b"\n", MAX_PENDING // 20, MAX_PENDING),
+        ):
+            data = line * lines
+            prefix = b"p" * ((limit - len(data)) // lines)
             self.assertEqual(LineFraming().portion(data, prefix), len(data))
-            half = data[: len(data) // 2 - 1].rfind(b"\n") + 1
-            self.assertEqual(LineFraming().portion(b"x" + data, prefix), 1 + half)
+            self.assertEqual(LineFraming().portion(data, prefix + b"p"), lines // 2 * len(line))
         self.assertEqual(LineFraming().portion(b"\n" * MAX_PENDING, b"p" * 31), MAX_PENDING // 32)
 
     def test_ends_at_newline(self) -> None:

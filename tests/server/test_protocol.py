@@ -24,13 +24,15 @@ from tests.fakes import IterationClock, TCPTransport, TLSTransport, logged
 from timestamp_echo.framing import (
     FULL_READ,
     MAX_PENDING,
-    SHORT_READ,
+    MIN_PORTION,
+    SHORT_REPLY,
     AutoFraming,
     ChunkFraming,
     Framing,
     LineFraming,
 )
 from timestamp_echo.server.connections import Connections
+from timestamp_echo.server.log import MAX_LINES
 from timestamp_echo.server.protocol import (
     MESSAGE_GAP,
     TimestampEcho,
@@ -517,13 +519,74 @@ class TimestampEchoTests(SynchronousTestCase):
         """Lines that are answered late keep their order and their arrival times."""
         echo = self.connect()
         self.full_after(MAX_PENDING, self.transport)
-        echo.dataReceived(b"\n" * SHORT_READ * 2)
+        lines = 2 * SHORT_REPLY // len(STAMP)
+        echo.dataReceived(b"\n" * lines)
         self.clock.advance(60)
         echo.dataReceived(b"later\n")  # TLS passes on what it had read before
         while self.transport.producerState == "paused":
             echo.resumeProducing()
         late = STAMP.replace(b":00:", b":01:") + b"later\n"
-        self.assertEqual(self.transport.value(), (STAMP + b"\n") * SHORT_READ * 2 + late)
+        self.assertEqual(self.transport.value(), (STAMP + b"\n") * lines + late)
+
+    def test_turns(self) -> None:
+        """Others have their turn between two portions of many short lines; then it reads on."""
+        echo = self.connect()
+        echo.dataReceived(b"\n" * 5000)
+        turns = 0
+        while echo.messages < 5000:
+            self.assertEqual(self.transport.producerState, "paused")
+            self.assertLessEqual(len(self.transport.value()), MIN_PORTION)
+            self.assertEqual(self.transport.value().count(STAMP + b"\n") * 28, self.written())
+            self.clock.advance(0)
+            turns += 1
+        self.assertGreater(turns, 8)
+        self.assertEqual(self.transport.producerState, "producing")
+        self.assertIn("5000 messages", self.lose(echo))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def written(self) -> int:
+        """How many bytes were written since the last call."""
+        size = len(self.transport.value())
+        self.transport.clear()
+        return size
+
+    def test_nothing_left(self) -> None:
+        """When the port and all connections are closed there is no timer, and the log is whole."""
+        for port_first in (True, False):
+            echoes = [self.connect()]
+            self.factory.doStart()
+            for _ in range(MAX_LINES):
+                echo = self.factory.buildProtocol(None)
+                assert isinstance(echo, TimestampEcho)
+                echo.makeConnection(StringTransport())
+                echoes.append(echo)
+            events = logged(self)
+            if port_first:
+                self.factory.doStop()
+            for echo in echoes:
+                echo.connectionLost(Failure(ConnectionDone()))
+            if not port_first:
+                self.factory.doStop()
+            lines = [formatEvent(event) for event in events]
+            self.assertEqual(lines[-1], "1 more connection ended within 1 s")
+            self.assertIn("1 more connection opened within 1 s", lines)
+            self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_lost_between_turns(self) -> None:
+        """A connection that is lost before its next turn is answered no further."""
+        echo = self.connect()
+        echo.dataReceived(b"\n" * 5000)
+        answered = echo.messages
+        self.lose(echo)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertTrue(0 < answered == echo.messages < 5000)
+
+    def test_long_stamp(self) -> None:
+        """The longer the stamp, the fewer lines are answered at once."""
+        echo = self.connect()
+        self.factory.prefix = lambda moment: b"p" * 257
+        echo.dataReceived(b"\n" * 1000)
+        self.assertLessEqual(len(self.transport.value()), MAX_PENDING)
 
     def test_close_after_dense_read(self) -> None:
         """A close_notify in the same read takes effect when all lines are answered."""

@@ -329,6 +329,7 @@ class HalfCloseTLSTests(SynchronousTestCase):
                     self.server.readConnectionLost()
                 rounds += 1
                 self.transport.producer.resumeProducing()
+                self.clock.advance(0)
                 self.client.exchange()
             self.assertGreater(rounds, 3)
             self.assertEqual(self.client.received, (STAMP + b"\n") * 16_000)
@@ -388,6 +389,7 @@ class HalfCloseTLSTests(SynchronousTestCase):
         self.server.readConnectionLost()
         self.assertFalse(self.transport.disconnecting)
         self.server.wrappedProtocol.resumeProducing()
+        self.clock.pump([0] * 50)
         self.assertTrue(self.transport.disconnecting)
         self.client.exchange()
         self.assertEqual(self.client.received, (STAMP + b"\n") * 32_000)

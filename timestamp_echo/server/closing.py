@@ -136,25 +136,23 @@ class Drain:
         self._clock = clock
         self._transport = transport
         self._drained = drained
-        self._unread = 0
         self._call: IDelayedCall | None = None
-
-    def start(self) -> None:
-        """Begin, or begin again."""
         # What is below TLS and the PROXY protocol knows what waits in its socket. What comes later
         # is not waited for: a peer that never stops sending would keep the service from stopping.
-        unread = getattr(self._transport, "unread", None)
-        if unread is None:  # `stdio:`, which the reactor reads between these two calls
-            self._call = self._clock.callLater(0, self._wait_for_read)
-        else:
-            self._unread = unread()
-            self._call = self._clock.callLater(0, self._read)
+        unread = getattr(transport, "unread", None)
+        self._unread = 0 if unread is None else unread()
+        self._first = self._read if unread is not None else self._wait_for_read
+
+    def start(self) -> None:
+        """Begin, or go on after `cancel`."""
+        self._call = self._clock.callLater(0, self._first)
 
     def cancel(self) -> None:
         """Stop; nothing is called."""
         cancel(self._call)
 
     def _wait_for_read(self) -> None:
+        # `stdio:` does not know, but between these two calls the reactor reads it.
         self._call = self._clock.callLater(0, self._read)
 
     def _read(self) -> None:

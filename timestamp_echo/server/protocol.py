@@ -23,7 +23,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from timestamp_echo.framing import SHORT_READ, AutoFraming, Framing
+from timestamp_echo.framing import SHORT_REPLY, AutoFraming, Framing
 from timestamp_echo.server.closing import Drain, LingeringClose, Refusal, cancel, refusal
 from timestamp_echo.server.connections import Connections
 from timestamp_echo.server.log import ConnectionLog, describe, escape
@@ -112,6 +112,7 @@ class TimestampEcho(LingeringClose):
     _gap: MessageGap | None = None
     _drain: Drain | None = None
     _handshake: IDelayedCall | None = None
+    _turn: IDelayedCall | None = None  # to answer the rest of the backlog
 
     def connectionMade(self) -> None:
         """Begin with a framing of its own, and stop reading while too many replies are unsent."""
@@ -189,21 +190,26 @@ class TimestampEcho(LingeringClose):
         size = len(data)
         self._received += size
         # While paused nothing is read, but TLS still hands on what it had read before.
-        if self._paused or (size > SHORT_READ and self._framing.portion(data, prefix) < size):
+        if self._paused or (
+            size * len(prefix) > SHORT_REPLY and self._framing.portion(data, prefix) < size
+        ):
             self._backlog += ((data, prefix),)
             self._answer_backlog()
         else:
             self._answer(data, prefix)
 
     def _answer_backlog(self) -> None:
-        """Answer what was read, a portion at a time, until too many replies are unsent."""
-        while self._backlog and not self._paused:
+        """Answer a portion of what was read, and the next one when others have had their turn."""
+        if self._backlog and not self._paused:
             (data, prefix), *rest = self._backlog
             size = self._framing.portion(data, prefix)
             if size < len(data):
                 rest = [(data[size:], prefix), *rest]
             self._backlog = tuple(rest)
             self._answer(data[:size], prefix)
+        if self._backlog and not self._paused:
+            self.pauseProducing()
+            self._turn = self.factory.clock.callLater(0, self.resumeProducing)
 
     def _answer(self, data: bytes, prefix: bytes) -> None:
         framing = self._framing
@@ -222,6 +228,8 @@ class TimestampEcho(LingeringClose):
         self._paused = True
         self.transport.pauseProducing()
         self._cancel_gap()
+        if self._turn is not None:
+            cancel(self._turn)
         if self._drain is not None:
             self._drain.cancel()
 
@@ -293,6 +301,11 @@ class TimestampEcho(LingeringClose):
             self._drain.cancel()
         if self._handshake is not None:
             cancel(self._handshake)
+        if self._turn is not None:
+            cancel(self._turn)
+        # They refer to this object. Without them it goes at once, with what is unsent, and not
+        # only when the garbage collector runs, for which a storm of connections has to wait.
+        self._gap = self._turn = None
         factory = self.factory
         if factory.log.may_write("ended"):
             factory.log.ended(
