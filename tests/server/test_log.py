@@ -163,6 +163,9 @@ class ConnectionLogTests(SynchronousTestCase):
         self.clock.advance(1)
         self.assertEqual(len(self.lines()), 2)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.flood()
+        self.clock.advance(1)
+        self.assertIn("990 more connections opened within 1 s", self.lines())
 
     def flood(self) -> None:
         """Log a thousand new connections."""
@@ -189,6 +192,10 @@ class ConnectionLogTests(SynchronousTestCase):
         self.assertEqual(self.lines(), [f"{more} more connections opened within 1 s"])
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.log.flush()
+        self.assertEqual(self.lines(), [])
+        self.flood()
+        self.assertEqual(len(self.lines()), MAX_LINES)
+        self.clock.advance(FLOOD_INTERVAL - 0.1)
         self.assertEqual(self.lines(), [])
 
     def test_next_second(self) -> None:

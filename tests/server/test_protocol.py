@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -553,9 +555,12 @@ class TimestampEchoTests(SynchronousTestCase):
     def test_nothing_left(self) -> None:
         """When the port and all connections are closed there is no timer, and the log is whole."""
         for port_first in (True, False):
-            echoes = [self.connect()]
+            self.lose(self.connect())
+            self.clock.advance(1)
+            self.factory.connections = Connections(self.clock, idle_timeout=100)
             self.factory.doStart()
-            for _ in range(MAX_LINES):
+            echoes = []
+            for _ in range(MAX_LINES + 1):
                 echo = self.factory.buildProtocol(None)
                 assert isinstance(echo, TimestampEcho)
                 echo.makeConnection(StringTransport())
@@ -566,6 +571,7 @@ class TimestampEchoTests(SynchronousTestCase):
             for echo in echoes:
                 echo.connectionLost(Failure(ConnectionDone()))
             if not port_first:
+                self.assertEqual(len(self.clock.getDelayedCalls()), 3)
                 self.factory.doStop()
             lines = [formatEvent(event) for event in events]
             self.assertEqual(lines[-1], "1 more connection ended within 1 s")
@@ -580,6 +586,28 @@ class TimestampEchoTests(SynchronousTestCase):
         self.lose(echo)
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.assertTrue(0 < answered == echo.messages < 5000)
+
+    def test_paused_between_turns(self) -> None:
+        """The rest waits as long as too many replies are unsent."""
+        echo = self.connect()
+        echo.dataReceived(b"\n" * 5000)
+        answered = echo.messages
+        echo.pauseProducing()
+        self.clock.pump([0] * 3)
+        self.assertEqual(echo.messages, answered)
+
+    def test_no_cycle(self) -> None:
+        """A connection that is over is deleted at once, with what it has still to send."""
+        for read in (b"\n" * 5000, b"x" * FULL_READ):
+            echo = self.connect()
+            echo.dataReceived(read)
+            self.lose(echo)
+            self.transport.producer = None
+            gone = weakref.ref(echo)
+            gc.disable()
+            self.addCleanup(gc.enable)
+            del echo
+            self.assertIsNone(gone())
 
     def test_long_stamp(self) -> None:
         """The longer the stamp, the fewer lines are answered at once."""

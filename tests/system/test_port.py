@@ -81,6 +81,7 @@ class FakeGroup:
     def __init__(self, factory: Accepted) -> None:
         self._factory = factory
         self.served: list[int] = []
+        self.removed: list[StreamPort] = []
 
     def serve(self) -> None:
         """See `EpollGroup`."""
@@ -88,6 +89,7 @@ class FakeGroup:
 
     def remove_port(self, port: StreamPort) -> None:
         """See `EpollGroup`."""
+        self.removed.append(port)
 
 
 class StreamPortTests(SynchronousTestCase):
@@ -174,8 +176,10 @@ class StreamPortTests(SynchronousTestCase):
     def test_unknown_length(self) -> None:
         """Where the kernel does not say how many there are, all are accepted as well."""
         self.patch(port_module, "LINUX", False)
+        self.let_accept_fail()
         self.connect(MAX_ACCEPTS + 2)
         self.port.doRead()
+        self.assertEqual(self.port.socket.calls, MAX_ACCEPTS + 2 + 1)
         self.assertEqual(len(self.factory.peers), MAX_ACCEPTS + 2)
 
     def test_no_delay(self) -> None:
@@ -259,6 +263,7 @@ class StreamPortTests(SynchronousTestCase):
         self.reactor.pump([0, 0])
         self.successResultOf(stopped)
         self.assertEqual(len(self.factory.peers), 100)
+        self.assertEqual(self.group.removed, [self.port])
         self.assertEqual(self.reactor.getDelayedCalls(), [])
         self.successResultOf(self.port.stopListening())
 

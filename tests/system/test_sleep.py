@@ -192,21 +192,33 @@ class SleepTests(SynchronousTestCase):
         self.reactor.removeReader(pipe)
 
     def test_port(self) -> None:
-        """A new connection is accepted without an end to the sleep."""
+        """A new connection is accepted without an end to the sleep, and without looking again."""
         sleeping: list[bool] = []
+        looks: list[int] = []
+        serve_ports = self.group._serve_ports
+
+        def counted(*args: Any) -> bool:
+            looks.append(self.rounds)
+            only_ports: bool = serve_ports(*args)
+            return only_ports
 
         def accepted() -> None:
             if self.slept.is_set():
                 sleeping.append(self.group._sleeping)
+
+        def end_later(_: Echo) -> None:
+            if looks and self.rounds > looks[0] + 5:
                 self.reactor.callLater(0, self.done)
 
-        self.accepted = accepted
+        self.patch(self.group, "_serve_ports", counted)
+        self.accepted, self.act = accepted, end_later
 
         def connect() -> None:
             socket.create_connection(self.port.socket.getsockname()).close()
 
         self.run_with(connect)
         self.assertEqual(sleeping, [True])
+        self.assertEqual(len(looks), 1)
 
     def test_new_timer(self) -> None:
         """A timer that a protocol sets ends the sleep, if it is due soon."""
@@ -293,6 +305,19 @@ class SleepTests(SynchronousTestCase):
         self.lost = lambda: self.reactor.callLater(0, self.done)
         self.run_with(bool)
         self.assertEqual(self.group.fileno(), -1)
+
+    def test_no_connection(self) -> None:
+        """A sleep may end without a connection; then the reactor watches the epoll again."""
+        watched: list[bool] = []
+
+        def look() -> None:
+            watched.append(self.group.fileno() > -1 and self.group in self.reactor.getReaders())
+            self.done()
+
+        self.act = lambda echo: echo.transport.abortConnection() if self.slept.is_set() else None
+        self.lost = lambda: self.reactor.callLater(0, look)
+        self.run_with(bool)
+        self.assertEqual(watched, [True])
 
     def test_last_connection(self) -> None:
         """The last connection may end during a sleep, and the next be accepted and served.

@@ -134,6 +134,10 @@ class StreamTransportTests(SynchronousTestCase):
         self.assertRaises(RuntimeError, self.server.registerProducer, two, True)
         self.server.unregisterProducer()
         self.assertEqual(self.server.reactor.getWriters(), [])
+        two.pauseProducing()
+        self.server.registerProducer(two, False)  # a pull producer
+        self.assertEqual(two.producerState, "producing")
+        self.server.unregisterProducer()
         self.server.registerProducer(two, True)
         self.server.loseConnection()
         self.server.stopWriting()

@@ -139,7 +139,7 @@ class StreamTransport(tcp.Server):
         if self._wants_room is None or self.TLS:
             super().loseConnection()
         else:  # in `readConnectionLost`, which does the rest; nothing is read any more
-            self.disconnecting = self._wants_room = True
+            self.disconnecting = True
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         """See `IConsumer.registerProducer`."""
