@@ -220,6 +220,28 @@ class SleepTests(SynchronousTestCase):
         self.assertEqual(sleeping, [True])
         self.assertEqual(len(looks), 1)
 
+    def test_failing_port(self) -> None:
+        """A port that raises does not keep the connections from being served."""
+
+        def fail() -> None:
+            self.port.doRead = accept
+            self.act = count
+            raise KeyError("port")
+
+        def connect() -> None:
+            self.port.doRead = fail
+            socket.create_connection(self.port.socket.getsockname()).close()
+
+        def count(_: Echo) -> None:
+            served.append(self.rounds)
+            if len(served) == 5:
+                self.reactor.callLater(0, self.done)
+
+        accept = self.port.doRead
+        served: list[int] = []
+        self.run_with(connect)
+        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
+
     def test_new_timer(self) -> None:
         """A timer that a protocol sets ends the sleep, if it is due soon."""
 

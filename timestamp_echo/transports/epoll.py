@@ -124,10 +124,10 @@ class EpollGroup:
 
         With few connections, most of the cost of a message is the reactor's own turn. So this
         epoll is taken out of the reactor's, and watches the reactor's in its place: whatever the
-        reactor waits for (a port, a signal, a call from a thread) wakes it up, and it returns. So
-        it does when a timer was set that is due soon, when nobody came, and in any case after
-        some `MAX_SLEEP`, for what shows nowhere (`reactor.stop` called by a protocol). Only the
-        ports of these connections are served here as well.
+        reactor waits for (a signal, a call from a thread, a descriptor) wakes it up, and it
+        returns, unless that is a port of these connections. So it does when a timer was set that
+        is due soon, when nobody came, and in any case after some `MAX_SLEEP`, for what shows
+        nowhere (`reactor.stop` called by a protocol).
         """
         if reactor.threadCallQueue or not _has_time(reactor):
             return
@@ -184,7 +184,11 @@ class EpollGroup:
         for fd, _ in reactor._poller.poll(0):
             if fd not in self._ports:
                 return False
-            self._ports[fd].doRead()
+            try:
+                self._ports[fd].doRead()
+            except BaseException:
+                log.err()
+                return False  # the reactor drops a port whose next event raises as well
         waker.woken = False
         return True
 
