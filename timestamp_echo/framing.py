@@ -25,7 +25,8 @@ for a whole message. Whoever reads promises a buffer at least this large."""
 
 SHORT_REPLY = 108 * 1024
 """Bytes of stamps up to which a read may be answered without asking `portion`, if there were one
-for each byte (all newlines). With `ctime` those are the reads of up to 4 KiB."""
+for each byte (all newlines). With `ctime` those are the reads of up to 4 KiB, so that the usual
+read need not be looked into."""
 
 MAX_DATAGRAM = 2**16
 """Bytes in which any datagram fits, which is a message: its length has 16 bits (RFC 768)."""
@@ -54,7 +55,7 @@ class Framing(Protocol):
         A read of newlines alone grows by a prefix for each byte, and its sender may never read
         the reply; and to answer it takes as long as to answer a hundred peers that send a line
         each. The caller sends the reply to one portion, and lets others have their turn, before
-        it asks for the next. A read that does not even double is one portion.
+        it asks for the next. A read of up to 32 KiB that does not even double is one portion.
 
         @param data: the read, or what is left of it; not empty.
         @param prefix: as for `received`.

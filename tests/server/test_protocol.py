@@ -578,6 +578,35 @@ class TimestampEchoTests(SynchronousTestCase):
             self.assertIn("1 more connection opened within 1 s", lines)
             self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_short_reads_share_a_turn(self) -> None:
+        """Reads that came while it was paused are answered together, up to a portion."""
+        echo = self.connect()
+        echo.pauseProducing()
+        for _ in range(1000):
+            echo.dataReceived(b"x\n")
+        echo.resumeProducing()
+        turns = 0
+        while echo.messages < 1000:
+            self.clock.advance(0)
+            turns += 1
+        self.assertEqual(turns, 1000 * len(STAMP + b"x\n") // MIN_PORTION)
+
+    def test_abort_between_turns(self) -> None:
+        """After an abort nothing is written."""
+        echo = self.connect(transport=TCPTransport())
+        echo.dataReceived(b"\n" * 5000)
+        answered = echo.messages
+        echo.abort()
+        self.clock.pump([0] * 3)
+        self.assertEqual(echo.messages, answered)
+
+    def test_exception_in_log(self) -> None:
+        """A connection whose line cannot be written is over all the same."""
+        echo = self.connect()
+        self.patch(self.transport, "getPeer", {}.popitem)
+        self.assertRaises(KeyError, echo.connectionLost, Failure(ConnectionDone()))
+        self.assertEqual(len(self.factory.connections), 0)
+
     def test_lost_between_turns(self) -> None:
         """A connection that is lost before its next turn is answered no further."""
         echo = self.connect()

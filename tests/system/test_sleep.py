@@ -293,6 +293,13 @@ class SleepTests(SynchronousTestCase):
             self.assertEqual(taken, [1])
             self.finished = True
 
+    def test_long_accept(self) -> None:
+        """A sleep ends when to accept has taken longer than it may last."""
+        waker = epoll.Waker()
+        for end, goes_on in ((time.monotonic() + PATIENCE, True), (time.monotonic(), False)):
+            self.assertEqual(self.group._serve_ports(waker, self.reactor, end), goes_on)
+        self.finished = True
+
     def test_has_time(self) -> None:
         """A sleep lasts up to twice `MAX_SLEEP`: timers before that are due too soon."""
         for delay, expected in ((1.9, False), (2.1, True)):

@@ -23,7 +23,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from timestamp_echo.framing import SHORT_REPLY, AutoFraming, Framing
+from timestamp_echo.framing import MIN_PORTION, SHORT_REPLY, AutoFraming, Framing
 from timestamp_echo.server.closing import Drain, LingeringClose, Refusal, cancel, refusal
 from timestamp_echo.server.connections import Connections
 from timestamp_echo.server.log import ConnectionLog, describe, escape
@@ -106,7 +106,7 @@ class TimestampEcho(LingeringClose):
 
     _received = 0  # bytes
     _sent = 0  # bytes of replies
-    _paused = False  # too many replies are unsent
+    _paused = False  # too many replies are unsent, or others have their turn
     _backlog: tuple[tuple[bytes, bytes], ...] = ()  # reads, with their prefixes, to be answered
     _eof = False  # the peer has closed its side, but there still is a backlog
     _gap: MessageGap | None = None
@@ -199,13 +199,17 @@ class TimestampEcho(LingeringClose):
             self._answer(data, prefix)
 
     def _answer_backlog(self) -> None:
-        """Answer a portion of what was read, and the next one when others have had their turn."""
-        if self._backlog and not self._paused:
+        """Answer a portion of what was read, and the next one when others have had their turn.
+
+        Reads that are short, such as TLS's records, make a portion together.
+        """
+        end = self._sent + MIN_PORTION
+        whole = True
+        while self._backlog and whole and self._sent < end and not self._paused:
             (data, prefix), *rest = self._backlog
             size = self._framing.portion(data, prefix)
-            if size < len(data):
-                rest = [(data[size:], prefix), *rest]
-            self._backlog = tuple(rest)
+            whole = size == len(data)
+            self._backlog = tuple(rest) if whole else ((data[size:], prefix), *rest)
             self._answer(data[:size], prefix)
         if self._backlog and not self._paused:
             self.pauseProducing()
@@ -221,7 +225,7 @@ class TimestampEcho(LingeringClose):
             self.transport.write(reply)
 
     def pauseProducing(self) -> None:
-        """Too many replies are unsent: stop reading.
+        """Too many replies are unsent, or others have their turn: stop reading.
 
         From now on silence is this side's, not the sender's, and ends no message.
         """
@@ -234,7 +238,7 @@ class TimestampEcho(LingeringClose):
             self._drain.cancel()
 
     def resumeProducing(self) -> None:
-        """There is room again: answer the backlog, then read on."""
+        """There is room again, or the turn has come: answer the backlog, then read on."""
         self._paused = False
         self._answer_backlog()
         if self._paused:
@@ -272,7 +276,7 @@ class TimestampEcho(LingeringClose):
             self.close()
 
     def drain(self) -> None:
-        """See `Connection.drain`. While too many replies are unsent nothing is read; it waits."""
+        """See `Connection.drain`. While this is paused nothing is read; it waits."""
         if self._drain is None:
             self._drain = Drain(self.factory.clock, self.transport, self._drained)
             if not self._paused:
@@ -283,6 +287,8 @@ class TimestampEcho(LingeringClose):
 
     def abort(self) -> None:
         """See `Connection.abort`."""
+        if self._turn is not None:
+            cancel(self._turn)
         self.transport.abortConnection()
 
     def _finish(self, why: str) -> None:
@@ -303,20 +309,22 @@ class TimestampEcho(LingeringClose):
             cancel(self._handshake)
         if self._turn is not None:
             cancel(self._turn)
-        # They refer to this object. Without them it goes at once, with what is unsent, and not
-        # only when the garbage collector runs, for which a storm of connections has to wait.
+        # They refer to this object. Without them a connection that the peer ends is deleted at
+        # once, with what is unsent, and not only when the garbage collector runs.
         self._gap = self._turn = None
         factory = self.factory
-        if factory.log.may_write("ended"):
-            factory.log.ended(
-                self.transport.getPeer(),
-                self._reason(reason.value),
-                seconds=factory.clock.seconds() - self._since,
-                messages=self._framing.messages,
-                received=self._received,
-                sent=self._sent,
-            )
-        factory.connections.remove(self)
+        try:
+            if factory.log.may_write("ended"):
+                factory.log.ended(
+                    self.transport.getPeer(),
+                    self._reason(reason.value),
+                    seconds=factory.clock.seconds() - self._since,
+                    messages=self._framing.messages,
+                    received=self._received,
+                    sent=self._sent,
+                )
+        finally:  # with the last connection, the log is flushed
+            factory.connections.remove(self)
 
     def _reason(self, error: BaseException | None) -> str:
         """Why the connection ended: this side's own reason, or else the transport's."""

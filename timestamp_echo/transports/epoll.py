@@ -139,7 +139,7 @@ class EpollGroup:
                 rounds += 1
                 if (
                     monotonic() > end
-                    or (waker.woken and not self._serve_ports(waker, reactor))
+                    or (waker.woken and not self._serve_ports(waker, reactor, end))
                     or (reactor._newTimedCalls and not _has_time(reactor))
                 ):
                     break
@@ -166,7 +166,7 @@ class EpollGroup:
         return waker
 
     def _give_back(self, own: select.epoll, reactor: EPollReactor) -> None:
-        """Let the reactor watch this epoll again, if there still are connections."""
+        """Let the reactor watch this epoll again, if there still are connections or ports."""
         fd = reactor._poller.fileno()
         own.unregister(fd)
         self._sleeping = False
@@ -176,10 +176,11 @@ class EpollGroup:
         else:
             self._close()
 
-    def _serve_ports(self, waker: Waker, reactor: EPollReactor) -> bool:
+    def _serve_ports(self, waker: Waker, reactor: EPollReactor, end: float) -> bool:
         """Accept on the ports that are ready.
 
-        @return: whether nothing else of the reactor's is.
+        @param end: when the sleep has lasted long enough.
+        @return: whether it goes on, because nothing else of the reactor's is ready.
         """
         for fd, _ in reactor._poller.poll(0):
             if fd not in self._ports:
@@ -190,7 +191,7 @@ class EpollGroup:
                 log.err()
                 return False  # the reactor drops a port whose next event raises as well
         waker.woken = False
-        return True
+        return monotonic() <= end
 
     def serve(self, timeout: float = 0) -> int:
         """Serve the connections that are ready, in one round.
