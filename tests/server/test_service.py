@@ -247,6 +247,19 @@ class EchoServiceTests(SynchronousTestCase):
         handlers[signal.SIGHUP](signal.SIGHUP, None)
         self.assertEqual(len(reloaded), 1)
 
+    def test_nothing_to_reload(self) -> None:
+        """Without TLS, SIGHUP does nothing but a line in the log."""
+        handlers: dict[int, Any] = {}
+        self.patch(signal, "signal", handlers.__setitem__)
+        events = logged(self)
+        service = self.service()
+        service.startService()
+        self.reactor.run()
+        handlers[signal.SIGHUP](signal.SIGHUP, None)
+        self.assertEqual(
+            formatEvent(events[-1]), "SIGHUP received: there are no certificates to reload"
+        )
+
     def test_signals(self) -> None:
         """SIGINT and SIGTERM stop the reactor; a second signal aborts all connections."""
         handlers: dict[int, Any] = {}
@@ -257,7 +270,7 @@ class EchoServiceTests(SynchronousTestCase):
         service.startService()
         self.reactor.run()  # in memory it stops at once
         self.reactor.hasStopped = False
-        self.assertEqual(set(handlers), {signal.SIGINT, signal.SIGTERM})
+        self.assertEqual(set(handlers), {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
         handlers[signal.SIGTERM](signal.SIGTERM, None)
         self.assertTrue(self.reactor.hasStopped)
         service.stopService()

@@ -650,6 +650,15 @@ class StopTests(SynchronousTestCase):
         finally:
             writer.close()
 
+    def test_hangup(self) -> None:
+        """SIGHUP is no stop, also where there is nothing to reload."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        for _ in range(2):  # before the first reply the reactor may not be running
+            self.assertRegex(talk(service.connect(), b"hello\n"), STAMP + b"hello\n$")
+            service.process.send_signal(signal.SIGHUP)
+            service.log.wait_for("SIGHUP received: there are no certificates to reload")
+        self.assertEqual(service.stop(), 0)
+
     def test_many_waiting(self) -> None:
         """More connections than one iteration serves have sent a line: all are answered."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1")

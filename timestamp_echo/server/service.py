@@ -156,8 +156,7 @@ class EchoService(Service):
         # end by the signal, where a stop that went well has status 0.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop_signal)
-        if any(listener.reload is not None for listener in self._listeners):
-            signal.signal(signal.SIGHUP, self._reload_signal)
+        signal.signal(signal.SIGHUP, self._reload_signal)
 
     def _stop_signal(self, number: int, frame: FrameType | None) -> None:
         self._log.info("{name} received", name=signal.Signals(number).name)
@@ -169,6 +168,8 @@ class EchoService(Service):
 
     def _reload(self) -> None:
         """Read all certificates again; open connections stay as they are."""
+        if not any(listener.reload for listener in self._listeners):
+            self._log.info("SIGHUP received: there are no certificates to reload")
         for listener, port in zip(self._listeners, self._ports, strict=False):  # stopped: no ports
             if listener.reload is not None:
                 maybeDeferred(listener.reload, port).addCallbacks(
