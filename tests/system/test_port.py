@@ -303,6 +303,14 @@ class StreamPortTests(SynchronousTestCase):
         self.successResultOf(stopped)
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
+    def test_stop_while_closing(self) -> None:
+        """A port that is being closed is not closed again when its queue turns out empty."""
+        stopped = self.port.stopListening()
+        self.port.loseConnection()
+        self.reactor.pump([0, 0])
+        self.successResultOf(stopped)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
     def test_stop_closed(self) -> None:
         """A port that is closed already has stopped."""
         self.port.loseConnection()
