@@ -126,7 +126,8 @@ class StreamPort(tcp.Port):
     def _queued(self) -> int:
         """How many connections wait to be accepted; where the kernel does not say, any number.
 
-        To accept from an empty queue costs 3 us, as the kernel makes a socket before it looks.
+        To find it empty by accept(2) takes 6.5 us, as the kernel makes a socket before it looks,
+        and an exception follows; to ask takes 1.3.
         """
         if self.addressFamily == socket.AF_UNIX or not LINUX:
             return sys.maxsize
