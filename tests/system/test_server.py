@@ -1001,10 +1001,15 @@ class DatagramTests(SynchronousTestCase):
         """Replies to ports that are closed meanwhile do not stop the port (twisted#6287)."""
         service = Service(self, "-l", "udp:0:interface=127.0.0.1")
         address = ("127.0.0.1", service.port())
-        for _ in range(100):
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-                sock.sendto(b"x", address)
-        self.assertTrue(self.ask(socket.AF_INET, address, b"after it").endswith(b"] after it"))
+        # Bound first: with the port of a socket that is closed, it would get that one's reply.
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            asking.settimeout(PATIENCE)
+            asking.connect(address)
+            for _ in range(100):
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                    sock.sendto(b"x", address)
+            asking.send(b"after it")
+            self.assertTrue(asking.recv(100).endswith(b"] after it"))
         service.stop()
         self.assertNotIn("Traceback", service.log.text)
 
