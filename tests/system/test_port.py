@@ -7,9 +7,11 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import tempfile
 from collections.abc import Callable
 from typing import Any, cast
+from unittest.mock import patch
 
 from twisted.internet.address import IPv6Address
 from twisted.internet.interfaces import IAddress, IListeningPort
@@ -31,7 +33,7 @@ from timestamp_echo.transports.port import (
     StreamPort,
     UNIXStreamPort,
 )
-from timestamp_echo.transports.reactor import ReactorAdapter
+from timestamp_echo.transports.reactor import BACKLOG, ReactorAdapter
 
 
 class Accepted(Factory[Protocol]):
@@ -326,6 +328,14 @@ class StreamPortTests(SynchronousTestCase):
         self.successResultOf(stopped)
         self.assertEqual(self.factory.peers, [])
 
+    def test_stop_raises(self) -> None:
+        """A stop ends although the factory raises when its port closes."""
+        self.factory.doStop = {}.popitem  # type: ignore[method-assign]
+        stopped = self.port.stopListening()
+        self.reactor.pump([0, 0])
+        self.successResultOf(stopped)
+        self.failureResultOf(self.port.deferred, KeyError)
+
     def test_scope(self) -> None:
         """The address of a link-local peer has its scope."""
         self.assertEqual(port_module._scoped(("::1", 1, 0, 0)), ("::1", 1, 0, 0))
@@ -340,18 +350,99 @@ class StreamPortTests(SynchronousTestCase):
 class UNIXStreamPortTests(SynchronousTestCase):
     """`UNIXStreamPort`: the differences from TCP."""
 
+    def setUp(self) -> None:
+        """Make a reactor, record the log, and choose a path."""
+        self.reactor: Any = MemoryReactorClock()
+        self.adapter = ReactorAdapter(self.reactor, False)
+        self.events = logged(self)
+        self.folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.folder)
+        self.path = os.path.join(self.folder, "socket")
+
+    def open(self, path: str) -> Any:
+        """Open a port with a lock."""
+        port: Any = self.adapter.listenUNIX(path, Accepted(), wantPID=True)
+        self.addCleanup(port.socket.close)
+        return port
+
+    def close(self, port: Any) -> None:
+        """Stop the port, and check that it is closed."""
+        stopped = port.stopListening()
+        self.reactor.pump([0, 0])
+        self.successResultOf(stopped)
+        self.assertFalse(port.connected)
+
     def test_full_log(self) -> None:
         """The log line about a full file table has the path."""
-        events = logged(self)
-        folder = tempfile.mkdtemp()
-        self.addCleanup(shutil.rmtree, folder)
-        path = os.path.join(folder, "socket")
-        port: Any = ReactorAdapter(MemoryReactorClock(), False).listenUNIX(path, Accepted())
-        self.addCleanup(port.socket.close)
+        port = self.open(self.path)
         self.assertIsInstance(port, UNIXStreamPort)
         port.socket = Socket(port.socket, errno.EMFILE)
         port.doRead()
-        self.assertIn(f"cannot accept on unix:{path}: ", formatEvent(events[-1]))
+        self.assertIn(f"cannot accept on unix:{self.path}: ", formatEvent(self.events[-1]))
+
+    def test_files_removed(self) -> None:
+        """When it closes, it removes its file and its lock."""
+        port = self.open(self.path)
+        self.assertEqual(sorted(os.listdir(self.folder)), ["socket", "socket.lock"])
+        self.close(port)
+        self.assertEqual(os.listdir(self.folder), [])
+
+    def test_abstract(self) -> None:
+        """An abstract socket (unix(7)) has no file to remove."""
+        name = f"\0tsecho-test-{os.getpid()}"
+        port: Any = self.adapter.listenUNIX(name, Accepted())
+        self.addCleanup(port.socket.close)
+        self.close(port)
+        self.assertIn("Closed", formatEvent(self.events[-1]))
+
+    def test_file_gone(self) -> None:
+        """It closes, and removes its lock, although somebody has removed its file."""
+        port = self.open(self.path)
+        os.unlink(self.path)
+        self.close(port)
+        self.assertEqual(os.listdir(self.folder), [])
+
+    def test_file_stays(self) -> None:
+        """It closes although its file cannot be removed, and says so."""
+        port = self.open(self.path)
+        denied = PermissionError(errno.EACCES, "Permission denied", self.path)
+        with patch("os.unlink", side_effect=denied):
+            self.close(port)
+        self.assertIn(
+            f"cannot remove {self.path}: Permission denied", map(formatEvent, self.events)
+        )
+
+    def test_lock_of_another(self) -> None:
+        """It leaves a lock alone that is another process's by now."""
+        port = self.open(self.path)
+        os.unlink(f"{self.path}.lock")
+        os.symlink("1", f"{self.path}.lock")
+        self.close(port)
+        self.assertEqual(os.listdir(self.folder), ["socket.lock"])
+
+    def test_inherited(self) -> None:
+        """An inherited socket keeps its file, its mode and its queue, and goes on listening."""
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(self.path)
+            os.chmod(self.path, 0o600)
+            listener.listen(BACKLOG // 2)
+            for _ in range(2):
+                factory = Accepted()
+                port: Any = self.adapter.adoptStreamPort(listener.fileno(), socket.AF_UNIX, factory)
+                self.addCleanup(port.socket.close)
+                port.socket.setblocking(False)
+                clients = [socket.socket(socket.AF_UNIX) for _ in range(60)]
+                for client in clients:
+                    self.addCleanup(client.close)
+                    client.setblocking(False)
+                    client.connect(self.path)  # a queue of Twisted's 50 would be full
+                self.assertEqual(port.getHost().name, os.fsencode(self.path))
+                for _ in clients:
+                    port.doRead()
+                self.assertEqual(len(factory.peers), len(clients))
+                self.close(port)
+                self.assertEqual(stat.S_IMODE(os.stat(self.path).st_mode), 0o600)
+                self.assertTrue(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 class QueueTests(SynchronousTestCase):

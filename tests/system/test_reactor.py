@@ -128,6 +128,33 @@ class ReactorAdapterTests(SynchronousTestCase):
         family = socket.AF_APPLETALK
         self.assertRaises(UnsupportedAddressFamily, adapter.adoptStreamPort, 3, family, FACTORY)
 
+    def test_adopted_kind(self) -> None:
+        """What cannot accept connections of the family is refused, and stays open."""
+        adapter = ReactorAdapter(self.memory, False)
+        pipe = os.pipe()
+        for fd in pipe:
+            self.addCleanup(os.close, fd)
+        with (
+            socket.socket() as stream,
+            socket.socket(type=socket.SOCK_DGRAM) as datagram,
+            socket.create_server(("127.0.0.1", 0)) as listening,
+        ):
+            for fd, family, name, given in (
+                (datagram.fileno(), socket.AF_INET, "INET", "one of type DGRAM"),
+                (stream.fileno(), socket.AF_INET, "INET", "one that does not listen"),
+                (listening.fileno(), socket.AF_INET6, "INET6", "one with domain=INET"),
+                (listening.fileno(), socket.AF_UNIX, "UNIX", "one with domain=INET"),
+                (pipe[0], socket.AF_INET, "INET", "no socket"),
+            ):
+                raised = self.assertRaises(
+                    CannotListenError, adapter.adoptStreamPort, fd, family, FACTORY
+                )
+                self.assertEqual(
+                    str(raised.socketError),
+                    f"expected a listening stream socket with domain={name}, got {given}",
+                )
+                os.fstat(fd)
+
     def test_one_group(self) -> None:
         """All ports share one `EpollGroup`; without epoll, the reactor watches each connection."""
         for has_epoll in (True, False):

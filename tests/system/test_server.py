@@ -17,13 +17,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.system import lab
 from tests.system.certificates import Files, self_signed
 from tests.system.running import (
+    BIN,
     PATIENCE,
     STAMP,
     Service,
@@ -82,17 +83,27 @@ class TLSClient:
         return bool(data)
 
 
-def activated(case: SynchronousTestCase, listener: socket.socket, *options: str) -> Service:
-    """Start a service on an inherited socket, passed as systemd does (sd_listen_fds(3))."""
+def passing(file: socket.socket | IO[bytes]) -> list[str]:
+    """A command before another one: passes a socket to it as systemd does (sd_listen_fds(3))."""
     script = (
         "import os, sys; os.dup2(int(sys.argv[1]), 3);"
         " os.environ.update(LISTEN_FDS='1', LISTEN_FDNAMES='x', LISTEN_PID=str(os.getpid()));"
         " os.execv(sys.argv[2], sys.argv[2:])"
     )
+    return [sys.executable, "-c", script, str(file.fileno())]
+
+
+def activated(
+    case: SynchronousTestCase,
+    listener: socket.socket,
+    *options: str,
+    endpoint: str = "systemd:domain=INET:index=0",
+) -> Service:
+    """Start a service on an inherited socket."""
     return Service(
         case,
-        *("-l", "systemd:domain=INET:index=0", *options),
-        prefix=[sys.executable, "-c", script, str(listener.fileno())],
+        *("-l", endpoint, *options),
+        prefix=passing(listener),
         pass_fds=[listener.fileno()],
     )
 
@@ -216,6 +227,29 @@ class StreamTests(SynchronousTestCase):
         service = activated(self, listener, "-s", "iso")
         reply = talk(service.connect(), b"hello\n")
         self.assertTrue(parse(reply[1 : reply.index(b"]")].decode()).zoned)
+
+    def test_systemd_path(self) -> None:
+        """A UNIX socket of systemd's keeps its file and its mode, and serves the next process."""
+        path = os.path.relpath(self.mktemp())
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            os.chmod(path, 0o600)
+            listener.listen()
+            for _ in range(2):
+                service = activated(self, listener, endpoint="systemd:domain=UNIX:name=x")
+                self.assert_echo(self.connected(socket.AF_UNIX, path))
+                self.assertEqual(service.stop(), 0)
+                self.assertNotIn("Traceback", service.log.text)
+                self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
+
+    def test_path_removed(self) -> None:
+        """A service whose UNIX socket's file is gone stops all the same."""
+        service = Service(self, "-l", "unix:socket")
+        self.assert_echo(self.connected(socket.AF_UNIX, service.path()))
+        os.unlink(service.path())
+        self.assertEqual(service.stop(), 0)
+        self.assertNotIn("Traceback", service.log.text)
+        self.assertEqual(os.listdir(service.folder), [])
 
     def test_proxied(self) -> None:
         """PROXY headers: in pieces, UNKNOWN, LOCAL, invalid, and in front of TLS."""
@@ -870,6 +904,32 @@ class StartTests(SynchronousTestCase):
         """The same path twice is an error; the lock of the first is removed once."""
         line = self.refused("tsecho", "-l", "unix:socket", "-l", "unix:socket")
         self.assertIn("cannot listen on unix:socket", line)
+
+    def test_wrong_socket(self) -> None:
+        """What systemd passes must be a listening stream socket of the domain."""
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram,
+            socket.socket() as stream,
+            socket.create_server(("::1", 0), family=socket.AF_INET6) as other,
+            open(os.devnull, "rb") as null,
+        ):
+            expected = "expected a listening stream socket with domain=INET, got "
+            for file, domain, error in (
+                (datagram, "INET", f"{expected}one of type DGRAM"),
+                (stream, "INET", f"{expected}one that does not listen"),
+                (other, "INET", f"{expected}one with domain=INET6"),
+                (null, "INET", f"{expected}no socket"),
+                (stream, "APPLETALK", "expected domain=INET, INET6 or UNIX"),
+                (stream, "NET", "expected domain=INET, INET6 or UNIX, not NET"),
+            ):
+                endpoint = f"systemd:domain={domain}:index=0"
+                command = [*passing(file), str(BIN / "twistd"), "-n", "--pidfile=", "tsecho"]
+                done = run([*command, "-l", endpoint], pass_fds=[file.fileno()])
+                output = (done.stdout + done.stderr).decode()
+                self.assertEqual(done.returncode, 1, output)
+                self.assertTrue(output.endswith(f": {error}\n"), output)
+                self.assertIn(endpoint, output)
+                self.assertNotIn("Traceback", output)
 
     def test_daemon_not_started(self) -> None:
         """A daemon that cannot start says why on one line, and leaves no pidfile."""

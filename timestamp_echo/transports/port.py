@@ -14,6 +14,7 @@ import errno
 import os
 import socket
 import sys
+from contextlib import suppress
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -223,15 +224,51 @@ class StreamPort(tcp.Port):
             self._resume_call = None
         if self.group is not None:
             self.group.remove_port(self)
-        super().connectionLost(reason)
-        self._closed()
+        try:
+            super().connectionLost(reason)
+        finally:  # whoever waits for it must not wait forever
+            self._closed()
 
     def _closed(self) -> None:
         if self._stopped is not None and not self._stopped.called:
             self._stopped.callback(None)
 
 
-class UNIXStreamPort(StreamPort, unix.Port):
+class _UNIXPort(unix.Port):
+    """Twisted's, but for an inherited socket, and for a file that cannot be removed."""
+
+    inherited: bool
+
+    def startListening(self) -> None:
+        """See `IListeningPort.startListening`."""
+        if self.inherited:
+            # `unix.Port` would set the mode of the socket's file and the length of its queue, and
+            # at the end shut the socket down, for all processes that have it. `tcp.Port` does not.
+            tcp.Port.startListening(self)
+        else:
+            super().startListening()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """See `IFileDescriptor.connectionLost`."""
+        if not self.inherited:
+            self._remove_files()
+        tcp.Port.connectionLost(self, reason)
+
+    def _remove_files(self) -> None:
+        """Remove the socket's file and its lock. `unix.Port` stays open if that fails."""
+        path = self.socket.getsockname()
+        try:
+            if isinstance(path, str):  # otherwise it is abstract (unix(7)), and has no file
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
+            if self.lockFile is not None:
+                with suppress(ValueError):  # by now it is another process's
+                    self.lockFile.unlock()
+        except OSError as error:
+            self._logger.warn("cannot remove {path}: {why}", path=path, why=error.strerror)
+
+
+class UNIXStreamPort(StreamPort, _UNIXPort):
     """The same for a UNIX socket."""
 
 

@@ -162,11 +162,18 @@ class ReactorAdapter:
     def adoptStreamPort(
         self, fileDescriptor: int, addressFamily: int, factory: IProtocolFactory
     ) -> IListeningPort:
-        """See `IReactorSocket.adoptStreamPort`."""
+        """See `IReactorSocket.adoptStreamPort`.
+
+        @raise CannotListenError: it is no socket that accepts connections of this family.
+        """
         outermost = self._outermost(factory)
         port: StreamPort
         if addressFamily not in {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}:
-            raise UnsupportedAddressFamily(addressFamily)
+            raise UnsupportedAddressFamily("expected domain=INET, INET6 or UNIX")
+        if given := _wrong_kind(fileDescriptor, addressFamily):
+            expected = f"a listening stream socket with domain={_domain(addressFamily)}"
+            why = OSError(f"expected {expected}, got {given}")
+            raise CannotListenError(None, fileDescriptor, why)
         if addressFamily == socket.AF_UNIX:
             port = UNIXStreamPort._fromListeningDescriptor(self._reactor, fileDescriptor, outermost)
         else:
@@ -199,6 +206,29 @@ class ReactorAdapter:
 
 def _backlog(asked_for: int) -> int:
     return BACKLOG if asked_for == _TWISTED_BACKLOG else asked_for
+
+
+def _wrong_kind(fd: int, family: int) -> str:
+    """What a file descriptor is, in place of a listening stream socket; empty if it is one."""
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError:
+        return "no socket"
+    try:
+        if sock.type != socket.SOCK_STREAM:
+            return f"one of type {sock.type.name.removeprefix('SOCK_')}"
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return "one that does not listen"
+        if sock.family != family:
+            return f"one with domain={_domain(sock.family)}"
+        return ""
+    finally:
+        sock.detach()
+
+
+def _domain(family: int) -> str:
+    """An address family in the words of `systemd:`, such as INET6."""
+    return socket.AddressFamily(family).name.removeprefix("AF_")
 
 
 def _lock_holder(lock: str) -> int:
