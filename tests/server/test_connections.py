@@ -229,6 +229,17 @@ class ConnectionsTests(SynchronousTestCase):
         self.clock.advance(0.5)
         self.assertEqual(connection.calls, ["idle for 5 s"])
 
+    def test_idle_isolated(self) -> None:
+        """A connection that raises when it is ended does not keep the others from theirs."""
+        connections = Connections(self.clock, idle_timeout=100)
+        faulty, sound, another = (self.added(connections) for _ in range(3))
+        for connection in (faulty, another):
+            self.patch(connection, "end", connection.calls.index)
+            self.patch(connection, "abort", connection.calls.pop)
+        self.clock.pump([10] * 12)
+        self.assertEqual(sound.calls, ["idle for 100 s", "abort"])
+        self.assertEqual(len(self.flushLoggedErrors(ValueError, IndexError)), 4)
+
     def test_idle_with_pending_message(self) -> None:
         """The reply to an incomplete message, sent by the end itself, starts no new timeout."""
         connections = Connections(self.clock, idle_timeout=100)

@@ -14,6 +14,7 @@ from typing import Protocol
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+from twisted.logger import Logger
 
 from timestamp_echo.addresses import peer_key
 
@@ -92,6 +93,8 @@ class Connections:
     @param idle_timeout: seconds without a complete exchange after which one is closed; 0 is
         never.
     """
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -216,6 +219,10 @@ class Connections:
         if self._connections:
             self._schedule_check()
         for connection in self:
+            self._check_one(connection)
+
+    def _check_one(self, connection: Connection) -> None:
+        with self._log.failuresHandled("while checking whether a connection is idle:"):
             if connection.idle_checks > _CHECKS:
                 connection.abort()  # it was ended at the check before, and is still open
             elif connection.messages != connection.messages_seen:
