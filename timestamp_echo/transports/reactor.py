@@ -11,6 +11,7 @@ import socket
 from functools import partial
 from typing import Any
 
+from twisted.internet.endpoints import StandardIOEndpoint as TwistedStandardIOEndpoint
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError, UnsupportedAddressFamily
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
@@ -21,6 +22,7 @@ from timestamp_echo.transports.arrivals import LINUX
 from timestamp_echo.transports.epoll import HAS_EPOLL, EpollGroup
 from timestamp_echo.transports.port import StreamPort, UNIXStreamPort
 from timestamp_echo.transports.proxy import ProxiedFactory
+from timestamp_echo.transports.stdio import StandardIOEndpoint
 from timestamp_echo.transports.stream import (
     StreamTransport,
     TimedStreamTransport,
@@ -90,6 +92,8 @@ class ReactorAdapter:
             endpoint = HalfCloseTLSEndpoint(
                 endpoint.endpoint, endpoint.connectionCreator, self._reactor
             )
+        if isinstance(endpoint, TwistedStandardIOEndpoint):
+            endpoint = StandardIOEndpoint(self._reactor)
         made: IStreamServerEndpoint = endpoint
         return made
 

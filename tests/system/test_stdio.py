@@ -1,0 +1,129 @@
+"""Tests for `timestamp_echo.transports.stdio`, on real pipes."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.testing import MemoryReactor
+from twisted.python.failure import Failure
+from twisted.trial.unittest import TestCase
+from zope.interface.verify import verifyClass
+
+from tests.fakes import Recorder
+from tests.system.running import PATIENCE
+from timestamp_echo.transports import stdio
+from timestamp_echo.transports.reactor import ReactorAdapter
+from timestamp_echo.transports.stdio import StandardIOEndpoint, StandardIOTransport
+
+
+class Waiting(Recorder):
+    """Tells when its output is closed, and when all is over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.half_closed: Deferred[None] = Deferred()
+        self.over: Deferred[None] = Deferred()
+
+    def readConnectionLost(self) -> None:
+        """See `IHalfCloseableProtocol`."""
+        super().readConnectionLost()
+        self.transport.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        """See `IHalfCloseableProtocol`."""
+        self.half_closed.callback(None)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """See `IProtocol`."""
+        super().connectionLost(reason)
+        self.over.callback(None)
+
+
+class StandardIOTransportTests(TestCase):
+    """`StandardIOTransport`, between two pipes."""
+
+    timeout = PATIENCE
+
+    def setUp(self) -> None:
+        """Connect a protocol to the pipes, of which the test has the other ends."""
+        stdin, self.input = os.pipe()
+        self.output, stdout = os.pipe()
+        self.protocol = Waiting()
+        self.transport: Any = StandardIOTransport(self.protocol, stdin, stdout)
+        self.addCleanup(self.transport.abortConnection)
+        for fd in (stdin, stdout):
+            self.addCleanup(os.close, fd)
+
+    def close(self, *fds: int) -> None:
+        """Close these ends of the pipes."""
+        for fd in fds:
+            os.close(fd)
+
+    def test_abort(self) -> None:
+        """An abort ends the connection at once, and only once."""
+        self.addCleanup(self.close, self.input, self.output)
+        self.transport.abortConnection()
+        self.transport.abortConnection()
+        self.assertEqual(self.protocol.ends, [ConnectionAborted])
+
+    async def test_half_close(self) -> None:
+        """Once this side has closed its output, it can close the rest as well."""
+        self.addCleanup(self.close, self.input, self.output)
+        self.transport.write(b"last")
+        self.transport.loseWriteConnection()
+        await self.protocol.half_closed
+        self.assertEqual(os.read(self.output, 100), b"last")
+        self.assertEqual(self.protocol.ends, [])
+        self.transport.loseConnection()
+        self.assertEqual(self.protocol.ends, [ConnectionDone])
+
+    async def test_end_of_input(self) -> None:
+        """At the end of the input what is unsent is still sent."""
+        self.addCleanup(self.close, self.output)
+        self.transport.write(b"last")
+        self.close(self.input)
+        await self.protocol.over
+        self.assertEqual(os.read(self.output, 100), b"last")
+        self.assertEqual(self.protocol.ends, ["half", ConnectionDone])
+
+    async def test_end_of_input_after_half_close(self) -> None:
+        """So does the end of the input, once the output is closed."""
+        self.addCleanup(self.close, self.output)
+        self.transport.loseWriteConnection()
+        await self.protocol.half_closed
+        self.close(self.input)
+        await self.protocol.over
+        self.assertEqual(self.protocol.ends, ["half", ConnectionDone])
+
+    async def test_reader_gone(self) -> None:
+        """When nobody reads the output any more, the connection is lost."""
+        self.addCleanup(self.close, self.input)
+        self.close(self.output)
+        self.transport.write(b"x")
+        await self.protocol.over
+        self.assertEqual(self.protocol.ends, [ConnectionLost])
+
+
+class StandardIOEndpointTests(TestCase):
+    """`StandardIOEndpoint`, which takes the place of Twisted's."""
+
+    def test_endpoint(self) -> None:
+        """`stdio:` makes one; the colon may be left out. It connects as soon as it listens."""
+        verifyClass(IStreamServerEndpoint, StandardIOEndpoint)
+        made: list[object] = []
+
+        def connect(protocol: Protocol, reactor: object) -> Protocol:
+            made.append((type(protocol), reactor))
+            return protocol
+
+        self.patch(stdio, "StandardIOTransport", connect)
+        memory = MemoryReactor()
+        for description in ("stdio:", "stdio"):
+            endpoint = ReactorAdapter(memory, False).endpoint(description)
+            self.successResultOf(endpoint.listen(Factory.forProtocol(Recorder)))
+        self.assertEqual(made, [(Recorder, memory)] * 2)
