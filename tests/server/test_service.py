@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import io
+import os
 import signal
 from collections.abc import Callable
 from contextlib import redirect_stderr
@@ -13,7 +15,7 @@ from typing import Any
 
 from twisted.application.service import IService
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.defer import Deferred, execute
+from twisted.internet.defer import Deferred, execute, fail
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IListeningPort
 from twisted.internet.protocol import Factory, Protocol
@@ -26,7 +28,7 @@ from zope.interface.verify import verifyClass, verifyObject
 from tests.fakes import logged
 from tests.server.test_connections import FakeConnection
 from timestamp_echo.server.connections import Connections
-from timestamp_echo.server.service import CannotListen, EchoService, Listener
+from timestamp_echo.server.service import ABORT_TIMEOUT, CannotListen, EchoService, Listener
 from timestamp_echo.transports.port import StreamPort
 
 
@@ -34,10 +36,12 @@ from timestamp_echo.transports.port import StreamPort
 class Port:
     """A listening port without a socket.
 
-    @param closing: what `stopListening` returns.
+    @param closing: what `stopListening` returns, or raises if it is an exception.
     """
 
-    def __init__(self, address: IAddress, closing: Deferred[None] | None = None) -> None:
+    def __init__(
+        self, address: IAddress, closing: Deferred[None] | Exception | None = None
+    ) -> None:
         self._address = address
         self._closing = closing
         self.listening = True
@@ -48,7 +52,8 @@ class Port:
     def stopListening(self) -> Deferred[None] | None:
         """See `IListeningPort`."""
         self.listening = False
-        return self._closing
+        return_or_raise(self._closing)
+        return self._closing  # type: ignore[return-value]  # it is no exception
 
     def getHost(self) -> IAddress:
         """See `IListeningPort`."""
@@ -70,6 +75,24 @@ class Reactor(MemoryReactorClock):
         self.advance(0)
 
 
+class FaultyConnection(FakeConnection):
+    """Raises whatever it is asked for."""
+
+    def drain(self) -> None:
+        """See `Connection`."""
+        raise ZeroDivisionError
+
+    abort = drain
+
+
+class StandardIO:
+    """What `stdio:` opens: it has an address, and no `stopListening`."""
+
+    def getHost(self) -> IAddress:
+        """See `ITransport`."""
+        return UNIXAddress(None)
+
+
 def return_or_raise(result: object) -> object:
     """Return the result, or raise it if it is an exception."""
     if isinstance(result, Exception):
@@ -85,6 +108,7 @@ class EchoServiceTests(SynchronousTestCase):
         self.reactor = Reactor()
         self.connections = Connections(self.reactor, idle_timeout=0)
         self.events = logged(self)
+        self.reports: list[str] = []
 
     def lines(self) -> list[str]:
         """The lines logged so far."""
@@ -279,19 +303,201 @@ class EchoServiceTests(SynchronousTestCase):
         self.assertEqual(connection.calls[-1:], ["abort"])
         self.assertEqual(self.lines(), ["SIGTERM received", "SIGINT received"])
 
-    def test_stop_without_port(self) -> None:
-        """`stdio:` opens something that is not a port; the real ports are closed all the same."""
-        port = Port(IPv4Address("TCP", "0.0.0.0", 1))
-
-        class StandardIO:
-            """Has an address, and no `stopListening`."""
-
-            getHost = port.getHost
-
-        service = self.service(("stdio:", StandardIO()), ("tcp:1", port))
+    def test_stop_isolated(self) -> None:
+        """A port or a connection that raises at a stop does not keep the others from theirs."""
+        connection = FakeConnection()
+        for each in (FaultyConnection(), connection, FaultyConnection()):
+            self.connections.add(each, lambda: None)
+        address = IPv4Address("TCP", "0.0.0.0", 1)
+        last = Port(address)
+        service = self.service(
+            ("tcp:1", Port(address, KeyError("x"))),
+            ("tcp:2", Port(address, fail(IndexError("x")))),
+            ("tcp:3", last),
+        )
         service.startService()
+        stopped = service.stopService()
+        self.assertFalse(last.listening)
+        self.assertEqual(set(connection.calls), {"drain"})
+        self.assertIn("cannot close tcp:1:", self.lines()[-6:])
+        for error, count in ((KeyError, 1), (IndexError, 1), (ZeroDivisionError, 4)):
+            self.assertEqual(len(self.flushLoggedErrors(error)), count)
+        self.reactor.advance(20)
+        self.assertEqual(connection.calls[-1], "abort")
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+        self.assertNoResult(stopped)
+
+    def test_abort_isolated(self) -> None:
+        """A port that raises when it is closed by force does not keep the others from theirs."""
+        ports = [StreamPort(0, Factory.forProtocol(Protocol)) for _ in range(2)]
+        for port in ports:
+            self.patch(port, "getHost", lambda: IPv4Address("TCP", "0.0.0.0", 1))
+            self.patch(port, "stopListening", Deferred)
+        closed: list[None] = []
+        self.patch(ports[0], "loseConnection", {}.popitem)
+        self.patch(ports[1], "loseConnection", lambda: closed.append(None))
+        service = self.service(("tcp:1", ports[0]), ("tcp:1", ports[1]))
+        service.startService()
+        service.stopService()
+        self.reactor.advance(20)
+        self.assertEqual(len(closed), 1)
+        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
+
+    def test_stop_ends(self) -> None:
+        """A stop ends shortly after its timeout, whatever cannot be closed by force until then."""
+        closing: Deferred[None] = Deferred()
+        service = self.service(("tcp:1", Port(IPv4Address("TCP", "0.0.0.0", 1), closing)))
+        connection = FakeConnection()
+        self.connections.add(connection, lambda: None)
+        for close in (lambda: closing.callback(None), lambda: self.connections.remove(connection)):
+            service.startService()
+            stopped = service.stopService()
+            self.reactor.advance(20)
+            self.assertNoResult(stopped)
+            self.reactor.advance(ABORT_TIMEOUT)
+            self.successResultOf(stopped)
+            self.assertIn("could not be closed", self.lines()[-1])
+            self.assertEqual(self.reactor.getDelayedCalls(), [])
+            close()
+
+    def test_standard_io(self) -> None:
+        """`stdio:` opens something that is not a port; the real ports are closed all the same."""
+        self.patch(signal, "signal", lambda number, handler: None)
+        self.reactor.running = True
+        port = Port(IPv4Address("TCP", "0.0.0.0", 1))
+        service = self.service(("stdio:", StandardIO()), ("tcp:1", port))
+        connection = FakeConnection()
+        self.connections.add(connection, lambda: None)
+        service.startService()
+        self.connections.remove(connection)
+        self.assertFalse(self.reactor.hasStopped)
         self.successResultOf(service.stopService())
         self.assertFalse(port.listening)
+
+    def test_standard_io_alone(self) -> None:
+        """Without a port, the service ends with its connection; not if there never was one."""
+        self.patch(signal, "signal", lambda number, handler: None)
+        self.reactor.running = True
+        self.service(("stdio:", StandardIO())).startService()
+        self.assertFalse(self.reactor.hasStopped)
+        connection = FakeConnection()
+        self.connections.add(connection, lambda: None)
+        self.service(("stdio:", StandardIO())).startService()
+        self.assertFalse(self.reactor.hasStopped)
+        self.connections.remove(connection)
+        self.assertTrue(self.reactor.hasStopped)
+
+    def late(self, *openings: Deferred[Any]) -> EchoService:
+        """Start a service of listeners that open later, under a reactor that runs."""
+        listeners = [
+            Listener(f"late:{number}", lambda opening=opening: opening)  # type: ignore[misc]
+            for number, opening in enumerate(openings)
+        ]
+        service = EchoService(listeners, self.connections, self.reactor, 20, self.reports.append)
+        service.privilegedStartService()
+        service.startService()
+        self.reactor.running = True
+        return service
+
+    def test_late(self) -> None:
+        """Listeners that open later open once; the start is reported when all are open."""
+        openings: list[Deferred[Any]] = [Deferred(), Deferred()]
+        ports = [Port(IPv4Address("TCP", "0.0.0.0", number)) for number in (1, 2)]
+        service = self.late(*openings)
+        openings[1].callback(ports[1])
+        self.assertEqual((self.lines(), self.reports), (["listening on late:2"], []))
+        openings[0].callback(ports[0])
+        self.assertEqual(self.lines()[1:], ["listening on late:1"])
+        self.assertEqual(self.reports, [""])
+        self.successResultOf(service.stopService())
+        self.assertEqual([port.listening for port in ports], [False, False])
+
+    def test_late_failure(self) -> None:
+        """A listener that cannot be opened later ends the process with status 1."""
+        exits: list[object] = []
+        self.patch(atexit, "register", lambda *call: exits.append(call))
+        first: Deferred[Any] = Deferred()
+        second: Deferred[Any] = Deferred()
+        self.late(first, second)
+        first.errback(CannotListenError("", 2, OSError(98, "Address already in use")))
+        line = "tsecho: cannot listen on late:0: Address already in use"
+        self.assertEqual((self.lines(), self.reports), ([line], [line]))
+        self.assertEqual(exits, [(os._exit, 1)])
+        self.assertTrue(self.reactor.hasStopped)
+        # The real one runs until its next turn, and raises if it is stopped again.
+        self.reactor.hasStopped, self.reactor.running = False, True
+        second.errback(KeyError("x"))
+        self.assertFalse(self.reactor.hasStopped)
+        self.assertEqual(len(self.reports), 2)
+
+    def test_stop_cancels(self) -> None:
+        """A stop cancels what is being opened, and closes a port that opens all the same."""
+        port = Port(IPv4Address("TCP", "0.0.0.0", 1))
+        cancelled: list[object] = []
+        service = self.late(
+            Deferred(cancelled.append), Deferred(lambda opening: opening.callback(port))
+        )
+        self.successResultOf(service.stopService())
+        self.assertEqual(len(cancelled), 1)
+        self.assertFalse(port.listening)
+        self.assertEqual((self.lines(), self.reports), ([], []))
+
+    def test_late_after_stop(self) -> None:
+        """A port that opens after the stop is closed at once, and what it accepted is drained."""
+        opening: Deferred[Any] = Deferred()
+        service = self.late(opening)
+        held = FakeConnection()
+        self.connections.add(held, lambda: None)
+        service.stopService()
+        closing: Deferred[None] = Deferred()
+        port = Port(IPv4Address("TCP", "0.0.0.0", 1), closing)
+        opening.callback(port)
+        self.assertFalse(port.listening)
+        accepted = FakeConnection()
+        self.connections.add(accepted, lambda: None)
+        closing.callback(None)
+        self.assertEqual(accepted.calls, ["drain"])
+        self.assertEqual(self.lines(), [])
+
+    def test_late_failure_after_stop(self) -> None:
+        """A listener that cannot be opened after the stop is of no interest any more."""
+        opening: Deferred[Any] = Deferred()
+        service = self.late(opening)
+        self.successResultOf(service.stopService())
+        opening.errback(KeyError("x"))
+        self.assertEqual((self.lines(), self.reports), ([], []))
+
+    def test_late_reload(self) -> None:
+        """At SIGHUP each listener gets its own port, in whatever order they have opened."""
+        openings: list[Deferred[Any]] = [Deferred(), Deferred(), Deferred()]
+        ports = [Port(IPv4Address("TCP", "0.0.0.0", number)) for number in range(2)]
+        reloaded: list[tuple[int, IListeningPort]] = []
+
+        def reload(number: int, port: IListeningPort) -> Deferred[Any]:
+            reloaded.append((number, port))
+            return execute(lambda: None)
+
+        service = EchoService(
+            [
+                Listener(f"ssl:{number}", lambda opening=opening: opening, partial(reload, number))  # type: ignore[misc]
+                for number, opening in enumerate(openings)
+            ],
+            self.connections,
+            self.reactor,
+        )
+        service.startService()
+        service._reload()
+        self.assertEqual(self.lines()[-1], "SIGHUP received: there are no certificates to reload")
+        openings[1].callback(ports[1])
+        service._reload()
+        self.assertEqual(reloaded, [(1, ports[1])])
+        openings[0].callback(ports[0])
+        service._reload()
+        self.assertEqual(reloaded[1:], [(1, ports[1]), (0, ports[0])])
+        service.stopService()
+        service._reload()
+        self.assertEqual(len(reloaded), 3)
+        self.assertEqual(self.lines()[-1], "SIGHUP received: there are no certificates to reload")
 
     def test_cannot_listen(self) -> None:
         """If a port cannot be opened, the start fails, and the ports before it are closed again."""

@@ -26,6 +26,7 @@ from tests.system.certificates import Files, self_signed
 from tests.system.running import (
     BIN,
     PATIENCE,
+    REACTOR,
     STAMP,
     Service,
     connectable,
@@ -947,6 +948,180 @@ class StartTests(SynchronousTestCase):
         while "Address already in use" not in (log := Path(folder, "log").read_text()):
             self.assertLess(time.monotonic(), deadline, log)
         self.assertNotIn("Traceback", log)
+
+
+class StandardIOTests(SynchronousTestCase):
+    """`stdio:`, as under inetd or socat; the log is in a file."""
+
+    def start(self, *options: str) -> subprocess.Popen[bytes]:
+        """Start a service on two pipes."""
+        self.folder = Path(self.mktemp())
+        self.folder.mkdir(parents=True)
+        arguments = [*REACTOR, "-n", "--pidfile=", "--logfile=log", "tsecho", "-l", "stdio:"]
+        process = subprocess.Popen(
+            [BIN / "twistd", *arguments, *options],
+            cwd=self.folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdin is not None and process.stdout is not None
+        for cleanup in (process.stdin.close, process.stdout.close, process.kill):
+            self.addCleanup(cleanup)
+        self.input, self.output = process.stdin, process.stdout
+        return process
+
+    def say_hello(self) -> None:
+        """Send a line and read its reply: the service is running."""
+        self.input.write(b"hello\n")
+        self.input.flush()
+        self.assertRegex(self.output.readline(), STAMP + b"hello\n$")
+
+    def assert_ended(self, process: subprocess.Popen[bytes], why: str) -> None:
+        """The service ends by itself with status 0, and has logged why its connection ended."""
+        self.assertEqual(process.wait(PATIENCE), 0)
+        log = (self.folder / "log").read_text()
+        self.assertRegex(log, f"connection from stdio ended .*; {why}\n")
+        self.assertNotIn("Traceback", log)
+
+    def test_end_of_input(self) -> None:
+        """At the end of its input everything is answered, and the service ends."""
+        process = self.start()
+        output, _ = process.communicate(LINES, PATIENCE)
+        self.assertRegex(output, REPLIES)
+        self.assert_ended(process, "closed by the peer")
+
+    def test_idle(self) -> None:
+        """After the idle timeout an incomplete message is answered, and the service ends."""
+        process = self.start("--idle-timeout", "1", "--framing", "line")
+        self.say_hello()
+        self.input.write(b"incomplete")
+        self.input.flush()
+        self.assertRegex(self.output.read(), STAMP + b"incomplete$")
+        self.assert_ended(process, "idle for 1 s")
+
+    def test_stop(self) -> None:
+        """A stop answers what has arrived."""
+        process = self.start("--framing", "line")
+        self.say_hello()
+        self.input.write(LINES)
+        self.input.flush()
+        process.terminate()
+        self.assertRegex(self.output.read(), REPLIES)
+        self.assert_ended(process, "the service is stopping")
+
+    def test_drain_timeout(self) -> None:
+        """A reader that does not read delays a stop by no more than the timeout."""
+        process = self.start("--drain-timeout", "1")
+        self.say_hello()
+        os.set_blocking(self.input.fileno(), False)
+        while select.select([], [self.input], [], 0.25)[1]:
+            os.write(self.input.fileno(), b"x" * 1023 + b"\n")
+        process.terminate()
+        self.assert_ended(process, "aborted by the server")
+
+    def test_reader_gone(self) -> None:
+        """When nobody reads its output any more, the service ends."""
+        process = self.start()
+        self.say_hello()
+        self.output.close()
+        self.assert_ended(process, "connection lost")
+
+
+LATE_ENDPOINT = """
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IStreamServerEndpoint, IStreamServerEndpointStringParser
+from twisted.internet.task import deferLater
+from twisted.plugin import IPlugin
+from zope.interface import implementer
+
+@implementer(IPlugin, IStreamServerEndpointStringParser)
+class Late:
+    prefix = "late"
+
+    def parseStreamServer(self, reactor, how):
+        return Endpoint(reactor, how)
+
+@implementer(IStreamServerEndpoint)
+class Endpoint:
+    def __init__(self, reactor, how):
+        self.reactor, self.how = reactor, how
+
+    def listen(self, factory):
+        if self.how == "never":
+            return Deferred(lambda _: print("cancelled"))
+        return deferLater(self.reactor, 0.01, self.open, factory)
+
+    def open(self, factory):
+        if self.how == "fails":
+            raise CannotListenError(None, 0, OSError("not today"))
+        return TCP4ServerEndpoint(self.reactor, 0, interface="127.0.0.1").listen(factory)
+
+late = Late()
+"""
+"""A plugin for Twisted: `late:opens`, `late:fails` and `late:never` listen after a while."""
+
+
+class LateTests(SynchronousTestCase):
+    """Endpoints of others that open their ports later, such as an onion service's."""
+
+    def setUp(self) -> None:
+        """Install the plugin in a folder."""
+        folder = Path(self.mktemp()).absolute()
+        (folder / "twisted" / "plugins").mkdir(parents=True)
+        (folder / "twisted" / "plugins" / "late.py").write_text(LATE_ENDPOINT)
+        self.environment = {"PYTHONPATH": str(folder)}
+
+    def test_opens(self) -> None:
+        """It is opened once, and closed at a stop."""
+        service = Service(self, "-l", "late:opens", environment=self.environment)
+        self.assertRegex(talk(service.connect(), LINES), REPLIES)
+        self.assertEqual(service.stop(), 0)
+        self.assertEqual(service.log.text.count("listening on"), 1)
+        self.assertNotIn("Traceback", service.log.text)
+
+    def test_never_opens(self) -> None:
+        """A stop cancels the opening, and does not wait for it."""
+        service = Service(
+            *(self, "-l", "tcp:0:interface=127.0.0.1", "--listen=late:never"),
+            environment=self.environment,
+        )
+        self.assertRegex(talk(service.connect(), LINES), REPLIES)
+        self.assertEqual(service.stop(), 0)
+        self.assertIn("cancelled", service.log.text)
+        self.assertNotIn("Traceback", service.log.text)
+
+    def test_fails(self) -> None:
+        """If it cannot be opened, the service stops, with one line and status 1."""
+        service = Service(
+            *(self, "-l", "tcp:0:interface=127.0.0.1", "--listen=late:fails"),
+            environment=self.environment,
+            twistd=["--pidfile=pid"],
+        )
+        self.assertEqual(service.wait(), 1)
+        service.log.wait_for("tsecho: cannot listen on late:fails: not today$")
+        self.assertNotIn("Traceback", service.log.text)
+        self.assertEqual(os.listdir(service.folder), [])
+
+    def test_daemon(self) -> None:
+        """A daemon's start ends when all listeners are open, or when one has failed."""
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir(parents=True)
+        command = [str(BIN / "twistd"), *REACTOR, "--pidfile=pid", "--logfile=log", "tsecho"]
+        environment = os.environ | self.environment
+        done = run([*command, "-l", "late:fails"], cwd=folder, env=environment)
+        error = b"tsecho: cannot listen on late:fails: not today\n"
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (1, b"", error))
+        self.assertEqual(os.listdir(folder), ["log"])
+        done = run([*command, "-l", "late:opens"], cwd=folder, env=environment)
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, b"", b""))
+        self.assertRegex((folder / "log").read_text(), r"listening on late:\d+")
+        pid = int((folder / "pid").read_text())
+        watch = os.pidfd_open(pid)
+        self.addCleanup(os.close, watch)
+        os.kill(pid, signal.SIGTERM)
+        self.assertTrue(select.select([watch], [], [], PATIENCE)[0])
 
 
 class DaemonTests(SynchronousTestCase):

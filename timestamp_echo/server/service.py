@@ -5,6 +5,8 @@ Knows ports, their addresses, and that there are connections; no message.
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 from collections.abc import Callable, Sequence
 from types import FrameType
@@ -14,17 +16,22 @@ from twisted.application.service import Service
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import quoteStringArgument
-from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.internet.interfaces import IAddress, IDelayedCall, IListeningPort
 from twisted.logger import Logger
 from twisted.python import log
 from twisted.python.failure import Failure
 
+from timestamp_echo.server.closing import cancel
 from timestamp_echo.server.connections import Connections
 from timestamp_echo.server.log import describe, escape, format_address
 from timestamp_echo.transports.port import StreamPort
 
 DRAIN_TIMEOUT = 20.0
 """Seconds that a stop may take, by default: less than the 30 that orchestrators give."""
+
+ABORT_TIMEOUT = 2.0
+"""Seconds that ports and connections may take to close by force. Then the stop ends without them:
+a port of a third party may never say that it is closed."""
 
 
 class CannotListen(SystemExit, Exception):
@@ -42,7 +49,8 @@ class Listener(NamedTuple):
     """As it was given."""
 
     listen: Callable[[], Deferred[Any]]
-    """Opens the port; fires with an `IListeningPort`, or from `stdio:` with something else."""
+    """Opens the port; fires, possibly much later, with an `IListeningPort`, or from `stdio:` with
+    the connection."""
 
     reload: Callable[[IListeningPort], Deferred[Any]] | None = None
     """Reads the certificates again for this port, which is open; None if it has none."""
@@ -74,8 +82,13 @@ class EchoService(Service):
         self._drain_timeout = drain_timeout
         self._reactor = reactor
         self._report = report
-        self._ports: list[IListeningPort] = []
-        self._closing: list[IListeningPort] = []
+        self._openings: list[Deferred[Any]] = []  # of the listeners; they may take long
+        self._ports: list[tuple[Listener, IListeningPort]] = []
+        self._listening = False  # whether ports are to be open
+        self._error = ""  # why one could not be opened
+        self._closing: list[tuple[Listener, IListeningPort]] = []
+        self._stopped: Deferred[None] = Deferred()
+        self._timeout: IDelayedCall | None = None  # of a stop
         self._stopping = False
 
     def privilegedStartService(self) -> None:
@@ -84,15 +97,19 @@ class EchoService(Service):
         @raise CannotListen: one could not be opened. Those opened before it are closed again.
         """
         super().privilegedStartService()
+        self._listening, self._openings, self._error = True, [], ""
         for listener in self._listeners:
             self._open(listener)
-        self._report("")
+            if self._error:
+                self._close_again()
+                raise CannotListen(self._error)
+        DeferredList(self._openings).addCallback(self._all_opened)
 
     def startService(self) -> None:
         """Open all ports, unless that was done with privileges."""
         super().startService()
         self._reactor.callWhenRunning(self._set_signal_handlers)
-        if not self._ports:
+        if not self._listening:
             self.privilegedStartService()
 
     def stopService(self) -> Deferred[Any]:
@@ -101,33 +118,60 @@ class EchoService(Service):
         At the drain timeout, or at a second signal, the rest ends by force.
         """
         super().stopService()
-        timeout = self._reactor.callLater(self._drain_timeout, self._abort)
+        self._listening = False
+        self._stopped = Deferred()
+        self._timeout = self._reactor.callLater(self._drain_timeout, self._abort)
+        for opening in self._openings:
+            # Without a canceller, this would not end the opening, but hide its port from `_opened`.
+            if opening._canceller is not None:
+                opening.cancel()
         # A port accepts what waits in its queue before it closes. Meanwhile the connections that
-        # exist are drained: where the file table is full, the others need their files. What
-        # `stdio:` opens is no port, and closes with its process.
-        self._closing = [port for port in self._ports if IListeningPort.providedBy(port)]
-        self._ports = []
-        closed = DeferredList([maybeDeferred(port.stopListening) for port in self._closing])
+        # exist are drained: where the file table is full, the others need their files.
+        self._closing, self._ports = self._ports, []
+        closed = DeferredList([self._close(*each) for each in self._closing])
         self._drain()
         closed.addCallback(self._drain_accepted)
-        closed.addCallback(lambda _: timeout.active() and timeout.cancel())
-        return closed
+        closed.addCallback(self._end_stop)
+        return self._stopped
 
     def _open(self, listener: Listener) -> None:
-        failures: list[Failure] = []
         # Twisted logs "... starting on 3000" from within; an event without a format has no line.
-        opening: Deferred[Any] = log.callWithContext({"log_format": ""}, listener.listen)
-        opening.addCallbacks(self._opened, failures.append, callbackArgs=(listener.description,))
-        if failures:
-            self._close_again()
-            where, why = escape(listener.description), escape(describe(failures[0].value))
-            error = f"tsecho: cannot listen on {where}: {why}"
-            self._report(error)
-            raise CannotListen(error)
+        opening: Deferred[Any] = log.callWithContext(
+            {"log_format": ""}, maybeDeferred, listener.listen
+        )
+        self._openings.append(opening)
+        opening.addCallback(self._opened, listener)
+        opening.addErrback(self._not_opened, listener)
 
-    def _opened(self, port: IListeningPort, description: str) -> None:
-        self._ports.append(port)
-        self._log.info("listening on {where}", where=_listening_on(description, port.getHost()))
+    def _opened(self, port: Any, listener: Listener) -> None:
+        if not self._listening:  # the stop has come first
+            self._close(listener, port).addCallback(lambda _: self._drain())
+            return
+        # What `stdio:` opens is no port. It is one of the connections, and closes with them.
+        if IListeningPort.providedBy(port):
+            self._ports.append((listener, port))
+        where = _listening_on(listener.description, port.getHost())
+        self._log.info("listening on {where}", where=where)
+
+    def _not_opened(self, failure: Failure, listener: Listener) -> None:
+        if not self._listening:  # cancelled by the stop, or of no interest any more
+            return
+        where, why = escape(listener.description), escape(describe(failure.value))
+        self._error = f"tsecho: cannot listen on {where}: {why}"
+        self._report(self._error)
+        if self._reactor.running:
+            self._log.error("{error}", error=self._error)
+            # It is too late to raise `CannotListen`, and twistd itself always ends with status 0.
+            atexit.register(os._exit, 1)
+            self._stop()
+
+    def _all_opened(self, _: object) -> None:
+        if self._error or not self._listening:
+            return
+        self._report("")
+        if self._connections and not self._ports:
+            # The end of `stdio:` is the end of the service, unless it listens on a port as well.
+            self._connections.all_closed().addCallback(lambda _: self._stop())
 
     def _close_again(self) -> None:
         stopped = self.stopService()
@@ -135,9 +179,17 @@ class EchoService(Service):
         while not stopped.called:
             self._reactor.iterate(0)
 
+    def _close(self, listener: Listener, port: IListeningPort) -> Deferred[Any]:
+        return maybeDeferred(port.stopListening).addErrback(self._not_closed, listener)
+
+    def _not_closed(self, failure: Failure, listener: Listener) -> None:
+        where = escape(listener.description)
+        self._log.failure("cannot close {where}:", failure, where=where)
+
     def _drain(self) -> None:
         for connection in self._connections:
-            connection.drain()
+            with self._log.failuresHandled("while draining a connection:"):
+                connection.drain()
 
     def _drain_accepted(self, _: object) -> Deferred[None]:
         """All ports are closed: drain the connections that they accepted at the end, too."""
@@ -145,11 +197,30 @@ class EchoService(Service):
         return self._connections.all_closed()
 
     def _abort(self) -> None:
-        for port in self._closing:
-            if isinstance(port, StreamPort):
-                port.loseConnection()
+        for _, port in self._closing:
+            with self._log.failuresHandled("while closing a port by force:"):
+                if isinstance(port, StreamPort):
+                    port.loseConnection()
         for connection in self._connections:
-            connection.abort()
+            with self._log.failuresHandled("while aborting a connection:"):
+                connection.abort()
+        cancel(self._timeout)
+        self._timeout = self._reactor.callLater(ABORT_TIMEOUT, self._give_up)
+
+    def _give_up(self) -> None:
+        self._log.error("ports or connections could not be closed; the service ends without them")
+        self._end_stop()
+
+    def _end_stop(self, _: object = None) -> None:
+        cancel(self._timeout)
+        if not self._stopped.called:
+            self._stopped.callback(None)
+
+    def _stop(self) -> None:
+        """Stop the reactor, unless that has begun."""
+        if self._listening and not self._stopping:
+            self._stopping = True
+            self._reactor.callWhenRunning(self._reactor.stop)
 
     def _set_signal_handlers(self) -> None:
         # In place of the reactor's own: those log an error at a second signal, and have twistd
@@ -168,16 +239,20 @@ class EchoService(Service):
 
     def _reload(self) -> None:
         """Read all certificates again; open connections stay as they are."""
-        if not any(listener.reload for listener in self._listeners):
+        reloads = [
+            (listener.description, listener.reload, port)
+            for listener, port in self._ports
+            if listener.reload is not None
+        ]
+        if not reloads:
             self._log.info("SIGHUP received: there are no certificates to reload")
-        for listener, port in zip(self._listeners, self._ports, strict=False):  # stopped: no ports
-            if listener.reload is not None:
-                maybeDeferred(listener.reload, port).addCallbacks(
-                    self._reloaded,
-                    self._not_reloaded,
-                    callbackArgs=(listener.description,),
-                    errbackArgs=(listener.description,),
-                )
+        for description, reload, port in reloads:
+            maybeDeferred(reload, port).addCallbacks(
+                self._reloaded,
+                self._not_reloaded,
+                callbackArgs=(description,),
+                errbackArgs=(description,),
+            )
 
     def _reloaded(self, _: object, description: str) -> None:
         self._log.info("certificates of {where} reloaded", where=escape(description))
