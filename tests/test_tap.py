@@ -122,12 +122,14 @@ class OptionsTests(SynchronousTestCase):
         self.parsed(*option, "-l", f"haproxy:ssl:0:{files.endpoint}", "-l", "tcp:0")
         folder = os.path.dirname(files.key)
         for listen, given in (
-            ([], "none"),
-            (["-l", "tcp:0"], "none"),
-            ([*ssl, "-l", f"tls:{folder}:port=0"], "one of tls:"),
+            ([], "no TLS endpoint"),
+            (["-l", "tcp:0"], "no TLS endpoint"),
+            ([*ssl, "-l", f"tls:{folder}:port=0"], "tls:, which cannot"),
         ):
-            line = self.refused(*option, *listen)
-            self.assertEqual(line, f"--client-ca: expected ssl: as the only TLS, not {given}")
+            self.assertEqual(
+                self.refused(*option, *listen),
+                f"--client-ca: expected an ssl: endpoint to ask for certificates, got {given}",
+            )
 
     def test_udp_rate(self) -> None:
         """--udp-rate takes whole numbers from 1."""
@@ -218,14 +220,24 @@ class OptionsTests(SynchronousTestCase):
 
     def test_unknown_option(self) -> None:
         """An unknown option, and any argument that is not an option, is an error."""
-        self.assertEqual(self.refused("--nonsense"), "option --nonsense not recognized")
+        for option, hint in (
+            ("--nonsense", "see twistd tsecho --help"),
+            ("--lisen", "did you mean --listen?"),
+            ("--idel-timeout=5", "did you mean --idle-timeout?"),
+            ("--Utc", "did you mean --utc?"),
+            ("-x", "see twistd tsecho --help"),
+        ):
+            name = option.partition("=")[0]
+            self.assertEqual(self.refused(option), f"unknown option '{name}'; {hint}")
+        self.assertEqual(self.refused("--stamp"), "option --stamp requires argument")
         self.assertEqual(self.refused("nonsense"), "expected options only, not 'nonsense'")
 
     def test_suggestion(self) -> None:
         """Where it is obvious which endpoint was meant, the error suggests it."""
         for text, meant in (
-            ("127.0.0.1:3001", "tcp:3001:interface=127.0.0.1"),
+            ("192.0.2.1:3001", "tcp:3001:interface=192.0.2.1"),
             ("[::1]:3001", "tcp6:3001:interface=\\:\\:1"),
+            ("LocalHost:3001", "tcp:3001:interface=127.0.0.1"),
             ("3001", "tcp:3001"),
             ("/run/tsecho", "unix:/run/tsecho"),
         ):
@@ -238,8 +250,8 @@ class OptionsTests(SynchronousTestCase):
                 self.parsed("-l", meant)
 
     def test_nothing_meant(self) -> None:
-        """A port out of range is not suggested; nor is there a guess for a name."""
-        for text in ("99999", "127.0.0.1:99999", "localhost:3000"):
+        """A port out of range is not suggested; nor is there a guess for any other name."""
+        for text in ("99999", "127.0.0.1:99999", "localhost:99999", "example.org:3000"):
             self.assertNotIn("did you mean", self.refused("-l", text))
         self.assertIn("expected one of tcp", self.refused("-l", "haproxy:stdio:"))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import Any, ClassVar
 
 from twisted.application.service import IService
@@ -49,7 +50,9 @@ _PARSER_ERRORS = (
 )
 """What Python says of a call with wrong arguments, and what that means in a description."""
 
-_HOST_PORT = re.compile(r"(?:(?P<host>[\d.]+)|\[(?P<v6>[\da-f:]+)\]):(?P<port>\d+)", re.I | re.A)
+_HOST_PORT = re.compile(
+    r"(?:(?P<host>[\d.]+|localhost)|\[(?P<v6>[\da-f:]+)\]):(?P<port>\d+)", re.I | re.A
+)
 
 
 class Options(usage.Options):
@@ -125,7 +128,17 @@ class Options(usage.Options):
         try:
             super().parseOptions(options)
         except usage.UsageError as error:
-            raise SystemExit(f"tsecho: {error}") from None
+            raise SystemExit(f"tsecho: {self._reworded(str(error))}") from None
+
+    def _reworded(self, error: str) -> str:
+        """An error, with a suggestion if it is about an option that does not exist."""
+        unknown = re.fullmatch(r"option (-\S*) not recognized", error)
+        if unknown is None:
+            return error
+        options = [f"--{name.rstrip('=')}" for name in self.longOpt]
+        similar = get_close_matches(unknown[1], options, n=1, cutoff=0.7)
+        hint = f"did you mean {similar[0]}?" if similar else "see twistd tsecho --help"
+        return f"unknown option {_quoted(unknown[1])}; {hint}"
 
     def postOptions(self) -> None:
         """Check all values, and make what `makeService` needs from them.
@@ -168,8 +181,9 @@ class Options(usage.Options):
         authorities: str | None = self["client-ca"]
         kinds = {match["kind"] for match in map(_TLS.match, self["listen"]) if match}
         if authorities is not None and kinds != {"ssl"}:
-            given = "one of tls:" if kinds else "none"
-            raise usage.UsageError(f"--client-ca: expected ssl: as the only TLS, not {given}")
+            expected = "expected an ssl: endpoint to ask for certificates"
+            given = "tls:, which cannot" if kinds else "no TLS endpoint"
+            raise usage.UsageError(f"--client-ca: {expected}, got {given}")
         return authorities
 
     def _connections(self, clock: IReactorTime) -> Connections:
@@ -293,8 +307,10 @@ def _meant(description: str) -> str:
     match = _HOST_PORT.fullmatch(description)
     if match is None or int(match["port"]) > 65535:
         return ""
-    kind, host = ("tcp6", match["v6"]) if match["v6"] else ("tcp", match["host"])
-    return f"{kind}:{match['port']}:interface={quoteStringArgument(host)}"
+    if match["v6"]:
+        return f"tcp6:{match['port']}:interface={quoteStringArgument(match['v6'])}"
+    host = "127.0.0.1" if match["host"].lower() == "localhost" else match["host"]
+    return f"tcp:{match['port']}:interface={host}"
 
 
 def _quoted(text: str) -> str:
