@@ -90,12 +90,25 @@ class ReactorAdapterTests(SynchronousTestCase):
         self.assertFalse(os.path.lexists(path + ".lock"))
 
     def test_unix_lock_of_another(self) -> None:
-        """The lock of another process is not removed."""
+        """The lock of another process is not removed, and the error names both."""
         path = os.path.abspath(self.mktemp())
-        os.symlink("1", path + ".lock")
+        lock = path + ".lock"
+        os.symlink("1", lock)
         adapter = ReactorAdapter(self.memory, False)
-        self.assertRaises(CannotListenError, adapter.listenUNIX, path, FACTORY, wantPID=True)
-        self.assertTrue(os.path.lexists(path + ".lock"))
+        raised = self.assertRaises(
+            *(CannotListenError, adapter.listenUNIX, path, FACTORY), wantPID=True
+        )
+        self.assertEqual(str(raised.socketError), f"{lock} is held by process 1")
+        self.assertTrue(os.path.lexists(lock))
+        os.unlink(lock)  # as the other process may do at any time
+        self.assertEqual(reactor._held(lock), f"{lock} was held by another process")
+
+    def test_unix_without_lock(self) -> None:
+        """Without a lock, what cannot be opened is the error itself."""
+        adapter = ReactorAdapter(self.memory, False)
+        path = os.path.join(self.mktemp(), "socket")
+        raised = self.assertRaises(CannotListenError, adapter.listenUNIX, path, FACTORY)
+        self.assertIn("No such file", str(raised.socketError))
 
     def adopt(self, family: int, *, timed: bool = False, proxied: bool = False) -> Any:
         """Inherit a listening socket."""

@@ -904,7 +904,7 @@ class StartTests(SynchronousTestCase):
     def test_path_twice(self) -> None:
         """The same path twice is an error; the lock of the first is removed once."""
         line = self.refused("tsecho", "-l", "unix:socket", "-l", "unix:socket")
-        self.assertIn("cannot listen on unix:socket", line)
+        self.assertIn("cannot listen on unix:socket: socket.lock is held by process ", line)
 
     def test_wrong_socket(self) -> None:
         """What systemd passes must be a listening stream socket of the domain."""

@@ -15,7 +15,6 @@ from twisted.internet.endpoints import StandardIOEndpoint as TwistedStandardIOEn
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError, UnsupportedAddressFamily
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
-from twisted.python.lockfile import FilesystemLock
 
 from timestamp_echo.transports import arrivals
 from timestamp_echo.transports.arrivals import LINUX
@@ -149,8 +148,6 @@ class ReactorAdapter:
         wantPID: bool = False,
     ) -> IListeningPort:
         """See `IReactorUNIX.listenUNIX`. If it fails, it leaves no lock behind."""
-        lock = address + ".lock"
-        already_held = _lock_holder(lock) == os.getpid()  # by another listener of this process
         port = UNIXStreamPort(
             os.fsencode(address),
             self._outermost(factory),
@@ -158,9 +155,13 @@ class ReactorAdapter:
         )
         try:
             return self._opened(port)
-        except CannotListenError:
-            if not already_held and _lock_holder(lock) == os.getpid():
-                FilesystemLock(lock).unlock()
+        except CannotListenError as error:
+            lock = port.lockFile
+            if lock is None:
+                raise
+            if not lock.locked:
+                raise CannotListenError(None, address, OSError(_held(address + ".lock"))) from error
+            lock.unlock()
             raise
 
     def adoptStreamPort(
@@ -235,9 +236,9 @@ def _domain(family: int) -> str:
     return socket.AddressFamily(family).name.removeprefix("AF_")
 
 
-def _lock_holder(lock: str) -> int:
-    """The process that holds a lock of Twisted's, a symbolic link to its id; 0 if none does."""
+def _held(lock: str) -> str:
+    """Who holds a lock of Twisted's, a symbolic link to a process id."""
     try:
-        return int(os.readlink(lock))
-    except (OSError, ValueError):
-        return 0
+        return f"{lock} is held by process {os.readlink(lock)}"
+    except OSError:  # it has just been removed
+        return f"{lock} was held by another process"
