@@ -79,10 +79,11 @@ class StreamPort(tcp.Port):
     _pauses = 0  # since the last line in the log
     _next_line = -inf
     _stopped: Deferred[None] | None = None  # fires when the port is closed; None: not stopping
-    _last_accepts = MAX_LAST_ACCEPTS
+    _last_accepts = 0  # allowed until it is closed
 
     def startListening(self) -> None:
         """See `IListeningPort.startListening`."""
+        self._stopped = None
         super().startListening()
         if self.addressFamily != socket.AF_UNIX:
             # A reply is written whole, so there is nothing to wait for (Nagle's algorithm).
@@ -194,6 +195,7 @@ class StreamPort(tcp.Port):
         """
         if self._stopped is None:
             self._stopped = Deferred()
+            self._last_accepts = MAX_LAST_ACCEPTS
             if not self.connected:
                 self._closed()
             elif self.inherited:
@@ -226,7 +228,11 @@ class StreamPort(tcp.Port):
             self.group.remove_port(self)
         try:
             super().connectionLost(reason)
-        finally:  # whoever waits for it must not wait forever
+        except BaseException:  # raised by the factory; whoever waits for it must not wait for ever
+            if self._stopped is None or self._stopped.called:
+                raise
+            self._stopped.errback()
+        else:
             self._closed()
 
     def _closed(self) -> None:
