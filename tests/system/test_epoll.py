@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import select
 import socket
@@ -12,7 +13,9 @@ from typing import Any
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IProtocol, IReadDescriptor
+from twisted.internet.main import CONNECTION_LOST
 from twisted.internet.testing import MemoryReactorClock
+from twisted.protocols.basic import FileSender
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer_only
@@ -431,9 +434,50 @@ class EpollGroupTests(SynchronousTestCase):
         peer.close()
         recorder.transport.write(b"x")
         self.assertEqual(recorder.ends, [])
-        recorder.transport.pauseProducing()
         self.group.doRead()
         self.assertEqual(recorder.ends, [ConnectionLost])
+
+    def test_pull_producer(self) -> None:
+        """A producer that waits to be asked is asked for more, also when all of it went out."""
+        peer, recorder = self.connect()
+        for _ in range(2):
+            sent = FileSender().beginFileTransfer(io.BytesIO(b"x" * 100_000), recorder.transport)
+            got = b""
+            while len(got) < 100_000:
+                self.group.doRead()
+                got += peer.recv(2**20)
+            self.group.doRead()
+            self.successResultOf(sent)
+
+    def test_reactor_stops(self) -> None:
+        """When the reactor stops, each connection ends, also after one that raises."""
+        (_, one), (_, two), (peer, three) = (self.connect() for _ in range(3))
+        self.patch(one, "connectionLost", self.fail)
+        two.transport.startWriting()
+        two.transport.stopReading()
+        three.transport.startWriting()
+        port = FileDescriptor(self.reactor)
+        self.group.add_port(port)
+        self.group.connectionLost(Failure(CONNECTION_LOST))
+        self.assertEqual([two.ends, three.ends], [[ConnectionLost]] * 2)
+        self.assertEqual(peer.recv(1), b"")
+        self.assertEqual(len(self.flushLoggedErrors(self.failureException)), 1)
+        self.assertEqual(self.group.fileno(), -1)
+        self.group.remove_port(port)
+
+    def test_closed_elsewhere(self) -> None:
+        """A socket closed under a connection does not end the group, nor does a duplicate of it."""
+        peer, recorder = self.connect()
+        _, other = self.connect()
+        fd = recorder.transport.fileno()
+        duplicate = os.dup(fd)
+        self.addCleanup(os.close, duplicate)
+        os.close(recorder.transport.socket.detach())
+        recorder.transport.stopReading()
+        peer.send(b"x")
+        self.group.doRead()
+        self.group._any_event(fd, select.EPOLLHUP)
+        self.assertEqual((recorder.reads, other.ends), ([], []))
 
     def test_half_closed_while_writing(self) -> None:
         """A close of the peer is a half-close also while bytes are unsent (EPOLLIN, EPOLLOUT)."""

@@ -101,6 +101,7 @@ class SleepTests(SynchronousTestCase):
         self.finished = False
         self.act: Callable[[Echo], object] = bool
         self.accepted: Callable[[], object] = bool
+        self.lost: Callable[[], object] = bool
         adapter = ReactorAdapter(self.reactor, False)
         self.port: Any = adapter.listenTCP(0, Echoes(self), interface="127.0.0.1")
         self.group: Any = adapter._group
@@ -314,6 +315,13 @@ class SleepTests(SynchronousTestCase):
         self.patch(epoll, "MAX_SLEEP", 0.004)
         self.act = lambda _: self.done() if self.slept.is_set() else None
         self.run_with(bool)
+
+    def test_reactor_stops(self) -> None:
+        """When the reactor stops, the protocols learn that their connections are lost."""
+        ends: list[None] = []
+        self.lost = lambda: ends.append(None)
+        self.run_with(lambda: self.reactor.callFromThread(self.done))
+        self.assertEqual(ends, [None])
 
     def test_abort(self) -> None:
         """A connection that is aborted during a sleep is lost."""

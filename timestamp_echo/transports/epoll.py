@@ -16,6 +16,7 @@ and only the last point holds. Knows no message and no stamp.
 from __future__ import annotations
 
 import select
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,15 @@ class EpollGroup:
         return "connections"
 
     def connectionLost(self, reason: Failure) -> None:
-        """See `IFileDescriptor.connectionLost`: the reactor stops."""
+        """See `IFileDescriptor.connectionLost`: the reactor stops, and so do the connections."""
+        transports = [*filter(None, self._readers), *self._writers.values()]
+        for transport in dict.fromkeys(transports):
+            try:
+                transport.connectionLost(reason)
+            except BaseException:
+                log.err()
+        if self._epoll is not None:  # there still are ports
+            self._close()
 
     def doRead(self) -> None:
         """Serve the connections that are ready, in at most `MAX_ROUNDS` rounds.
@@ -278,7 +287,9 @@ class EpollGroup:
         if fd in self._unregistered:
             return
         reader = self._readers[fd]
-        transport = reader or self._writers[fd]
+        transport = reader or self._writers.get(fd)
+        if transport is None:
+            return  # its socket was closed elsewhere, but a duplicate of it is open (epoll(7), Q6)
         if event & _BROKEN and not event & _IN:
             # EPOLLHUP without EPOLLIN: there is nothing left to read. For a reader that is the
             # usual end; whoever was only waiting for room has lost what it had still to send.
@@ -374,7 +385,8 @@ class EpollGroup:
             return
         # close(2) would unregister it as well, but only if no other process has the socket, and
         # `_unregistered` has to know in any case.
-        self._epoll.unregister(fd)
+        with suppress(OSError):  # its socket was closed elsewhere
+            self._epoll.unregister(fd)
         self._unregistered.add(fd)
         self._slow.pop(fd, None)
         self._watched -= 1
