@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import sys
 import time
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.error import ConnectionDone
+from twisted.internet.error import ConnectionAborted, ConnectionDone
+from twisted.internet.interfaces import IFileDescriptorReceiver
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+from twisted.internet.ssl import DefaultOpenSSLContextFactory
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
 from tests.fakes import FakePort, Recorder
+from tests.system.certificates import self_signed
+from tests.system.running import PATIENCE
 from timestamp_echo.transports import arrivals
 from timestamp_echo.transports.stream import (
     READ_SIZE,
@@ -40,6 +46,7 @@ class StreamTransportTests(SynchronousTestCase):
         if self.kind is TimedStreamTransport:
             arrivals.enable(listener)
         self.client = socket.create_connection(listener.getsockname())
+        self.client.settimeout(PATIENCE)
         self.addCleanup(self.client.close)
         accepted, peer = listener.accept()
         self.addCleanup(accepted.close)
@@ -160,6 +167,54 @@ class StreamTransportTests(SynchronousTestCase):
         self.client.close()
         self.assertIs(self.server.doRead(), CONNECTION_LOST)
 
+    def test_reset_while_writing(self) -> None:
+        """A reset that a write finds is a lost connection, too: nothing is read any more."""
+        self.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self.client.close()
+        self.server.write(b"x")
+        self.assertEqual(self.server.reactor.getReaders(), [])
+        self.assertEqual(self.server.reactor.getWriters(), [self.server])
+        self.assertIs(self.server.doWrite(), CONNECTION_LOST)
+
+    def test_write_after_half_close(self) -> None:
+        """To write after `loseWriteConnection` does not end the reading."""
+        self.server.loseWriteConnection()
+        self.server.doWrite()
+        self.server.write(b"x")
+        self.assertEqual(self.server.reactor.getReaders(), [self.server])
+
+    def test_write_after_abort(self) -> None:
+        """Nothing is sent after `abortConnection`, only the reset."""
+        self.server.abortConnection()
+        self.server.write(b"x")
+        self.server.reactor.advance(0)
+        self.assertRaises(ConnectionResetError, self.client.recv, 1)
+        self.assertEqual(self.recorder.ends, [ConnectionAborted])
+
+    def test_start_tls(self) -> None:
+        """From `startTLS` on, everything that is written is encrypted."""
+        files = self_signed(self.mktemp())
+        self.server.write(b"plain")
+        self.server.startTLS(DefaultOpenSSLContextFactory(files.key, files.certificate))
+        self.server.write(b"secret" * 2**14)  # a shorter write would wait for the reactor
+        self.assertEqual(self.client.recv(100), b"plain")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        encrypted, to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(encrypted, to_send)
+        text = b""
+        while not text:
+            try:
+                text = tls.read()
+            except ssl.SSLWantReadError:
+                self.client.sendall(to_send.read())
+                self.server.doRead()
+                self.server.doWrite()
+                received = self.client.recv(2**16)
+                self.assertNotIn(b"secret", received)
+                encrypted.write(received)
+        self.assertTrue(text.startswith(b"secret"))
+
     def test_max_unsent(self) -> None:
         """The size of a read does not depend on `max_unsent`, here 10 bytes."""
         self.client.send(b"x" * 1000)
@@ -193,22 +248,59 @@ class TimedStreamTransportTests(StreamTransportTests):
         self.assertTrue(before - 1_000_000 <= arrival <= sent + 1_000_000, arrival - before)
 
 
+@implementer(IFileDescriptorReceiver)
+class FileReceiver(Recorder):
+    """A `Recorder` of file descriptors."""
+
+    def fileDescriptorReceived(self, descriptor: int) -> None:
+        """See `IFileDescriptorReceiver`."""
+        self.reads.append(b"file")
+        os.close(descriptor)
+
+
 class UNIXStreamTransportTests(SynchronousTestCase):
     """`UNIXStreamTransport`: the differences from TCP."""
 
-    def test_files(self) -> None:
-        """A file descriptor that the peer passes is closed by the kernel."""
+    def connect(self, protocol: Recorder) -> tuple[socket.socket, Any]:
+        """Connect a peer with a protocol; return the peer's socket and the transport."""
         peer, ours = socket.socketpair()
         self.addCleanup(peer.close)
         self.addCleanup(ours.close)
-        recorder = Recorder()
         reactor: Any = MemoryReactorClock()
-        connection = UNIXStreamTransport(
-            *(ours, recorder, None, FakePort(), 0, reactor), group=reactor, max_unsent=10
+        transport = UNIXStreamTransport(
+            *(ours, protocol, None, FakePort(), 0, reactor), group=reactor, max_unsent=10
         )
+        protocol.makeConnection(transport)
+        return peer, transport
+
+    def test_files(self) -> None:
+        """A file descriptor that the peer passes is closed by the kernel."""
+        recorder = Recorder()
+        peer, transport = self.connect(recorder)
         reader, writer = os.pipe()
         socket.send_fds(peer, [b"x"], [writer])
         os.close(writer)
-        connection.doRead()
+        transport.doRead()
         self.assertEqual((recorder.reads, os.read(reader, 1)), ([b"x"], b""))
         os.close(reader)
+
+    def test_files_received(self) -> None:
+        """A protocol that can receive file descriptors gets them, before the bytes."""
+        receiver = FileReceiver()
+        peer, transport = self.connect(receiver)
+        socket.send_fds(peer, [b"x"], [peer.fileno()])
+        transport.doRead()
+        self.assertEqual(receiver.reads, [b"file", b"x"])
+
+    def test_files_sent(self) -> None:
+        """A file descriptor is sent with the first byte that is written after it."""
+        peer, transport = self.connect(Recorder())
+        transport.write(b"a")
+        transport.sendFileDescriptor(peer.fileno())
+        transport.write(b"bc")
+        transport.doWrite()
+        self.assertEqual(peer.recv(1), b"a")
+        data, files, _, _ = socket.recv_fds(peer, 10, 10)
+        self.assertEqual((data, len(files)), (b"b", 1))
+        os.close(files[0])
+        self.assertEqual(peer.recv(10), b"c")

@@ -14,6 +14,7 @@ import sys
 from array import array
 from collections.abc import Iterable
 from fcntl import ioctl
+from functools import partial
 from termios import FIONREAD
 from typing import Any
 
@@ -134,6 +135,22 @@ class StreamTransport(tcp.Server):
         elif wants_room and self.connected:
             self.startWriting()
 
+    def abortConnection(self) -> None:
+        """See `ITCPTransport.abortConnection`. What is written from now on is dropped."""
+        super().abortConnection()
+        self.write = _drop  # type: ignore[method-assign]
+
+    def startTLS(self, ctx: Any, normal: bool = True) -> None:
+        """See `ITLSTransport.startTLS`."""
+        self._buffer_writes()
+        super().startTLS(ctx, normal)
+
+    def _buffer_writes(self) -> None:
+        """Write as Twisted does from now on: to a buffer, or to TLS, which writes to the buffer."""
+        if self._tempDataBuffer is _NO_BUFFER:
+            self._tempDataBuffer = []
+        self.write = super().write  # type: ignore[method-assign]
+
     def loseConnection(self) -> None:
         """See `ITransport.loseConnection`."""
         if self._wants_room is None or self.TLS:
@@ -144,6 +161,8 @@ class StreamTransport(tcp.Server):
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         """See `IConsumer.registerProducer`."""
         if self.TLS or self.producer is not None or self.disconnected or not streaming:
+            if not streaming:  # is asked for more whenever the buffer is empty
+                self._buffer_writes()
             super().registerProducer(producer, streaming)
         else:  # the usual case, without two calls
             self.producer = producer
@@ -201,14 +220,13 @@ class StreamTransport(tcp.Server):
     def write(self, data: bytes) -> None:
         """Send what the kernel takes at once; buffer the rest, as `FileDescriptor.write` does."""
         # Anything that is still buffered must go first, or replies would overtake each other.
-        # After `loseWriteConnection` send(2) fails (EPIPE), and Twisted's `write` drops the bytes.
         if self.connected and not (self._tempDataBuffer or self.dataBuffer):
             try:
                 sent = self.socket.send(data)
+            except BlockingIOError:
+                sent = 0
             except OSError:
-                # EAGAIN: no room. Any other error must not surface here, in the middle of the
-                # caller's work, where `connectionLost` would be called from within `write`: the
-                # bytes are buffered, and the group meets the error again when it sends them.
+                self._write_failed()
                 sent = 0
             if sent == len(data):
                 return
@@ -217,9 +235,23 @@ class StreamTransport(tcp.Server):
             self._tempDataBuffer = []
         super().write(data)
 
+    def _write_failed(self) -> None:
+        """Have the connection end as lost, unless this side has closed its sending direction.
+
+        Not here, in the middle of the caller's work: the bytes are buffered, and the group meets
+        an error again when it sends them. To read would find the end of the stream, as if the peer
+        had closed its side: the kernel reports a reset only once.
+        """
+        if not self._writeDisconnected:  # otherwise Twisted's `write` drops the bytes
+            self.stopReading()
+
     def writeSequence(self, iovec: Iterable[bytes]) -> None:
         """See `ITransport.writeSequence`."""
         self.write(b"".join(iovec))
+
+
+def _drop(data: bytes) -> None:
+    """Stands for `write` after `abortConnection`."""
 
 
 def _read_error(error: OSError) -> ConnectionLost | None:
@@ -252,10 +284,17 @@ class TimedStreamTransport(StreamTransport):
 class UNIXStreamTransport(StreamTransport, unix.Server):
     """The same for a UNIX socket.
 
-    It takes no file descriptors that a peer passes (unix(7)): the kernel closes them, as no
-    ancillary data is asked for.
+    File descriptors that a peer passes (unix(7)) are closed by the kernel, as no ancillary data is
+    asked for, unless the protocol can receive them (`IFileDescriptorReceiver`).
     """
 
     def __init__(self, sock: Any, protocol: Any, client: Any, *args: Any, **options: Any) -> None:
         unix._SendmsgMixin.__init__(self)
         super().__init__(sock, protocol, (client,), *args, **options)
+        if hasattr(protocol, "fileDescriptorReceived"):
+            self.doRead = partial(unix.Server.doRead, self)  # type: ignore[method-assign]
+
+    def sendFileDescriptor(self, fileno: int) -> None:
+        """See `IUNIXTransport.sendFileDescriptor`. The next byte that is written takes it along."""
+        self._buffer_writes()
+        super().sendFileDescriptor(fileno)
