@@ -191,14 +191,40 @@ class OptionsTests(SynchronousTestCase):
         )
 
     def test_unreadable_certificate(self) -> None:
-        """A missing or invalid certificate is an error."""
-        self.assertIn(
-            ": /nonexistent: No such file or directory",
-            self.refused("-l", "ssl:1:privateKey=/nonexistent"),
-        )
+        """A missing or invalid file or folder of certificates is an error that names it."""
         path = os.path.abspath(self.mktemp())
-        Path(path).write_text("no certificate")
-        self.assertIn("--listen: expected", self.refused("-l", f"ssl:1:privateKey={path}"))
+        for file, why in (
+            ("/nonexistent", "No such file or directory"),
+            (f"{path}\n", "expected a private key in PEM"),
+        ):
+            if file != "/nonexistent":
+                Path(file).write_text("no certificate")
+            line = self.refused("-l", f"ssl:1:privateKey={file}")
+            given = file.replace("\n", "\\n")
+            self.assertEqual(
+                line,
+                f"--listen: cannot load the certificates of 'ssl:1:privateKey={given}':"
+                f" {given}: {why}",
+            )
+        os.mkdir(path)
+        for listen in (f"tls:{path}", f"haproxy:tls:{path}:port=0"):
+            self.assertEqual(
+                self.refused("-l", listen),
+                f"--listen: cannot load the certificates of '{listen}':"
+                f" {path}: expected files *.pem with certificates and their private keys",
+            )
+
+    def test_invalid_tls(self) -> None:
+        """The arguments of ssl: and tls: are checked as those of other endpoints."""
+        for listen, why in (
+            ("ssl", "port= is missing"),
+            ("tls", "path= is missing"),
+            ("ssl:x", "expected a number, not 'x'"),
+            ("tls:/:port=x", "expected a number, not 'x'"),
+            ("tls:/:1:2:3:4", "too many values"),
+            ("ssl:1:nonsense=2", "unknown argument nonsense="),
+        ):
+            self.assertIn(f"not '{listen}': {why}", self.refused("-l", listen))
 
     def test_unknown_stamp(self) -> None:
         """An unknown stamp is an error."""

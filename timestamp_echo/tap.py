@@ -27,7 +27,7 @@ from timestamp_echo.server.connections import (
     file_limit,
 )
 from timestamp_echo.server.datagram import UDP_RATE, TimestampDatagram
-from timestamp_echo.server.log import describe
+from timestamp_echo.server.log import describe, escape
 from timestamp_echo.server.protocol import TimestampEchoFactory
 from timestamp_echo.server.service import DRAIN_TIMEOUT, EchoService, Listener
 from timestamp_echo.stamps import Stamp
@@ -244,6 +244,11 @@ def _stream_listener(
 ) -> Listener:
     try:
         endpoint = adapter.endpoint(description)
+    except OSError as error:  # of all endpoints, only ssl: and tls: read files
+        raise usage.UsageError(
+            f"--listen: cannot load the certificates of {_quoted(description)}:"
+            f" {escape(describe(error))}"
+        ) from error
     except Exception as error:  # each kind of endpoint refuses in its own way
         raise usage.UsageError(
             f"--listen: expected an endpoint such as tcp:3000, not {_quoted(description)}:"

@@ -6,6 +6,8 @@ import os
 import shutil
 import socket
 import tempfile
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 from twisted.internet.error import CannotListenError, UnsupportedAddressFamily
@@ -220,6 +222,72 @@ class ReactorAdapterTests(SynchronousTestCase):
             self.assertIsInstance(proxied, ProxiedFactory)
             self.assertIsInstance(proxied.wrappedFactory, HalfCloseTLSFactory)
             self.assertIs(proxied.wrappedFactory.wrappedFactory, FACTORY)
+
+    def test_tls_arguments(self) -> None:
+        """`ssl:` and `tls:` have the arguments of Twisted's endpoints, in order or by name."""
+        files = self_signed(os.path.join(self.mktemp(), "a:=\\b"))
+        key, certificate, folder = (
+            path.replace("\\", "\\\\").replace(":", "\\:").replace("=", "\\=")
+            for path in (*files, os.path.dirname(files.key))
+        )
+        for description in (
+            f"ssl:0:{key}:{certificate}:interface=127.0.0.1:backlog=7",
+            f"ssl:port=0:privateKey={key}:certKey={certificate}:backlog=7:interface=127.0.0.1",
+            f"tls:{folder}:0:7:127.0.0.1",
+            f"tls:interface=127.0.0.1:port=0:path={folder}:backlog=7",
+        ):
+            port = self.listen(description)
+            self.assertEqual((port.backlog, port.getHost().host), (7, "127.0.0.1"))
+            self.assertIsInstance(port.factory, HalfCloseTLSFactory)
+
+    def test_tls_files(self) -> None:
+        """Each file of `ssl:` is read as what it should be."""
+        files = self_signed(self.mktemp())
+        for argument, error in (
+            (f"certKey={files.key}", "expected a certificate in PEM"),
+            (f"privateKey={files.certificate}", "expected a private key in PEM"),
+            (f"extraCertChain={files.key}", "expected certificates in PEM"),
+            (f"dhParameters={files.key}", "OpenSSL does not accept the Diffie-Hellman parameters"),
+        ):
+            description = f"ssl:0:{files.endpoint}:{argument}"
+            raised = self.assertRaises(OSError, self.reactor.endpoint, description)
+            self.assertEqual(raised.filename, argument.partition("=")[2])
+            self.assertTrue(raised.strerror.startswith(error), raised.strerror)
+
+    def test_tls_defaults(self) -> None:
+        """The default port of `tls:` is 443; the default file of `ssl:` is server.pem."""
+        files = self_signed(self.mktemp())
+        folder = os.path.dirname(files.key)
+        ports: list[tuple[Any, ...]] = []
+        adapter = self.reactor._changed(listenTCP=lambda *a, **k: ports.append((*a, *k.values())))
+        adapter.endpoint(f"tls:{folder}").listen(FACTORY)
+        both = Path(folder, "server.pem")
+        both.write_text(Path(files.key).read_text() + Path(files.certificate).read_text())
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(folder)
+        adapter.endpoint("ssl:3001").listen(FACTORY)
+        self.assertEqual(
+            [(port[0], *port[2:]) for port in ports], [(443, 50, "::"), (3001, 50, "")]
+        )
+
+    def test_tls_method(self) -> None:
+        """`sslmethod=`, which Twisted has deprecated, still works."""
+        files = self_signed(self.mktemp())
+        self.listen(f"ssl:0:{files.endpoint}:interface=127.0.0.1:sslmethod=TLS_METHOD")
+        (warning,) = self.flushWarnings()
+        self.assertIs(warning["category"], DeprecationWarning)
+
+    def test_client_authorities(self) -> None:
+        """With `client_ca`, TLS endpoints ask clients for certificates, however they are made."""
+        files = self_signed(self.mktemp())
+        adapter = ReactorAdapter(self.memory, False, client_ca=files.key)
+        expected = f"{files.key}: expected certificates in PEM"
+        for listen in (
+            partial(adapter.endpoint, f"ssl:0:{files.endpoint}"),
+            partial(adapter.listenSSL, 0, FACTORY, CertificateOptions()),
+        ):
+            error = self.assertRaises(OSError, listen)
+            self.assertEqual(f"{error.filename}: {error.strerror}", expected)
 
     def test_proxied_twice(self) -> None:
         """`haproxy:` cannot be given twice."""

@@ -19,10 +19,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from OpenSSL.SSL import TLS_CLIENT_METHOD, Connection, Context
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.system import lab
-from tests.system.certificates import Files, self_signed
+from tests.system.certificates import Files, issued, self_signed
 from tests.system.running import (
     BIN,
     PATIENCE,
@@ -41,6 +42,9 @@ from timestamp_echo.stamps import SECOND, parse
 
 LINES = b"one\ntwo\nthree"
 REPLIES = re.compile(STAMP + b"one\n" + STAMP + b"two\n" + STAMP + b"three")
+
+STOPPING = r"SIGTERM received|Port \d+ Closed|Main loop terminated|Server Shut Down"
+"""The lines of the log that a stop writes."""
 
 
 class TLSClient:
@@ -175,21 +179,102 @@ class StreamTests(SynchronousTestCase):
             for sock in (first, second):
                 sock.sendall(b"hello\n")
                 self.assertRegex(sock.recv(100), STAMP + b"hello\n")
-            Path(files.key).write_text("no key")
-            service.process.send_signal(signal.SIGHUP)
-            service.log.wait_for("certificates of ssl:.* not reloaded, the old ones stay in use: ")
-            self.secured(service, new).close()
         service.stop()
         self.assertNotIn("Traceback", service.log.text)
 
+    def test_reload_fails(self) -> None:
+        """At SIGHUP with bad files the old certificates stay in use; the log names each file."""
+        files = self_signed(self.mktemp())
+        folder = os.path.dirname(files.key)
+        service = Service(
+            self,
+            *("-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}"),
+            *("-l", f"haproxy:tls:{folder}:port=0:interface=127.0.0.1"),
+        )
+        key, certificate = (Path(file).read_text() for file in files)
+        other = Path(self_signed(self.mktemp()).key).read_text()
+        self.secured(service, certificate).close()  # once it answers, it handles signals
+        kept = "not reloaded, the old ones stay in use"
+        for in_key, in_certificate, ssl_error, tls_error in (
+            (
+                *("garbage", certificate, f"{files.key}: expected a private key in PEM"),
+                f"{files.key}: expected a certificate or a private key in PEM",
+            ),
+            (
+                *(key, None, f"{files.certificate}: No such file or directory"),
+                f"{files.key}: its private key fits no certificate in {folder}",
+            ),
+            (
+                *(None, certificate, f"{files.key}: No such file or directory"),
+                f"{files.certificate}: no private key in {folder} fits its certificate",
+            ),
+            (
+                *(other, certificate),
+                f"{files.certificate}: expected the certificate of the key in {files.key}",
+                f"{files.key}: its private key fits no certificate in {folder}",
+            ),
+            (
+                *(None, None, f"{files.key}: No such file or directory"),
+                f"{folder}: expected files *.pem with certificates and their private keys",
+            ),
+        ):
+            for file, text in ((files.key, in_key), (files.certificate, in_certificate)):
+                Path(file).unlink(missing_ok=True)
+                if text is not None:
+                    Path(file).write_text(text)
+            times = service.log.text.count(kept) // 2 + 1
+            service.process.send_signal(signal.SIGHUP)
+            service.log.wait_for(f"certificates of .*{kept}: ", 2 * times)
+            *_, for_ssl, for_tls = service.log.text.splitlines()
+            self.assertIn(f"certificates of ssl:0:interface=127.0.0.1:{files.endpoint} ", for_ssl)
+            self.assertTrue(for_ssl.endswith(f" {kept}: {ssl_error}"), for_ssl)
+            self.assertTrue(for_tls.endswith(f" {kept}: {tls_error}"), for_tls)
+        for index, header in ((0, b""), (1, b"PROXY UNKNOWN\r\n")):
+            with self.secured(service, certificate, index, header=header) as sock:
+                sock.sendall(b"hello\n")
+                self.assertRegex(sock.recv(100), STAMP + b"hello\n")
+        service.stop()
+        self.assertNotIn("Traceback", service.log.text)
+
+    def test_unknown_names(self) -> None:
+        """Clients that ask for an unknown server get no line in the log but those of connections.
+
+        They get a certificate all the same, and may refuse it.
+        """
+        files = self_signed(self.mktemp())
+        folder = os.path.dirname(files.key)
+        service = Service(self, "-l", f"tls:{folder}:port=0:interface=127.0.0.1")
+        before = len(service.log.text.splitlines())
+        context = Context(TLS_CLIENT_METHOD)
+        for number in range(100):
+            name = b"unknown-%d.example" % number if number % 2 else b"\xff\n%d" % number
+            with service.connect() as sock:
+                sock.settimeout(None)  # OpenSSL's connection does without
+                tls = Connection(context, sock)
+                tls.set_tlsext_host_name(name)
+                tls.set_connect_state()
+                tls.do_handshake()
+        service.stop()
+        lines = service.log.text.splitlines()[before:]
+        about = [line for line in lines if "connection" not in line]
+        self.assertEqual(about, [line for line in about if re.search(STOPPING, line)])
+        self.assertNotRegex(service.log.text, "unknown|xff|Traceback")
+
     def secured(
-        self, service: Service, authority: str, index: int = 0, own: Files | None = None
+        self,
+        service: Service,
+        authority: str,
+        index: int = 0,
+        own: Files | None = None,
+        *,
+        header: bytes = b"",
     ) -> ssl.SSLSocket:
-        """Connect over TLS, with a client certificate if one is given."""
+        """Connect over TLS, with a client certificate if one is given, and behind this header."""
         context = ssl.create_default_context(cadata=authority)
         if own is not None:
             context.load_cert_chain(own.certificate, own.key)
         sock = service.connect(index)
+        sock.sendall(header)
         try:
             return context.wrap_socket(sock, server_hostname="localhost")
         except ssl.SSLError:
@@ -865,13 +950,29 @@ class StartTests(SynchronousTestCase):
             (["--stamp", "rfc822"], "--stamp: expected ctime, iso, unix"),
             (["--stamp", "%Q"], "--stamp: expected a strftime directive, not '%Q'"),
             (["--framing", "word"], "--framing: expected auto, line, chunk, not 'word'"),
-            (["--listen", "ssl:0:privateKey=/nonexistent"], "No such file or directory"),
+            (["--listen", "ssl:0:privateKey=/nonexistent"], "/nonexistent: No such file or dir"),
+            (["--listen", "tls:/nonexistent:port=0"], "/nonexistent: No such file or directory"),
         ):
             done = twistd(".", "-n", "tsecho", *arguments)
             line = done.stderr.decode()
             self.assertEqual((done.returncode, done.stdout, line.count("\n")), (1, b"", 1))
             self.assertTrue(line.startswith("tsecho: "), line)
             self.assertIn(error, line)
+
+    def test_bad_certificates(self) -> None:
+        """Certificates that are of no use are an error, for a daemon too."""
+        folder = os.path.abspath(self.mktemp())
+        os.mkdir(folder)
+        path = Path(folder, "a.pem")
+        path.write_bytes(issued("localhost").key)
+        for arguments in (["-n"], ["--logfile=log"]):
+            done = twistd(folder, *arguments, "tsecho", "-l", f"tls:{folder}:port=0")
+            line = (
+                f"tsecho: --listen: cannot load the certificates of 'tls:{folder}:port=0':"
+                f" {path}: its private key fits no certificate in {folder}\n"
+            )
+            self.assertEqual((done.returncode, done.stdout, done.stderr.decode()), (1, b"", line))
+        self.assertEqual(os.listdir(folder), ["a.pem"])
 
     def test_port_in_use(self) -> None:
         """A port in use is an error; the ports opened before it are closed again."""

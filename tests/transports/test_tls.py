@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -10,8 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from OpenSSL.SSL import (
     TLS_CLIENT_METHOD,
-    VERIFY_FAIL_IF_NO_PEER_CERT,
-    VERIFY_PEER,
     Connection,
     Context,
     Error,
@@ -20,7 +19,7 @@ from OpenSSL.SSL import (
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.ssl import CertificateOptions, DefaultOpenSSLContextFactory
+from twisted.internet.ssl import DefaultOpenSSLContextFactory
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
@@ -39,18 +38,26 @@ from timestamp_echo.transports.tls import (
     HalfCloseTLS,
     HalfCloseTLSFactory,
     RecordTracker,
-    require_client_certificate,
 )
 
 STAMP = b"[Thu Jan  1 00:00:01 1970] "
 
 
 class Client:
-    """A TLS client in memory, connected to a server's protocol."""
+    """A TLS client in memory, connected to a server's protocol.
 
-    def __init__(self, server: Any, transport: TCPTransport) -> None:
+    @param prepare: is called with OpenSSL's connection before the handshake.
+    """
+
+    def __init__(
+        self,
+        server: Any,
+        transport: TCPTransport,
+        prepare: Callable[[Connection], object] = lambda tls: None,
+    ) -> None:
         self._tls = Connection(Context(TLS_CLIENT_METHOD), None)
         self._tls.set_connect_state()
+        prepare(self._tls)
         self._server = server
         self._transport = transport
         self.received = b""
@@ -498,24 +505,3 @@ class ProxiedTLSTests(SynchronousTestCase):
         self.proxied.dataReceived(b"no\n")
         self.assertTrue(self.transport.disconnecting)
         self.assertEqual(self.echo.why, "no valid PROXY header")
-
-
-class RequireClientCertificateTests(SynchronousTestCase):
-    """`require_client_certificate`: TLS for clients with certificates only."""
-
-    def test_required(self) -> None:
-        """The handshake fails without a certificate."""
-        files = self_signed(self.mktemp())
-        options = CertificateOptions()
-        require_client_certificate(options, files.certificate)
-        mode = options.getContext().get_verify_mode()
-        self.assertTrue(mode & VERIFY_PEER and mode & VERIFY_FAIL_IF_NO_PEER_CERT)
-
-    def test_no_certificates(self) -> None:
-        """A file without certificates is an error that names it; so is a missing file."""
-        files = self_signed(self.mktemp())
-        error = self.assertRaises(
-            ValueError, require_client_certificate, CertificateOptions(), files.key
-        )
-        self.assertEqual(str(error), f"{files.key}: expected certificates in PEM")
-        self.assertRaises(OSError, require_client_certificate, CertificateOptions(), self.mktemp())

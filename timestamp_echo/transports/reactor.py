@@ -7,12 +7,13 @@ opens are those of `stream`, `tls` and `proxy`. Knows endpoints and ports; no me
 from __future__ import annotations
 
 import os
+import re
 import socket
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.endpoints import StandardIOEndpoint as TwistedStandardIOEndpoint
-from twisted.internet.endpoints import serverFromString
+from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
 from twisted.internet.error import CannotListenError, UnsupportedAddressFamily
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 
@@ -28,6 +29,9 @@ from timestamp_echo.transports.stream import (
     UNIXStreamTransport,
 )
 
+if TYPE_CHECKING:
+    from timestamp_echo.transports.certificates import ServerCertificates
+
 MAX_UNSENT = 2**16
 """Bytes of replies that may be unsent, by default, before a connection is read no further."""
 
@@ -39,6 +43,11 @@ _TWISTED_BACKLOG = 50  # a burst overruns it, and a client that is dropped retri
 
 _PROXIED_KINDS = ("tcp", "tcp6", "ssl", "tls", "unix", "systemd")
 """Endpoints that open their ports by the methods below, which see to the PROXY header."""
+
+
+# A part of an endpoint's description, between colons: a value, or a name, `=` and a value. A
+# backslash takes its meaning from the character behind it.
+_ARGUMENT = re.compile(r"(?:^|:)(?:((?:[^:=\\]|\\.)+)=)?((?:[^:\\]|\\.)*)", re.DOTALL)
 
 
 class ReactorAdapter:
@@ -76,25 +85,58 @@ class ReactorAdapter:
 
         The layers are put together here. `haproxy:` is always the outermost: proxies send its
         header in front of the TLS handshake (Twisted's `haproxy:ssl:` expects it inside,
-        twisted#9041). TLS comes next: that of `ssl:` in `listenSSL`, that of `tls:` here.
+        twisted#9041). TLS comes next.
 
         @raise ValueError: the description is wrong; Twisted's parsers raise other errors as well.
+        @raise OSError: a file or folder of certificates cannot be read, or is of no use.
         """
         inner = description.removeprefix("haproxy:")
         adapter = self if inner == description else self._changed(_proxied=True)
-        if adapter._proxied and inner.partition(":")[0] not in _PROXIED_KINDS:
+        kind = inner.partition(":")[0]
+        if adapter._proxied and kind not in _PROXIED_KINDS:
             raise ValueError(f"expected one of {', '.join(_PROXIED_KINDS)} after haproxy:")
-        endpoint: Any = serverFromString(adapter, inner)
-        if inner.startswith("tls:"):
-            from timestamp_echo.transports.tls import HalfCloseTLSEndpoint
-
-            endpoint = HalfCloseTLSEndpoint(
-                endpoint.endpoint, endpoint.connectionCreator, self._reactor
-            )
+        if kind in {"ssl", "tls"}:
+            return adapter._tls_endpoint(inner)
+        endpoint: IStreamServerEndpoint = serverFromString(adapter, inner)
         if isinstance(endpoint, TwistedStandardIOEndpoint):
-            endpoint = StandardIOEndpoint(self._reactor)
-        made: IStreamServerEndpoint = endpoint
-        return made
+            return StandardIOEndpoint(self._reactor)
+        return endpoint
+
+    def _tls_endpoint(self, description: str) -> IStreamServerEndpoint:
+        from timestamp_echo.transports.tls import HalfCloseTLSEndpoint
+
+        kind, positional, named = _arguments(description)
+        make = self._ssl if kind == "ssl" else self._tls
+        endpoint, certificates = make(*positional, **named)
+        return HalfCloseTLSEndpoint(endpoint, certificates, self._reactor)
+
+    def _ssl(  # noqa: PLR0913, PLR0917  # these are the arguments of Twisted's `ssl:`
+        self,
+        port: str,
+        privateKey: str = "server.pem",
+        certKey: str | None = None,
+        sslmethod: str | None = None,
+        interface: str = "",
+        backlog: str = "50",
+        extraCertChain: str | None = None,
+        dhParameters: str | None = None,
+    ) -> tuple[IStreamServerEndpoint, ServerCertificates]:
+        from OpenSSL import SSL
+
+        from timestamp_echo.transports.certificates import from_files
+
+        endpoint = TCP4ServerEndpoint(self, int(port), int(backlog), interface)
+        files = (privateKey, certKey or privateKey, extraCertChain, dhParameters)
+        options = {} if sslmethod is None else {"method": getattr(SSL, sslmethod)}
+        return endpoint, from_files(*files, self._client_ca, **options)
+
+    def _tls(
+        self, path: str, port: str = "443", backlog: str = "50", interface: str = "::"
+    ) -> tuple[IStreamServerEndpoint, ServerCertificates]:
+        from timestamp_echo.transports.certificates import from_folder
+
+        endpoint = TCP6ServerEndpoint(self, int(port), int(backlog), interface)
+        return endpoint, from_folder(path)
 
     def replacing(self, port: IListeningPort) -> ReactorAdapter:
         """An adapter that does not open ports, but gives an open one a new factory.
@@ -132,7 +174,8 @@ class ReactorAdapter:
         interface: str = "",
     ) -> IListeningPort:
         """See `IReactorSSL.listenSSL`."""
-        from timestamp_echo.transports.tls import HalfCloseTLSFactory, require_client_certificate
+        from timestamp_echo.transports.certificates import require_client_certificate
+        from timestamp_echo.transports.tls import HalfCloseTLSFactory
 
         if self._client_ca is not None:
             require_client_certificate(contextFactory, self._client_ca)
@@ -207,6 +250,19 @@ class ReactorAdapter:
             arrivals.enable(port.socket)
         listening: IListeningPort = port
         return listening
+
+
+def _arguments(description: str) -> tuple[str, list[str], dict[str, str]]:
+    """Split an endpoint's description as `serverFromString` does.
+
+    @return: the kind of endpoint, its values without a name, and those with one.
+    """
+    parts = [
+        (name, re.sub(r"\\(.)", r"\1", value, flags=re.DOTALL))
+        for name, value in _ARGUMENT.findall(description)
+    ]
+    kind, *positional = [value for name, value in parts if not name]
+    return kind, positional, {name: value for name, value in parts if name}
 
 
 def _backlog(asked_for: int) -> int:

@@ -1,15 +1,12 @@
-"""TLS for servers, with half-close, and the certificates of clients.
+"""TLS for servers, with half-close.
 
 Needs the extra `tls`. Knows TLS and the transport below it; no message and no stamp.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from cryptography.x509 import load_pem_x509_certificates
-from OpenSSL.crypto import X509
 from OpenSSL.SSL import RECEIVED_SHUTDOWN, Error, WantReadError, ZeroReturnError
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
@@ -21,7 +18,6 @@ from twisted.internet.interfaces import (
     IStreamServerEndpoint,
     ITransport,
 )
-from twisted.internet.ssl import Certificate, CertificateOptions, trustRootFromCertificates
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -287,20 +283,3 @@ class HalfCloseTLSEndpoint:
         wrapped = HalfCloseTLSFactory(self._creator, factory, self._clock)
         listening: Deferred[IListeningPort] = self._endpoint.listen(wrapped)
         return listening
-
-
-def require_client_certificate(options: CertificateOptions, authorities: str) -> None:
-    """Accept only clients that show a certificate of one of these authorities.
-
-    @param authorities: a file of certificates in PEM.
-    @raise OSError: it cannot be read.
-    @raise ValueError: it holds no certificate.
-    """
-    try:
-        certificates = load_pem_x509_certificates(Path(authorities).read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{authorities}: expected certificates in PEM") from error
-    options.verify = options.requireCertificate = True
-    options.trustRoot = trustRootFromCertificates(
-        [Certificate(X509.from_cryptography(certificate)) for certificate in certificates]
-    )
