@@ -1448,6 +1448,30 @@ class PeerTests(SynchronousTestCase):
             *("-CAfile", files.certificate, "-connect", f"127.0.0.1:{service.port()}"),
         )
 
+    def test_protocols_offered(self) -> None:
+        """Clients that offer protocols (ALPN) are served, as `curl` does, whatever they are."""
+        files = self_signed(self.mktemp())
+        folder = os.path.dirname(files.key)
+        kinds = (f"ssl:0:interface=127.0.0.1:{files.endpoint}", f"tls:{folder}:0:50:127.0.0.1")
+        listen = [word for kind in kinds for word in ("-l", kind, "-l", f"haproxy:{kind}")]
+        service = Service(self, *listen)
+        for _ in range(2):
+            for index in range(4):
+                self.assert_curl_served(service.port(index), proxied=index % 2 == 1)
+                if index % 2 == 0:
+                    self.assert_answered(
+                        *(needs("openssl"), "s_client", "-quiet", "-alpn", "h2,foo"),
+                        *("-connect", f"127.0.0.1:{service.port(index)}"),
+                    )
+            service.process.send_signal(signal.SIGHUP)
+            service.log.wait_for("certificates of .* reloaded", 4)
+
+    def assert_curl_served(self, port: int, *, proxied: bool) -> None:
+        """`curl` gets a reply, which it says is not HTTP."""
+        header = ["--haproxy-protocol"] if proxied else []
+        done = run([needs("curl"), "-sSk", *header, f"https://127.0.0.1:{port}/"])
+        self.assertIn(b"HTTP/0.9 when not allowed", done.stderr)
+
     def test_new_key(self) -> None:
         """A TLS client that updates its key between two lines (KeyUpdate) gets both replies."""
         files = self_signed(self.mktemp())

@@ -12,11 +12,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from OpenSSL.SSL import VERIFY_FAIL_IF_NO_PEER_CERT, VERIFY_PEER, Connection
-from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator, IProtocolNegotiationFactory
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import CertificateOptions
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from tests.fakes import TCPTransport, logged
@@ -336,6 +337,53 @@ class FromFilesTests(FilesCase):
             certificates = from_files(both, both, client_ca=authorities)
             context = certificates._default
             self.assertEqual(bool(context.get_verify_mode() & VERIFY_PEER), bool(authorities))
+
+
+class ProtocolNegotiationTests(FilesCase):
+    """ALPN (RFC 7301): which protocols clients offer."""
+
+    def selected(self, *offered: bytes, factory: Any = None) -> list[bytes]:
+        """What is chosen, for every certificate, of what a client offers."""
+        for host in ("a.example", "b.example"):
+            pair = issued(host)
+            self.write(f"{host}.pem", pair.key, pair.certificate)
+        path = f"{self.folder}/a.example.pem"
+        chosen = []
+        for certificates in (from_folder(self.folder), from_files(path, path)):
+            for name in (b"a.example", b"b.example"):
+
+                def prepare(tls: Connection, name: bytes = name) -> None:
+                    tls.set_tlsext_host_name(name)
+                    tls.set_alpn_protos(list(offered))
+
+                tls = connection(certificates, prepare, factory)
+                chosen.append(tls.get_alpn_proto_negotiated())
+        return chosen
+
+    def test_any(self) -> None:
+        """A protocol that names none serves every client, and nothing is chosen."""
+        for offered in ([b"h2"], [b"h2", b"http/1.1"], [b"foo", b"bar"]):
+            self.assertEqual(self.selected(*offered), [b""] * 4)
+
+    def test_some(self) -> None:
+        """Of those that a protocol names, the first that is offered is chosen."""
+
+        @implementer(IProtocolNegotiationFactory)
+        class Negotiating(Factory):
+            """Names two protocols."""
+
+            protocol = Protocol
+
+            def acceptableProtocols(self) -> list[bytes]:
+                """See `IProtocolNegotiationFactory`."""
+                return [b"h2", b"http/1.1"]
+
+        for offered, chosen in (
+            ([b"http/1.1", b"h2"], b"h2"),
+            ([b"foo", b"http/1.1"], b"http/1.1"),
+            ([b"foo"], b""),
+        ):
+            self.assertEqual(self.selected(*offered, factory=Negotiating()), [chosen] * 4)
 
 
 class RequireClientCertificateTests(FilesCase):

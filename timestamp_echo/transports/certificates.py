@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -31,9 +31,9 @@ from cryptography.x509 import (
     load_pem_x509_certificates,
 )
 from OpenSSL.crypto import X509
-from OpenSSL.SSL import Connection, Context, Error
+from OpenSSL.SSL import NO_OVERLAPPING_PROTOCOLS, Connection, Context, Error
 from twisted.internet import ssl
-from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator, IProtocolNegotiationFactory
 from twisted.internet.ssl import CertificateOptions, trustRootFromCertificates
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
@@ -270,7 +270,9 @@ def _context(
     if client_ca is not None:
         require_client_certificate(made, client_ca)
     with _accepted("certificate", certificate.path):
-        return made.getContext()
+        context = made.getContext()
+    context.set_alpn_select_callback(_select_protocol)
+    return context
 
 
 def _load_dh(context: Context, path: str) -> None:
@@ -287,3 +289,15 @@ def _accepted(what: str, path: str) -> Iterator[None]:
     except Error as error:
         reasons = ", ".join(reason for *_, reason in error.args[0])
         raise BadFile(path, f"OpenSSL does not accept the {what}: {reasons}") from error
+
+
+def _select_protocol(connection: Connection, offered: Sequence[bytes]) -> Any:
+    """Choose among the protocols that a client offers (ALPN, RFC 7301).
+
+    Where nothing fits, Twisted 26.10 ends the connection. The echo has no protocol to name, and
+    serves all clients. (The RFC wants an alert from servers that do have some.)
+    """
+    inner = connection.get_app_data().factory.wrappedFactory
+    negotiating = IProtocolNegotiationFactory(inner, None)
+    ours = negotiating.acceptableProtocols() if negotiating is not None else []
+    return next((name for name in ours if name in offered), NO_OVERLAPPING_PROTOCOLS)
