@@ -1,5 +1,6 @@
 """Tests for `timestamp_echo.server.log`."""
 
+from OpenSSL.SSL import Error, SysCallError
 from twisted.internet._posixstdio import PipeAddress
 from twisted.internet.address import HostnameAddress, IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.task import Clock
@@ -7,7 +8,13 @@ from twisted.logger import formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import logged
-from timestamp_echo.server.log import FLOOD_INTERVAL, MAX_LINES, ConnectionLog, format_address
+from timestamp_echo.server.log import (
+    FLOOD_INTERVAL,
+    MAX_LINES,
+    ConnectionLog,
+    describe,
+    format_address,
+)
 
 
 def peer_at(host: str) -> IPv4Address:
@@ -50,6 +57,21 @@ class FormatAddressTests(SynchronousTestCase):
     def test_no_address(self) -> None:
         """An unknown address does not raise."""
         self.assertEqual(format_address(None), "None")
+
+
+class DescribeTests(SynchronousTestCase):
+    """`describe`: an error in the log."""
+
+    def test_openssl(self) -> None:
+        """Errors of OpenSSL's are its words, never the tuples around them."""
+        for error, text in (
+            (Error([("SSL routines", "", "no shared cipher")]), "no shared cipher"),
+            (Error([("x", "", "unknown"), ("SSL routines", "", "too small")]), "too small"),
+            (SysCallError(-1, "Unexpected EOF"), "Unexpected EOF"),
+            (Error([]), "OpenSSL gives no reason"),
+            (Error([("system library", "", "")]), "OpenSSL gives no reason"),
+        ):
+            self.assertEqual(describe(error), text)
 
 
 class ConnectionLogTests(SynchronousTestCase):

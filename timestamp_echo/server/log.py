@@ -58,8 +58,11 @@ def describe(error: BaseException | None) -> str:
         name = error.filename2 or error.filename
         return f"{os.fsdecode(name)}: {error.strerror}" if name else error.strerror
     match getattr(error, "args", ()):
-        case ([*_, (_, _, str(text))],):  # OpenSSL's queue of errors: library, function, reason
+        # OpenSSL's queue of errors (library, function, reason); or an error that left none in it.
+        case ([*_, (_, _, str(text))],) | (int(), str(text)) if text:
             return text
+        case ([],) | ([*_, (_, _, "")],):
+            return "OpenSSL gives no reason"
     return " ".join(str(error).split()) or type(error).__name__
 
 
