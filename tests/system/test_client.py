@@ -66,6 +66,14 @@ class PipeTests(SynchronousTestCase):
                 self.assert_answered(server)
             self.assert_answered("connect", f"localhost:{port}")
 
+    def test_many_datagrams(self) -> None:
+        """More lines than the server answers in a second are all answered, in order."""
+        service = Service(self, "-l", "udp:0:interface=127.0.0.1")
+        lines = [b"%d" % number for number in range(3000)]
+        done = tsecho(f"udp:127.0.0.1:{service.port()}", stdin=b"\n".join(lines))
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        self.assertEqual([reply.rpartition(b"] ")[2] for reply in done.stdout.split(b"\n")], lines)
+
     def test_tls(self) -> None:
         """Over TLS, by name and by address; the last line has no newline."""
         files = self_signed(self.mktemp())
