@@ -26,7 +26,7 @@ from timestamp_echo.server.connections import (
     Connections,
     file_limit,
 )
-from timestamp_echo.server.datagram import UDP_RATE, TimestampDatagram
+from timestamp_echo.server.datagram import UDP_RATE, RateLimit, TimestampDatagram
 from timestamp_echo.server.log import describe, escape
 from timestamp_echo.server.protocol import TimestampEchoFactory
 from timestamp_echo.server.service import DRAIN_TIMEOUT, EchoService, Listener
@@ -155,7 +155,7 @@ class Options(usage.Options):
             stamp = Stamp(self["stamp"], bool(self["utc"]))
         except ValueError as error:
             raise usage.UsageError(f"--stamp: {error}") from error
-        rate = self._number("udp-rate", 1)
+        rate = RateLimit(self._number("udp-rate", 1))
         adapter = ReactorAdapter(
             reactor, stamp.subsecond, self._number("max-unsent", 1), self._client_ca()
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 from hypothesis import given
@@ -66,20 +67,50 @@ class RefusalTests(SynchronousTestCase):
 class RateLimitTests(SynchronousTestCase):
     """`RateLimit`: how many datagrams of a source are answered."""
 
-    def test_limit(self) -> None:
-        """Each second has its own limit, also after the clock was set back."""
-        rate = RateLimit(3)
-        for moment in (SECOND, 2 * SECOND, 100 * SECOND, 50 * SECOND):
-            self.assertEqual(
-                [rate.allows(HOST, moment) for _ in range(4)], [True, True, True, False]
-            )
+    def admitted(self, rate: RateLimit, moments: Iterable[float]) -> list[float]:
+        """The moments at which a datagram is answered."""
+        return [moment for moment in moments if rate.allows(HOST, moment)]
 
-    def test_one_second(self) -> None:
-        """A second begins with the first datagram, and ends a billion nanoseconds later."""
-        rate = RateLimit(1)
-        for begin in (7, 7 + SECOND):
-            self.assertTrue(rate.allows(HOST, begin))
-            self.assertFalse(rate.allows(HOST, begin + SECOND - 1))
+    def test_limit(self) -> None:
+        """What is over the limit is not answered, and takes nothing of the limit."""
+        rate = RateLimit(3)
+        self.assertEqual(self.admitted(rate, [1.0, 1.1, 1.2, 1.3, 1.9]), [1.0, 1.1, 1.2])
+        self.assertEqual(self.admitted(rate, [2.05, 2.06, 2.15, 2.25]), [2.05, 2.15, 2.25])
+
+    def test_default(self) -> None:
+        """The default is 1000 a second."""
+        self.assertEqual(len(self.admitted(RateLimit(), [5.0] * 1100)), 1000)
+
+    def test_across_seconds(self) -> None:
+        """A burst at the end of a second and one at the beginning of the next count together."""
+        rate = RateLimit(100)
+        for second in (0, 2, 4):
+            burst = [second + 0.9] * 100 + [second + 1.1] * 100
+            self.assertEqual(len(self.admitted(rate, burst)), 100)
+
+    @given(st.integers(1, 5), st.lists(st.floats(0, 0.4), min_size=1, max_size=100))
+    def test_any_window(self, limit: int, pauses: list[float]) -> None:
+        """No window of a second, wherever it begins, has more answers than the limit."""
+        moments = list(accumulate(pauses))
+        answered = self.admitted(RateLimit(limit), moments)
+        for first, after in zip(answered, answered[limit:], strict=False):
+            self.assertGreaterEqual(after - first, 1)
+        # Nor is one refused that has fewer before it, but for those that are just a second old.
+        for moment in set(moments).difference(answered):
+            before = [each for each in answered if moment - 1.01 - 1e-9 <= each <= moment]
+            self.assertGreaterEqual(len(before), limit)
+
+    def test_steady(self) -> None:
+        """A source that always sends too much gets its limit, but for 1 %."""
+        rate = RateLimit(1000)
+        answered = self.admitted(rate, (i / 3000 for i in range(30_000)))
+        self.assertGreaterEqual(len(answered), 9900)
+
+    def test_after_pause(self) -> None:
+        """After a pause of any length the whole limit is there again, and no more."""
+        rate = RateLimit(3)
+        for moment in (1.0, 2.5, 100.0, 1e6):
+            self.assertEqual(len(self.admitted(rate, [moment] * 5)), 3)
 
     def test_source(self) -> None:
         """An IPv4 /24 and an IPv6 /64 count as one source, another network as another."""
@@ -106,6 +137,11 @@ class RateLimitTests(SynchronousTestCase):
             rate.allows(f"10.{i >> 16}.{i >> 8 & 255}.{i & 255}", 0)
         self.assertEqual(len(rate._counts), 2**14)
         self.assertEqual(rate._counts.itemsize, 8)
+        self.assertEqual(rate._slice.itemsize, 2)
+        self.assertLessEqual(len(rate._slice), 391 * 10)  # those that were answered
+        for i in range(1000):
+            rate.allows(HOST, i / 200)
+        self.assertLessEqual(len(rate._slices), 202)
         for cached in (datagram._bucket, datagram._is_unicast):
             self.assertEqual(cached.cache_parameters()["maxsize"], 2**12)
 
@@ -177,7 +213,8 @@ class TimestampDatagramTests(SynchronousTestCase):
 
     def echo(self, port: Port, style: str = "ctime", **options: Any) -> TimestampDatagram:
         """Start the protocol on this port, one second after the epoch."""
-        echo = TimestampDatagram(Stamp(style, utc=True), self.clock, lambda: SECOND, **options)
+        stamp = Stamp(style, utc=True)
+        echo = TimestampDatagram(stamp, self.clock, lambda: SECOND, self.clock.seconds, **options)
         echo.transport = port  # type: ignore[assignment]  # as much of one as is needed
         echo.startProtocol()
         return echo
@@ -214,7 +251,7 @@ class TimestampDatagramTests(SynchronousTestCase):
         """Answer a batch of these messages, and let the log interval pass."""
         batch: Any = FakeBatch(messages, port, arrivals)
         style = "unix" if arrivals else "ctime"
-        self.echo(Port(), style, rate=rate).datagramsReceived(batch)
+        self.echo(Port(), style, rate=RateLimit(rate)).datagramsReceived(batch)
         self.clock.advance(10)
         answered: FakeBatch = batch
         return answered
@@ -258,7 +295,7 @@ class TimestampDatagramTests(SynchronousTestCase):
     def test_not_answered(self) -> None:
         """Unanswered datagrams are counted by reason, and logged after ten seconds."""
         port = Port()
-        echo = self.echo(port, rate=2)
+        echo = self.echo(port, rate=RateLimit(2))
         echo.datagramReceived(STAMP + b"x", PEER)
         echo.datagramReceived(b"x", (HOST, 7))
         echo.datagramReceived(b"x", (HOST, 3000))  # the port's own number
@@ -300,6 +337,38 @@ class TimestampDatagramTests(SynchronousTestCase):
         for _ in range(1001):
             echo.datagramReceived(b"x", PEER)
         self.assertEqual(len(port.sent), 1000)
+
+    def test_common_rate(self) -> None:
+        """The ports of one service have one limit in common, batched or not."""
+        rate = RateLimit(4)
+        port = Port()
+        first, second = self.echo(port, rate=rate), self.echo(Port(number=4000), rate=rate)
+        batch: Any = FakeBatch([b"a", b"b", b"c"], 5000)
+        second.datagramsReceived(batch)
+        for _ in range(3):
+            first.datagramReceived(b"x", PEER)
+        self.assertEqual((len(batch.replies), len(port.sent)), (3, 1))
+        self.clock.advance(1.01)
+        first.datagramReceived(b"x", PEER)
+        self.assertEqual(len(port.sent), 2)
+
+    def test_rate_and_wall_clock(self) -> None:
+        """The limit does not follow the wall clock, whichever way it is set."""
+        times = iter([SECOND, 7200 * SECOND, SECOND, SECOND])
+        port = Port()
+        echo = TimestampDatagram(
+            Stamp(), self.clock, lambda: next(times), self.clock.seconds, RateLimit(1)
+        )
+        echo.transport = port  # type: ignore[assignment]  # as much of one as is needed
+        echo.startProtocol()
+        for _ in range(2):
+            echo.datagramReceived(b"x", PEER)
+        batch: Any = FakeBatch([b"x"], 5000)
+        echo.datagramsReceived(batch)
+        self.assertEqual((len(port.sent), batch.replies), (1, []))
+        self.clock.advance(1.01)
+        echo.datagramsReceived(batch)
+        self.assertEqual(len(batch.replies), 1)
 
     def test_own_ports(self) -> None:
         """The ports of one service know each other, and do not answer each other."""

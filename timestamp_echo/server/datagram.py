@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from functools import lru_cache
+from math import inf
 
 from twisted.internet.error import MessageLengthError
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, IUDPTransport
@@ -19,7 +20,7 @@ from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 
 from timestamp_echo.addresses import network_key, parse_ip
-from timestamp_echo.stamps import SECOND, Stamp
+from timestamp_echo.stamps import Stamp
 from timestamp_echo.transports.udp import DatagramBatch
 
 UDP_RATE = 1000
@@ -31,6 +32,10 @@ LOG_INTERVAL = 10.0
 _PRIVILEGED = 1024  # below are the services that a forged datagram would make answer this one
 
 _BUCKETS = 2**14
+
+_WINDOW = 1.0  # seconds in which a source is answered at most as often as its limit says
+
+_SLICE = 0.005  # seconds whose answers leave the window at once, up to twice as much too late
 
 _BRACKET = ord("[")
 
@@ -72,31 +77,45 @@ def _bucket(host: str) -> int:
 
 
 class RateLimit:
-    """A limit of answers per second for each source: an IPv4 /24, an IPv6 /64.
+    """A limit of answers for each source, an IPv4 /24 or an IPv6 /64, in any window of a second.
 
     Any number of sources, forged ones included, takes the same memory: they share `_BUCKETS`
     counters, by a hash that an attacker cannot predict (PYTHONHASHSEED). To use up the limit of
-    one other source, an attacker has to use up nearly all counters.
+    one other source, an attacker has to use up nearly all counters. Besides, each answer of the
+    last second takes two bytes.
 
     @param limit: answers per second.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int = UDP_RATE) -> None:
         self._limit = limit
-        self._begin = self._end = 0  # of the current second, in nanoseconds
-        self._counts = array("L")
+        self._counts = array("L", bytes(_BUCKETS * array("L").itemsize))  # in the window
+        self._slices: deque[tuple[float, array[int]]] = deque()  # each with its end, oldest first
+        self._slice = array("H")  # the buckets of the answers in the newest one
+        self._end = -inf  # of the newest one
 
-    def allows(self, host: str, moment: int) -> bool:
-        """Count a datagram of this source, and decide whether it may be answered.
+    def allows(self, host: str, moment: float) -> bool:
+        """Decide whether a datagram of this source may be answered, and count it if so.
 
-        @param moment: when it arrived, in nanoseconds.
+        @param moment: the time by a monotonic clock, in seconds.
         """
-        if not self._begin <= moment < self._end:
-            self._begin, self._end = moment, moment + SECOND
-            self._counts = array("L", bytes(_BUCKETS * self._counts.itemsize))
+        if moment >= self._end:
+            self._begin_slice(moment)
         bucket = _bucket(host)
-        self._counts[bucket] += 1
-        return self._counts[bucket] <= self._limit
+        counts = self._counts
+        if counts[bucket] >= self._limit:
+            return False
+        counts[bucket] += 1
+        self._slice.append(bucket)
+        return True
+
+    def _begin_slice(self, moment: float) -> None:
+        counts = self._counts
+        while self._slices and self._slices[0][0] + _WINDOW <= moment:
+            for bucket in self._slices.popleft()[1]:
+                counts[bucket] -= 1
+        self._end, self._slice = moment + _SLICE, array("H")
+        self._slices.append((self._end, self._slice))
 
 
 class TimestampDatagram(DatagramProtocol):
@@ -105,7 +124,8 @@ class TimestampDatagram(DatagramProtocol):
     @param stamp: writes the stamps.
     @param clock: for the log.
     @param now: the wall clock, in nanoseconds since the epoch.
-    @param rate: how many datagrams per second are answered per source.
+    @param monotonic: a monotonic clock, in seconds.
+    @param rate: the limit of answers that all UDP ports of the service have in common.
     @param own_ports: where all UDP ports of the service add themselves.
     """
 
@@ -120,13 +140,15 @@ class TimestampDatagram(DatagramProtocol):
         stamp: Stamp,
         clock: IReactorTime,
         now: Callable[[], int] = time.time_ns,
-        rate: int = UDP_RATE,
+        monotonic: Callable[[], float] = time.monotonic,
+        rate: RateLimit | None = None,
         own_ports: set[int] | None = None,
     ) -> None:
         self._stamp = stamp
         self._clock = clock
         self._now = now
-        self._rate = RateLimit(rate)
+        self._monotonic = monotonic
+        self._rate = RateLimit() if rate is None else rate
         self._own_ports: set[int] = set() if own_ports is None else own_ports
         self._unanswered: Counter[str] = Counter()
 
@@ -136,16 +158,16 @@ class TimestampDatagram(DatagramProtocol):
 
     def datagramReceived(self, datagram: bytes, addr: tuple[str, int]) -> None:
         """Answer one datagram, or count why not."""
-        moment = self._now()
-        if self._may_answer(datagram, addr, moment):
+        if self._may_answer(datagram, addr, self._monotonic()):
             try:
-                self.transport.write(self._stamp.prefix(moment) + datagram, addr)
+                self.transport.write(self._stamp.prefix(self._now()) + datagram, addr)
             except (OSError, MessageLengthError):
                 self._count(_NOT_SENT)
 
     def datagramsReceived(self, batch: DatagramBatch) -> None:
         """The same for the datagrams of a batch."""
         now = moment = self._now()
+        monotonic = self._monotonic()
         prefix = b"" if batch.timed else self._stamp.prefix(now)
         for slot in range(batch.count):
             if batch.timed:
@@ -154,14 +176,14 @@ class TimestampDatagram(DatagramProtocol):
             # Only what begins with a bracket might be a reply: no need to copy the others.
             bracket = batch.first_bytes[slot] == _BRACKET
             datagram = batch.message(slot) if bracket else b""
-            if self._may_answer(datagram, batch.source(slot), moment):
+            if self._may_answer(datagram, batch.source(slot), monotonic):
                 batch.reply(slot, prefix)
             else:
                 batch.drop(slot)
         for _ in range(batch.send()):
             self._count(_NOT_SENT)
 
-    def _may_answer(self, datagram: bytes, addr: tuple[str, int], moment: int) -> bool:
+    def _may_answer(self, datagram: bytes, addr: tuple[str, int], moment: float) -> bool:
         host, port = addr
         why = refusal(datagram, host, port, self._own_ports)
         if not why and not self._rate.allows(host, moment):
