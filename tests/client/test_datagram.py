@@ -16,6 +16,7 @@ from timestamp_echo.client.datagram import FIRST_INTERVAL, REPLY_TIMEOUT, Datagr
 from timestamp_echo.framing import MAX_DATAGRAM
 from timestamp_echo.server.datagram import TimestampDatagram
 from timestamp_echo.stamps import Stamp
+from timestamp_echo.transports.udp import DatagramPort
 
 STAMP = b"[stamp] "
 
@@ -358,7 +359,8 @@ class RealDatagramTests(TestCase):
         from twisted.internet import reactor
 
         real: Any = reactor
-        port = real.listenUDP(0, TimestampDatagram(Stamp(), real), interface)
+        port = DatagramPort(0, TimestampDatagram(Stamp(), real), interface, MAX_DATAGRAM, real)
+        port.listen(timed=False)
         self.addCleanup(port.stopListening)
         listener = Listener()
         server = DatagramServer("name", host, port.getHost().port)
@@ -381,7 +383,8 @@ class RealDatagramTests(TestCase):
         from twisted.internet import reactor
 
         real: Any = reactor
-        port = real.listenUDP(0, TimestampDatagram(Stamp(), real), "127.0.0.1")
+        port = DatagramPort(0, TimestampDatagram(Stamp(), real), "127.0.0.1", 8192, real)
+        port.listen(timed=False)
         self.addCleanup(port.stopListening)
         number = port.getHost().port
         listener = Listener()

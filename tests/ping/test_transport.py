@@ -27,6 +27,7 @@ from timestamp_echo.ping.transport import StreamPath, UDPPath, record_arrivals
 from timestamp_echo.server.datagram import TimestampDatagram
 from timestamp_echo.stamps import SECOND, Stamp
 from timestamp_echo.transports.arrivals import LINUX
+from timestamp_echo.transports.udp import DatagramPort
 
 
 class ReplyListener(Listener):
@@ -75,9 +76,9 @@ class RealPathTests(TestCase):
 
     async def test_datagrams(self) -> None:
         """The same over UDP; an address of the name at which no one listens is skipped."""
-        port = cast(Any, reactor).listenUDP(
-            0, TimestampDatagram(Stamp(), clock=Clock()), "127.0.0.1"
-        )
+        echo = TimestampDatagram(Stamp(), clock=Clock())
+        port = DatagramPort(0, echo, "127.0.0.1", 8192, cast(Any, reactor))
+        port.listen(timed=False)
         self.addCleanup(port.stopListening)
         listener = ReplyListener()
         path = await UDPPath(listener, cast(Any, reactor)).connect(

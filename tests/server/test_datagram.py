@@ -149,6 +149,9 @@ class RateLimitTests(SynchronousTestCase):
 class Port:
     """A UDP port that records what is sent, or raises."""
 
+    unread = 0
+    lost = 0
+
     def __init__(self, error: Exception | None = None, number: int = 3000) -> None:
         self._number = number
         self.sent: list[tuple[bytes, Any]] = []
@@ -163,6 +166,11 @@ class Port:
         if self._error is not None:
             raise self._error
         self.sent.append((datagram, addr))
+
+    def overflows(self) -> int:
+        """See `DatagramPort`."""
+        lost, self.lost = self.lost, 0
+        return lost
 
 
 class FakeBatch:
@@ -369,6 +377,23 @@ class TimestampDatagramTests(SynchronousTestCase):
         self.clock.advance(1.01)
         echo.datagramsReceived(batch)
         self.assertEqual(len(batch.replies), 1)
+
+    def test_lost(self) -> None:
+        """What the kernel dropped, and what a stop left unread, is counted as well."""
+        port = Port()
+        echo = self.echo(port)
+        port.lost = 3
+        self.clock.advance(10)
+        port.lost, port.unread = 2, 5
+        echo.stopProtocol()
+        self.assertEqual(
+            self.lines(),
+            [
+                "datagrams not answered: 3 lost in a full receive buffer",
+                "datagrams not answered: 5 left unread at the stop,"
+                " 2 lost in a full receive buffer",
+            ],
+        )
 
     def test_own_ports(self) -> None:
         """The ports of one service know each other, and do not answer each other."""

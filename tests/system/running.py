@@ -29,6 +29,13 @@ WITHOUT_EPOLL = [
 ]
 """`twistd` as on a system without epoll(7)."""
 
+WITHOUT_RECVMMSG = [
+    *(sys.executable, "-c"),
+    "from timestamp_echo.transports import udp; udp.HAS_RECVMMSG = False;"
+    "from twisted.scripts.twistd import run; run()",
+]
+"""`twistd` as on a system without recvmmsg(2)."""
+
 REACTOR = [f"--reactor={os.environ['TSECHO_REACTOR']}"] if "TSECHO_REACTOR" in os.environ else []
 """Services run under the reactor that this variable names, such as poll; by default twistd's."""
 
@@ -102,7 +109,7 @@ class Service:
     """`twistd -n tsecho` with these options, already listening.
 
     @param case: the test, at whose end the service is stopped. If it has a true attribute
-        `without_epoll`, the service runs as on a system without epoll(7).
+        `without_epoll` or `without_recvmmsg`, the service runs as on a system without them.
     @param options: options of tsecho.
     @param twistd: options of twistd itself.
     @param environment: variables to add to the environment.
@@ -123,6 +130,8 @@ class Service:
         self.folder = os.path.abspath(case.mktemp())
         os.makedirs(self.folder)
         program = WITHOUT_EPOLL if getattr(case, "without_epoll", False) else [BIN / "twistd"]
+        if getattr(case, "without_recvmmsg", False):
+            program = WITHOUT_RECVMMSG
         if not any(option.startswith("--reactor=") for option in twistd):
             twistd = [*REACTOR, *twistd]
         arguments = ["-n", "--pidfile=", *twistd, "tsecho", *options]

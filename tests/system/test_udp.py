@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from twisted.internet.protocol import DatagramProtocol
@@ -21,6 +23,12 @@ from timestamp_echo.transports.udp import (
 )
 
 PREFIX = b"[now] "
+
+
+def close(port: DatagramPort) -> None:
+    """Close a port, if the test has not."""
+    if port.connected:
+        port.connectionLost()
 
 
 class Recorder(DatagramProtocol):
@@ -59,7 +67,7 @@ class DatagramPortTests(SynchronousTestCase):
         protocol = Recorder()
         port = DatagramPort(0, protocol, interface, 65536, MemoryReactorClock())
         port.listen(timed)
-        self.addCleanup(port.connectionLost)
+        self.addCleanup(close, port)
         return port, protocol
 
     def client(self, port: DatagramPort, host: str = "127.0.0.1") -> socket.socket:
@@ -249,6 +257,108 @@ class DatagramPortTests(SynchronousTestCase):
         client.send(b"y")
         port.doRead()
         self.assertEqual(client.recv(100), PREFIX + b"y")
+
+    def unbatched(self, interface: str) -> tuple[DatagramPort, Recorder]:
+        """Open a port as on a system without recvmmsg(2)."""
+        patched = self.patch(udp, "HAS_RECVMMSG", False)
+        opened = self.opened(interface)
+        patched.restore()
+        return opened
+
+    def test_burst(self) -> None:
+        """The buffer holds a burst that is much longer than the kernel's default does."""
+        port, protocol = self.opened("127.0.0.1")
+        client = self.client(port)
+        for _ in range(400):
+            client.send(b"no")
+        while len(protocol.received) < 400:
+            before = len(protocol.received)
+            port.doRead()
+            self.assertGreater(len(protocol.received), before)
+        self.assertEqual(port.overflows(), 0)
+
+    def test_overflows(self) -> None:
+        """Datagrams that find the buffer full are counted, each of them once."""
+        port, protocol = self.opened("127.0.0.1")
+        port.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
+        client = self.client(port)
+        for _ in range(2):
+            for _ in range(20):
+                client.send(b"no")
+            port.doRead()
+            self.assertEqual(port.overflows(), 20 - len(protocol.received))
+            self.assertEqual(port.overflows(), 0)
+            protocol.received.clear()
+
+    def test_overflows_unknown(self) -> None:
+        """Where the kernel does not say how many there were, none are counted."""
+        port, _ = self.opened("127.0.0.1")
+        self.patch(udp, "_SO_MEMINFO", -1)
+        self.assertEqual(port.overflows(), 0)
+
+    def stop(self, port: DatagramPort, meanwhile: Callable[[], object] = bool) -> None:
+        """Stop the port, which Twisted does in two iterations of the reactor.
+
+        @param meanwhile: is called between them.
+        """
+        stopped: Any = port.stopListening()
+        meanwhile()
+        reactor: Any = port.reactor
+        reactor.advance(0)
+        self.successResultOf(stopped)
+
+    def test_stop(self) -> None:
+        """A stop answers all that is in the buffer, also what comes until the port is closed."""
+        for opened in (self.opened, self.unbatched):
+            port, protocol = opened("127.0.0.1")
+            client = self.client(port)
+            for _ in range(2 * MAX_PER_ITERATION + 1):
+                client.send(b"no")
+            self.stop(port, partial(client.send, b"last"))
+            self.assertEqual(len(protocol.received), 2 * MAX_PER_ITERATION + 2)
+            self.assertEqual((protocol.received[-1][0], port.unread), (b"last", 0))
+
+    def test_stop_in_a_flood(self) -> None:
+        """A stop answers as many as fit into the buffer, and counts as many; then it closes."""
+        port, protocol = self.opened("127.0.0.1")
+        client = self.client(port)
+        port.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**17)
+        fits = port.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 512
+        batch: Any = port._batch
+        receive = batch.receive
+
+        def flooded() -> int:
+            for _ in range(BATCH):
+                client.send(b"no")
+            count: int = receive()
+            return count
+
+        self.patch(batch, "receive", flooded)
+        self.stop(port)
+        self.assertGreaterEqual(len(protocol.received), fits)
+        self.assertLessEqual(len(protocol.received), fits + MAX_PER_ITERATION)
+
+    def test_unread(self) -> None:
+        """What a stop leaves in the buffer is counted."""
+        port, protocol = self.opened("127.0.0.1")
+        client = self.client(port)
+        self.patch(port, "doRead", lambda: None)
+        for _ in range(7):
+            client.send(b"x")
+        self.assertEqual(port._discard(2), 2)
+        self.stop(port)
+        self.assertEqual((protocol.received, port.unread), ([], 5))
+
+    def test_inherited(self) -> None:
+        """A stop leaves what is in an inherited socket's buffer to the next process."""
+        port, protocol = self.opened("127.0.0.1")
+        port.inherited = True
+        client = self.client(port)
+        with port.socket.dup() as other:
+            client.send(b"x")
+            self.stop(port)
+            self.assertEqual((protocol.received, port.unread), ([], 0))
+            self.assertEqual(other.recv(10), b"x")
 
     def test_without_recvmmsg(self) -> None:
         """Without recvmmsg(2) datagrams are received one by one, as many per read."""

@@ -15,13 +15,13 @@ from functools import lru_cache
 from math import inf
 
 from twisted.internet.error import MessageLengthError
-from twisted.internet.interfaces import IDelayedCall, IReactorTime, IUDPTransport
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 
 from timestamp_echo.addresses import network_key, parse_ip
 from timestamp_echo.stamps import Stamp
-from timestamp_echo.transports.udp import DatagramBatch
+from timestamp_echo.transports.udp import DatagramBatch, DatagramPort
 
 UDP_RATE = 1000
 """Datagrams a second that are answered per source, by default."""
@@ -42,6 +42,10 @@ _BRACKET = ord("[")
 _NOT_SENT = "impossible to send"
 # A peer can cause this at will, by a datagram whose reply is too long (over 65,507 bytes in IPv4),
 # or by a source that is a local broadcast address, or has no route.
+
+_OVERFLOWED = "lost in a full receive buffer"
+
+_LEFT = "left unread at the stop"
 
 _CACHED_SOURCES = 2**12  # the results of parsing this many addresses are kept
 
@@ -129,11 +133,10 @@ class TimestampDatagram(DatagramProtocol):
     @param own_ports: where all UDP ports of the service add themselves.
     """
 
-    transport: IUDPTransport
+    transport: DatagramPort
 
     noisy = False  # the service itself logs what it listens on
     _log = Logger()
-    _log_call: IDelayedCall | None = None
 
     def __init__(
         self,
@@ -154,7 +157,9 @@ class TimestampDatagram(DatagramProtocol):
 
     def startProtocol(self) -> None:
         """The port is open."""
-        self._own_ports.add(self.transport.getHost().port)
+        self._port = self.transport  # which is None by the time of `stopProtocol`
+        self._own_ports.add(self._port.getHost().port)
+        self._log_call = self._clock.callLater(LOG_INTERVAL, self._log_regularly)
 
     def datagramReceived(self, datagram: bytes, addr: tuple[str, int]) -> None:
         """Answer one datagram, or count why not."""
@@ -162,7 +167,7 @@ class TimestampDatagram(DatagramProtocol):
             try:
                 self.transport.write(self._stamp.prefix(self._now()) + datagram, addr)
             except (OSError, MessageLengthError):
-                self._count(_NOT_SENT)
+                self._unanswered[_NOT_SENT] += 1
 
     def datagramsReceived(self, batch: DatagramBatch) -> None:
         """The same for the datagrams of a batch."""
@@ -180,8 +185,8 @@ class TimestampDatagram(DatagramProtocol):
                 batch.reply(slot, prefix)
             else:
                 batch.drop(slot)
-        for _ in range(batch.send()):
-            self._count(_NOT_SENT)
+        if failed := batch.send():
+            self._unanswered[_NOT_SENT] += failed
 
     def _may_answer(self, datagram: bytes, addr: tuple[str, int], moment: float) -> bool:
         host, port = addr
@@ -189,22 +194,23 @@ class TimestampDatagram(DatagramProtocol):
         if not why and not self._rate.allows(host, moment):
             why = "over the rate limit"
         if why:
-            self._count(why)
+            self._unanswered[why] += 1
         return not why
 
     def stopProtocol(self) -> None:
         """The port is closed: log what has been counted so far."""
-        if self._log_call is not None:
-            self._log_call.cancel()
-            self._write_log()
+        self._log_call.cancel()
+        self._unanswered[_LEFT] += self._port.unread
+        self._write_log()
 
-    def _count(self, why: str) -> None:
-        self._unanswered[why] += 1
-        if self._log_call is None:
-            self._log_call = self._clock.callLater(LOG_INTERVAL, self._write_log)
+    def _log_regularly(self) -> None:
+        self._log_call = self._clock.callLater(LOG_INTERVAL, self._log_regularly)
+        self._write_log()
 
     def _write_log(self) -> None:
-        self._log_call = None
-        counts = ", ".join(f"{count} {why}" for why, count in self._unanswered.most_common())
+        self._unanswered[_OVERFLOWED] += self._port.overflows()
+        unanswered = (+self._unanswered).most_common()  # the reasons that there are
         self._unanswered.clear()
-        self._log.info("datagrams not answered: {counts}", counts=counts)
+        if unanswered:
+            counts = ", ".join(f"{count} {why}" for why, count in unanswered)
+            self._log.info("datagrams not answered: {counts}", counts=counts)

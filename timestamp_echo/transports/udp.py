@@ -35,12 +35,15 @@ import ctypes
 import mmap
 import socket
 import struct
+import sys
+from contextlib import suppress
 from ctypes import Structure, addressof, c_char, c_int, c_size_t, c_uint, c_void_p, sizeof
 from functools import lru_cache
 from typing import Any, Literal
 
 from twisted.internet import udp
 from twisted.python import log
+from twisted.python.failure import Failure
 
 from timestamp_echo.transports import arrivals
 from timestamp_echo.transports.arrivals import LINUX
@@ -61,6 +64,12 @@ MAX_PER_ITERATION = 128
 """Datagrams per iteration of the reactor: at some 5 microseconds for each, and 30 for the longest,
 its timers and other ports wait for 1 to 4 ms."""
 
+RECEIVE_BUFFER = 2**20
+"""Bytes of receive buffer to ask for. The kernel doubles it, and takes 832 bytes of it for a short
+datagram: it holds 2,500. Without privileges there may be less (net.core.rmem_max)."""
+
+_MIN_HELD = 512  # bytes of the receive buffer that a datagram takes at the least
+
 _CACHED_SOURCES = 2**12  # whose addresses are not formatted again
 
 # Bound to one of these, a socket receives at any local address. A reply then leaves from the
@@ -70,6 +79,10 @@ _WILDCARDS = ("", "0.0.0.0", "::")
 # ip(7) and ipv6(7). Python has IP_PKTINFO from 3.14 on; the numbers are Linux's.
 _IP_PKTINFO: int = getattr(socket, "IP_PKTINFO", 8)
 _IPV6_RECVPKTINFO: int = getattr(socket, "IPV6_RECVPKTINFO", 49)
+
+# socket(7) and asm-generic/socket.h; Python has neither.
+_SO_RCVBUFFORCE, _SO_MEMINFO = 33, 55
+_DROPS = slice(32, 36)  # in what SO_MEMINFO returns: SK_MEMINFO_DROPS of linux/sock_diag.h
 
 _CMSG_DATA = socket.CMSG_LEN(0)  # where the value begins in a piece of ancillary data (cmsg(3))
 
@@ -332,8 +345,15 @@ class DatagramPort(udp.Port):
     calls its protocol's `datagramReceived` for each datagram.
     """
 
+    inherited = False
+    """Whether the socket outlives this process, with what waits in its buffer."""
+
+    unread = 0
+    """How many datagrams were left in the buffer when the port closed: at most as many as fit."""
+
     _timed = False
     _batch: DatagramBatch | None = None
+    _drops = 0  # by the kernel, when it was last asked
 
     def listen(self, timed: bool) -> None:
         """Open the port.
@@ -344,8 +364,9 @@ class DatagramPort(udp.Port):
         self.startListening()
 
     def createInternetSocket(self) -> socket.socket:
-        """As `udp.Port.createInternetSocket`, prepared for batches."""
+        """As `udp.Port.createInternetSocket`, prepared for bursts and batches."""
         sock: socket.socket = super().createInternetSocket()
+        _enlarge_buffer(sock)
         if HAS_RECVMMSG and _is_allowed(sock):
             pktinfo = self.interface in _WILDCARDS
             self._batch = DatagramBatch(sock, pktinfo, self._timed, self.maxPacketSize)
@@ -374,6 +395,44 @@ class DatagramPort(udp.Port):
             except OSError:  # no more, or an ICMP error about an earlier reply
                 return
             self.protocol.datagramReceived(datagram, address[:2])
+
+    def connectionLost(self, reason: Failure | None = None) -> None:
+        """See `IFileDescriptor.connectionLost`. What waits in the buffer is answered first.
+
+        That takes a fraction of a second at the most: in a flood, what is more than the buffer
+        holds is only counted. An inherited socket's buffer is left to the next process.
+        """
+        if not self.inherited:
+            held = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // _MIN_HELD
+            for _ in range(held // MAX_PER_ITERATION + 1):
+                self.doRead()
+            self.unread = self._discard(held)
+        super().connectionLost(reason)
+
+    def _discard(self, limit: int) -> int:
+        """Discard the datagrams that are there, up to a limit; return how many there were."""
+        for count in range(limit):
+            try:
+                self.socket.recv(1)
+            except OSError:
+                return count
+        return limit
+
+    def overflows(self) -> int:
+        """How many datagrams found the buffer full since the last call; 0 if no one can say."""
+        try:
+            counts = self.socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _DROPS.stop)
+        except OSError:
+            return 0
+        before, self._drops = self._drops, int.from_bytes(counts[_DROPS], sys.byteorder)
+        return (self._drops - before) % 2**32
+
+
+def _enlarge_buffer(sock: socket.socket) -> None:
+    """Have the kernel hold more datagrams while this process does something else."""
+    for option in (socket.SO_RCVBUF, _SO_RCVBUFFORCE):  # the second may exceed rmem_max
+        with suppress(OSError):  # for lack of privileges, or of such an option
+            sock.setsockopt(socket.SOL_SOCKET, option, RECEIVE_BUFFER)
 
 
 def _is_allowed(sock: socket.socket) -> bool:
