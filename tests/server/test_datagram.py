@@ -378,6 +378,16 @@ class TimestampDatagramTests(SynchronousTestCase):
         echo.datagramsReceived(batch)
         self.assertEqual(len(batch.replies), 1)
 
+    def test_failure(self) -> None:
+        """A datagram whose answer raises is logged, and the others of its batch are answered."""
+        echo = self.echo(Port())
+        batch: Any = FakeBatch([b"a", b"b", b"c"], 5000)
+        sources = iter([PEER, ("no address", 5000), PEER])
+        self.patch(batch, "source", lambda slot: next(sources))
+        echo.datagramsReceived(batch)
+        self.assertEqual((batch.replies, batch.dropped), ([STAMP + b"a", STAMP + b"c"], [1]))
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+
     def test_lost(self) -> None:
         """What the kernel dropped, and what a stop left unread, is counted as well."""
         port = Port()

@@ -54,6 +54,8 @@ class Recorder(DatagramProtocol):
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
         """See `DatagramProtocol`."""
         self.received.append((datagram, addr, 0))
+        if datagram == b"raise":
+            raise KeyError
 
 
 class DatagramPortTests(SynchronousTestCase):
@@ -264,6 +266,16 @@ class DatagramPortTests(SynchronousTestCase):
         opened = self.opened(interface)
         patched.restore()
         return opened
+
+    def test_exception_without_recvmmsg(self) -> None:
+        """An exception of the protocol is logged; the datagrams behind it are received."""
+        port, protocol = self.unbatched("127.0.0.1")
+        client = self.client(port)
+        for message in (b"a", b"raise", b"b"):
+            client.send(message)
+        port.doRead()
+        self.assertEqual([message for message, _, _ in protocol.received], [b"a", b"raise", b"b"])
+        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
 
     def test_burst(self) -> None:
         """The buffer holds a burst that is much longer than the kernel's default does."""

@@ -175,15 +175,20 @@ class TimestampDatagram(DatagramProtocol):
         monotonic = self._monotonic()
         prefix = b"" if batch.timed else self._stamp.prefix(now)
         for slot in range(batch.count):
-            if batch.timed:
-                moment = batch.arrival(slot) or now
-                prefix = self._stamp.prefix(moment)
-            # Only what begins with a bracket might be a reply: no need to copy the others.
-            bracket = batch.first_bytes[slot] == _BRACKET
-            datagram = batch.message(slot) if bracket else b""
-            if self._may_answer(datagram, batch.source(slot), monotonic):
-                batch.reply(slot, prefix)
-            else:
+            try:
+                if batch.timed:
+                    moment = batch.arrival(slot) or now
+                    prefix = self._stamp.prefix(moment)
+                # Only what begins with a bracket might be a reply: no need to copy the others.
+                bracket = batch.first_bytes[slot] == _BRACKET
+                datagram = batch.message(slot) if bracket else b""
+                if self._may_answer(datagram, batch.source(slot), monotonic):
+                    batch.reply(slot, prefix)
+                else:
+                    batch.drop(slot)
+            except Exception:
+                # One failure stays one failure: the others are answered.
+                self._log.failure("a datagram could not be answered")
                 batch.drop(slot)
         if failed := batch.send():
             self._unanswered[_NOT_SENT] += failed

@@ -394,7 +394,10 @@ class DatagramPort(udp.Port):
                 datagram, address = self.socket.recvfrom(self.maxPacketSize)
             except OSError:  # no more, or an ICMP error about an earlier reply
                 return
-            self.protocol.datagramReceived(datagram, address[:2])
+            try:
+                self.protocol.datagramReceived(datagram, address[:2])
+            except BaseException:
+                log.err()
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         """See `IFileDescriptor.connectionLost`. What waits in the buffer is answered first.
