@@ -149,6 +149,7 @@ class RateLimitTests(SynchronousTestCase):
 class Port:
     """A UDP port that records what is sent, or raises."""
 
+    to_group = False
     unread = 0
     lost = 0
 
@@ -175,6 +176,8 @@ class Port:
 
 class FakeBatch:
     """A `DatagramBatch` in memory; a third of its replies cannot be sent."""
+
+    groups: Sequence[int] = ()
 
     def __init__(self, messages: Sequence[bytes], port: int, arrivals: Sequence[int] = ()) -> None:
         self.count = len(messages)
@@ -377,6 +380,24 @@ class TimestampDatagramTests(SynchronousTestCase):
         self.clock.advance(1.01)
         echo.datagramsReceived(batch)
         self.assertEqual(len(batch.replies), 1)
+
+    def test_group(self) -> None:
+        """What was sent to a broadcast or multicast address is counted, and not answered."""
+        port = Port()
+        echo = self.echo(port)
+        port.to_group = True
+        echo.datagramReceived(b"x", PEER)
+        port.to_group = False
+        echo.datagramReceived(b"y", PEER)
+        self.assertEqual(port.sent, [(STAMP + b"y", PEER)])
+        batch: Any = FakeBatch([b"a", b"b", b"c", b"d"], 5000)
+        batch.groups = [1, 3]
+        echo.datagramsReceived(batch)
+        self.assertEqual((batch.replies, batch.dropped), ([STAMP + b"a", STAMP + b"c"], [1, 3]))
+        self.clock.advance(10)
+        self.assertEqual(
+            self.lines(), ["datagrams not answered: 3 to a broadcast or multicast address"]
+        )
 
     def test_failure(self) -> None:
         """A datagram whose answer raises is logged, and the others of its batch are answered."""

@@ -38,6 +38,26 @@ with socket.socket(family, kind) as sock:
 """
 
 
+BROADCAST = "10.77.0.255"
+
+SHOUT = """
+import socket, sys
+port, *hosts = sys.argv[1:]
+socks = {}
+for host in hosts:
+    (family, kind, _, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    if family not in socks:
+        socks[family] = socket.socket(family, kind)
+        socks[family].settimeout(5)
+        socks[family].setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        socks[family].setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+    socks[family].sendto(host.encode(), address)
+for sock in socks.values():
+    print(sock.recv(2000).decode())
+"""
+"""Sends to each host its name, and prints the first reply to each family."""
+
+
 class NamespaceTests(SynchronousTestCase):
     """Two hosts, near and far."""
 
@@ -65,12 +85,12 @@ class NamespaceTests(SynchronousTestCase):
         self.addCleanup(process.kill)
         self.assertEqual(process.stdout.readline(), b"ready\n")
 
-    def frames(self, source_port: int, port: int, *sizes: int) -> list[Frame]:
+    def frames(self, source_port: int, port: int, *sizes: int, to: str = FAR) -> list[Frame]:
         """Send datagrams of these sizes from near to far; return all frames on the wire."""
         done = run(
             [
                 *(*self.inside(self.near), sys.executable, "-m", "tests.system.wire"),
-                *(NEAR, str(source_port), FAR, str(port), *map(str, sizes)),
+                *(NEAR, str(source_port), to, str(port), *map(str, sizes)),
             ],
             cwd=README.parent,
         )
@@ -86,6 +106,45 @@ class NamespaceTests(SynchronousTestCase):
         done = run([*self.inside(self.near), sys.executable, "-c", ASK, "fe80::2%eth0", "3000"])
         self.assertIn(b"] hello", done.stdout, done.stderr)
         there.stop()
+
+    def shout(self, port: str, *hosts: str) -> str:
+        """Send from near to each of these hosts; the last one of each family has to answer.
+
+        @return: the first replies.
+        """
+        done = run([*self.inside(self.near), sys.executable, "-c", SHOUT, port, *hosts])
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return done.stdout.decode()
+
+    def test_groups(self) -> None:
+        """Datagrams to broadcast and multicast addresses are not answered, and are counted."""
+        for name, address in ((self.near, "fe80::1"), (self.far, "fe80::2")):
+            command = f"-n {name} address add {address}/64 dev eth0 nodad"
+            self.machines.do(*command.split())
+        groups = (BROADCAST, "255.255.255.255", "224.0.0.1")
+        for self.without_recvmmsg in (False, True):
+            service = Service(
+                self,
+                *("-l", "udp:4000", "-l", f"udp:4001:interface={BROADCAST}"),
+                *("-l", r"udp:4002:interface=\:\:", "-l", f"udp:4003:interface={FAR}"),
+                prefix=self.inside(self.far),
+            )
+            self.assertRegex(self.shout("4000", *groups, FAR), rf"\] {FAR}$")
+            self.assertRegex(self.shout("4003", *groups, FAR), rf"\] {FAR}$")
+            replies = self.shout("4002", *groups, FAR, "ff02::1%eth0", "fe80::2%eth0")
+            self.assertRegex(replies, rf"\] {FAR}\n.*\] fe80::2%eth0$")
+            (frame,) = self.frames(5000, 4001, 10, to=BROADCAST)
+            self.assertEqual(frame.source, f"{NEAR}:5000")
+            service.stop()
+            # In a batch an IPv6 port takes an IPv4 broadcast for any other datagram, but then
+            # cannot send from that address. It does not get IPv4 multicast.
+            text = "3 to a broadcast or multicast address"
+            if not self.without_recvmmsg:
+                text = "2 impossible to send, 1 to a broadcast or multicast address"
+            self.assertEqual(
+                re.findall("not answered: (.+)", service.log.text),
+                [f"{count} to a broadcast or multicast address" for count in (3, 1)] + [text],
+            )
 
     def test_two_services(self) -> None:
         """A forged datagram does not start a loop between two services (CVE-2024-2169)."""

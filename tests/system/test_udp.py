@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import struct
 import time
 from collections.abc import Callable
 from functools import partial
+from socket import AF_INET
 from typing import Any
 
 from twisted.internet.protocol import DatagramProtocol
@@ -24,6 +27,21 @@ from timestamp_echo.transports.udp import (
 
 PREFIX = b"[now] "
 
+BROADCAST, GROUP = "127.255.255.255", "ff0e::7473"
+
+
+def multicast_interface() -> int:
+    """The index of an interface by which this host hears its own IPv6 multicast; 0: none."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        sock.bind(("::", 0))
+        sock.settimeout(0)
+        for index, _ in socket.if_nameindex():
+            with contextlib.suppress(OSError):
+                sock.sendto(b"", ("ff02::1", sock.getsockname()[1], 0, index))
+                sock.recv(1)
+                return index
+    return 0
+
 
 def close(port: DatagramPort) -> None:
     """Close a port, if the test has not."""
@@ -34,8 +52,11 @@ def close(port: DatagramPort) -> None:
 class Recorder(DatagramProtocol):
     """Records all datagrams, and answers those that do not begin with "no"."""
 
+    transport: Any
+
     def __init__(self) -> None:
         self.received: list[tuple[bytes, Any, int]] = []
+        self.groups: list[bytes] = []
         self.failed = 0
 
     def datagramsReceived(self, datagrams: DatagramBatch) -> None:
@@ -45,6 +66,8 @@ class Recorder(DatagramProtocol):
             arrival = datagrams.arrival(slot) if datagrams.timed else 0
             self.received.append((message, datagrams.source(slot), arrival))
             assert not message or message[0] == datagrams.first_bytes[slot]
+            if slot in datagrams.groups:
+                self.groups.append(message)
             if message.startswith(b"no"):
                 datagrams.drop(slot)
             else:
@@ -54,6 +77,8 @@ class Recorder(DatagramProtocol):
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
         """See `DatagramProtocol`."""
         self.received.append((datagram, addr, 0))
+        if self.transport.to_group:
+            self.groups.append(datagram)
         if datagram == b"raise":
             raise KeyError
 
@@ -228,13 +253,16 @@ class DatagramPortTests(SynchronousTestCase):
         client = self.client(port)
         datagrams: Any = port._batch
         full = datagrams._control_sizes.tolist()
-        for _ in range(2):
-            client.send(b"x")
-            datagrams._control_sizes[0] = 0
-            self.assertEqual(datagrams.receive(), 1)
+        for _ in range(3):
+            for _ in range(2):
+                client.send(b"x")
+            self.assertEqual(datagrams.receive(), 2)
             self.assertEqual(datagrams._control_sizes.tolist(), full)
-            self.assertEqual(set(datagrams._interfaces), {0})
-            self.assertGreater(datagrams.arrival(0), 0)
+            interfaces, *_ = datagrams._pktinfo_columns[BATCH]
+            self.assertEqual(set(interfaces), {0})
+            for slot in range(2):
+                self.assertGreater(datagrams.arrival(slot), 0)
+                datagrams._control_sizes[slot] = 0
 
     def test_bounded(self) -> None:
         """One read handles a bounded number, so that the reactor's timers do not wait for long."""
@@ -266,6 +294,84 @@ class DatagramPortTests(SynchronousTestCase):
         opened = self.opened(interface)
         patched.restore()
         return opened
+
+    def test_broadcast(self) -> None:
+        """Datagrams to a broadcast address are told apart, on any bind and either way to read."""
+        for opened in (self.opened, self.unbatched):
+            for interface, own in (
+                ("", "127.0.0.2"),
+                ("0.0.0.0", "127.0.0.1"),
+                ("127.0.0.1", "127.0.0.1"),
+                ("127.0.0.2", "127.0.0.2"),
+            ):
+                port, protocol = opened(interface)
+                client, number = self.broadcasting(), port.getHost().port
+                for message, host in ((b"all", BROADCAST), (b"1", own), (b"all", BROADCAST)):
+                    client.sendto(message, (host, number))
+                port.doRead()
+                client.sendto(b"2", (own, number))
+                port.doRead()
+                received = [message for message, _, _ in protocol.received]
+                wildcard = interface in ("", "0.0.0.0")
+                self.assertEqual(protocol.groups, [b"all"] * 2 * wildcard)
+                self.assertEqual([each for each in received if each != b"all"], [b"1", b"2"])
+
+    def test_broadcast_bind(self) -> None:
+        """A port that is bound to a broadcast address gets nothing else."""
+        for opened in (self.opened, self.unbatched):
+            port, protocol = opened(BROADCAST)
+            client = self.broadcasting()
+            for message in (b"1", b"2"):
+                client.sendto(message, (BROADCAST, port.getHost().port))
+            port.doRead()
+            self.assertEqual(protocol.groups, [b"1", b"2"])
+
+    def test_own_address(self) -> None:
+        """On a port that is bound to this host's address, pktinfo costs nothing."""
+        for interface, wanted in (("127.0.0.1", 0), ("", 1)):
+            for opened in (self.opened, self.unbatched):
+                port, _ = opened(interface)
+                self.assertEqual(port.socket.getsockopt(*udp._FAMILIES[AF_INET].option), wanted)
+
+    def broadcasting(self) -> socket.socket:
+        """An IPv4 socket that may send to broadcast addresses."""
+        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.addCleanup(client.close)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        client.settimeout(0)
+        return client
+
+    def test_ipv4_broadcast_to_ipv6(self) -> None:
+        """An IPv6 port does not answer an IPv4 broadcast: the kernel refuses to send the reply."""
+        client = self.broadcasting()
+        for interface in ("::", f"::ffff:{BROADCAST}"):
+            port, protocol = self.opened(interface)
+            client.sendto(b"x", (BROADCAST, port.getHost().port))
+            port.doRead()
+            self.assertEqual((len(protocol.received), protocol.failed), (1, 1))
+            self.assertRaises(BlockingIOError, client.recv, 100)
+            port, protocol = self.unbatched(interface)
+            client.sendto(b"x", (BROADCAST, port.getHost().port))
+            port.doRead()
+            self.assertEqual(protocol.groups, [b"x"])
+
+    def test_multicast(self) -> None:
+        """The same for IPv6 multicast."""
+        scope = multicast_interface()
+        if not scope:
+            self.skipTest("no interface has IPv6 multicast")
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as client:
+            member = socket.inet_pton(socket.AF_INET6, GROUP) + struct.pack("@I", scope)
+            client.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, member)
+            for opened in (self.opened, self.unbatched):
+                for interface in ("::", GROUP):
+                    port, protocol = opened(interface)
+                    number = port.getHost().port
+                    for message, host in ((b"x", GROUP), (b"y", "::1"), (b"z", GROUP)):
+                        client.sendto(message, (host, number, 0, scope * (host == GROUP)))
+                    port.doRead()
+                    self.assertEqual(protocol.groups, [b"x", b"z"])
+                    self.assertEqual(len(protocol.received), 2 + (interface == "::"))
 
     def test_exception_without_recvmmsg(self) -> None:
         """An exception of the protocol is logged; the datagrams behind it are received."""
@@ -411,7 +517,7 @@ class DatagramPortTests(SynchronousTestCase):
 class Unreachable:
     """A socket with a pending error."""
 
-    def recvfrom(self, size: int) -> bytes:
+    def recvmsg(self, size: int, ancillary_size: int) -> bytes:
         """See `socket.socket`."""
         raise OSError(113, "No route to host")
 

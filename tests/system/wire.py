@@ -61,6 +61,7 @@ def forged(source: str, source_port: int, destination: str, port: int, data: byt
     addresses = socket.inet_aton(source), socket.inet_aton(destination)
     header = _IPV4.pack(0x45, 0, 0, 0, 64, socket.IPPROTO_UDP, 0, *addresses)
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         raw.sendto(header + udp, (destination, 0))
 
 

@@ -41,7 +41,11 @@ _BRACKET = ord("[")
 
 _NOT_SENT = "impossible to send"
 # A peer can cause this at will, by a datagram whose reply is too long (over 65,507 bytes in IPv4),
-# or by a source that is a local broadcast address, or has no route.
+# by a source that is a local broadcast address, or has no route, or by an IPv4 broadcast to an IPv6
+# port, whose reply would leave from the broadcast address.
+
+_TO_GROUP = "to a broadcast or multicast address"
+# One datagram from a forged source would have each host of a network answer that source.
 
 _OVERFLOWED = "lost in a full receive buffer"
 
@@ -163,7 +167,9 @@ class TimestampDatagram(DatagramProtocol):
 
     def datagramReceived(self, datagram: bytes, addr: tuple[str, int]) -> None:
         """Answer one datagram, or count why not."""
-        if self._may_answer(datagram, addr, self._monotonic()):
+        if self.transport.to_group:
+            self._unanswered[_TO_GROUP] += 1
+        elif self._may_answer(datagram, addr, self._monotonic()):
             try:
                 self.transport.write(self._stamp.prefix(self._now()) + datagram, addr)
             except (OSError, MessageLengthError):
@@ -174,8 +180,13 @@ class TimestampDatagram(DatagramProtocol):
         now = moment = self._now()
         monotonic = self._monotonic()
         prefix = b"" if batch.timed else self._stamp.prefix(now)
+        groups = batch.groups
         for slot in range(batch.count):
             try:
+                if groups and slot in groups:
+                    self._unanswered[_TO_GROUP] += 1
+                    batch.drop(slot)
+                    continue
                 if batch.timed:
                     moment = batch.arrival(slot) or now
                     prefix = self._stamp.prefix(moment)

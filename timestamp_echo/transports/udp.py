@@ -36,6 +36,7 @@ import mmap
 import socket
 import struct
 import sys
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from ctypes import Structure, addressof, c_char, c_int, c_size_t, c_uint, c_void_p, sizeof
 from functools import lru_cache
@@ -72,17 +73,22 @@ _MIN_HELD = 512  # bytes of the receive buffer that a datagram takes at the leas
 
 _CACHED_SOURCES = 2**12  # whose addresses are not formatted again
 
-# Bound to one of these, a socket receives at any local address. A reply then leaves from the
-# address that the route prefers, unless IP_PKTINFO says otherwise.
-_WILDCARDS = ("", "0.0.0.0", "::")
-
 # ip(7) and ipv6(7). Python has IP_PKTINFO from 3.14 on; the numbers are Linux's.
 _IP_PKTINFO: int = getattr(socket, "IP_PKTINFO", 8)
 _IPV6_RECVPKTINFO: int = getattr(socket, "IPV6_RECVPKTINFO", 49)
+_IPV6_PKTINFO: int = getattr(socket, "IPV6_PKTINFO", 50)
+
+# `struct in_pktinfo`: the local address, then the one that the datagram was sent to. For a
+# datagram to this host alone they are the same.
+_LOCAL, _ASKED = slice(4, 8), slice(8, 12)
+
+_MULTICAST = 0xFF  # the first byte of every IPv6 multicast address (RFC 4291, section 2.7)
 
 # socket(7) and asm-generic/socket.h; Python has neither.
 _SO_RCVBUFFORCE, _SO_MEMINFO = 33, 55
 _DROPS = slice(32, 36)  # in what SO_MEMINFO returns: SK_MEMINFO_DROPS of linux/sock_diag.h
+
+_ANCILLARY_SIZE = socket.CMSG_SPACE(20) + socket.CMSG_SPACE(12)  # pktinfo of IPv6, and of IPv4
 
 _CMSG_DATA = socket.CMSG_LEN(0)  # where the value begins in a piece of ancillary data (cmsg(3))
 
@@ -159,12 +165,20 @@ def _column(array: Any, offset: int, kind: Literal["I", "P"]) -> memoryview:
     return memoryview(array).cast("B").cast(kind)[offset // size :: sizeof(array[0]) // size]
 
 
+def _beginnings(*columns: memoryview) -> list[list[memoryview]]:
+    """The columns of no slot, of the first slot, of the first two, and so on to all.
+
+    To write or compare a column takes the longer the more it has, and most batches are short.
+    """
+    return [[column[:count] for column in columns] for count in range(BATCH + 1)]
+
+
 class DatagramBatch:
     """The datagrams of one batch, each in a slot from 0 to `count`.
 
     @param sock: a UDP socket that does not block, of IPv4 or IPv6.
-    @param pktinfo: whether replies are to leave from the address that was asked, although the
-        socket is bound to none.
+    @param pktinfo: whether the address that a datagram was sent to matters, because the socket is
+        not bound to one of this host's. Then replies leave from it, and `groups` is kept.
     @param timed: whether arrival times are wanted.
     @param size: bytes of the longest datagram.
     """
@@ -175,11 +189,16 @@ class DatagramBatch:
     timed: bool
     """Whether `arrival` may be called."""
 
+    groups: Sequence[int] = ()
+    """The slots whose datagrams were sent to a broadcast or multicast address. Over IPv6 an IPv4
+    broadcast is not among them; but the kernel does not send from its address (`send`)."""
+
     first_bytes: memoryview
     """The first byte of each datagram; of an empty one any byte."""
 
     def __init__(self, sock: socket.socket, pktinfo: bool, timed: bool, size: int) -> None:
         family = _FAMILIES[sock.family]
+        self._ipv4 = sock.family == socket.AF_INET
         self.timed = timed
         self._pktinfo = pktinfo
         self._dropped: list[int] = []  # slots without a reply, in order
@@ -209,6 +228,8 @@ class DatagramBatch:
         # Anonymous memory: a page takes no room until it is first used.
         self._memory = mmap.mmap(-1, BATCH * self._slot_size, mmap.MAP_PRIVATE)
         self._names = ctypes.create_string_buffer(BATCH * self._name_size)
+        name = self._name_size
+        self._name_slices = [slice(i * name, (i + 1) * name) for i in range(BATCH)]
         self._controls = ctypes.create_string_buffer(BATCH * self._control_size or 1)
         self._received, self._sent = (mmsghdr * BATCH)(), (mmsghdr * BATCH)()
         self._bodies, self._replies = (iovec * BATCH)(), (iovec * (2 * BATCH))()
@@ -251,12 +272,24 @@ class DatagramBatch:
         offset = mmsghdr.header.offset + msghdr.control_size.offset
         self._control_sizes = _column(self._received, offset, _SIZE_T)
         # A copy of the sizes as they are now, all the same: written back before each call.
-        self._full_control_sizes = memoryview(bytes(self._control_sizes)).cast(_SIZE_T)
+        full = memoryview(bytes(self._control_sizes)).cast(_SIZE_T)
+        self._control_size_columns = _beginnings(self._control_sizes, full)
         if self._pktinfo:
-            at = self._pktinfo_offset + _CMSG_DATA + family.interface_offset
-            words = memoryview(self._controls).cast("B").cast("I")
-            self._interfaces = words[at // 4 :: self._control_size // 4]
-            self._any_interface = memoryview(bytes(4 * BATCH)).cast("I")
+            self._make_pktinfo_columns(family)
+
+    def _make_pktinfo_columns(self, family: _Family) -> None:
+        """Make the views of pktinfo, which tells the address that a datagram was sent to."""
+        memory = memoryview(self._controls).cast("B")
+        words = memory.cast("I")
+        start, step = self._pktinfo_offset + _CMSG_DATA, self._control_size
+        interfaces = words[(start + family.interface_offset) // 4 :: step // 4]
+        zeros = memoryview(bytes(4 * BATCH)).cast("I")
+        if self._ipv4:
+            asked = words[(start + _ASKED.start) // 4 :: step // 4]
+            local = words[(start + _LOCAL.start) // 4 :: step // 4]
+        else:
+            asked = local = memory[start::step]  # the first byte of the address
+        self._pktinfo_columns = _beginnings(interfaces, zeros, asked, local)
 
     def receive(self) -> int:
         """Receive the datagrams that are there.
@@ -267,22 +300,33 @@ class DatagramBatch:
         # room there is, and overwrites it with how much it used. So it is set anew each time.
         # `name_size` is overwritten, too, but always with the same: one socket has one family.
         if self._control_size:
-            self._control_sizes[:] = self._full_control_sizes
+            sizes, full = self._control_size_columns[self.count]  # of those that were overwritten
+            sizes[:] = full
         received = _LIBC.recvmmsg(self._fd, self._receive_into, BATCH, 0, None)
-        self.count = max(received, 0)  # -1: nothing was there, or an ICMP error (udp(7))
+        # -1: nothing was there, or an ICMP error (udp(7))
+        self.count = received if received > 0 else 0
         self._dropped.clear()
         while self._without_pktinfo:
             self._sent[self._without_pktinfo.pop()].header.control_size = self._pktinfo_size
         if self._pktinfo:
-            # The replies must leave from that address, but through whichever interface the route
-            # says: with the index left in, they would not pass another one.
-            self._interfaces[:] = self._any_interface
+            self._read_pktinfo()
         return self.count
+
+    def _read_pktinfo(self) -> None:
+        interfaces, zeros, asked, local = self._pktinfo_columns[self.count]
+        # The replies must leave from that address, but through whichever interface the route
+        # says: with the index left in, they would not pass another one.
+        interfaces[:] = zeros
+        self.groups = ()
+        if self._ipv4:
+            if asked != local:
+                self.groups = [slot for slot, host in enumerate(asked) if host != local[slot]]
+        elif _MULTICAST in asked:
+            self.groups = [slot for slot, byte in enumerate(asked) if byte == _MULTICAST]
 
     def source(self, slot: int) -> tuple[str, int]:
         """Where a datagram came from: the IP address, without a scope, and the port."""
-        start = slot * self._name_size
-        name: Any = self._names[start : start + self._name_size]  # bytes, which ctypes does not say
+        name: Any = self._names[self._name_slices[slot]]  # bytes, which ctypes does not say
         return _source(name)
 
     def message(self, slot: int) -> bytes:
@@ -341,12 +385,16 @@ class DatagramPort(udp.Port):
 
     It knows when each arrived, and at which local address. Replies leave from that address:
     from any other, as the route may choose it, the client would not take them for replies
-    (ip(7), IP_PKTINFO; RFC 3542, section 4). Where recvmmsg(2) is missing it knows neither, and
-    calls its protocol's `datagramReceived` for each datagram.
+    (ip(7), IP_PKTINFO; RFC 3542, section 4). Where recvmmsg(2) is missing it calls its protocol's
+    `datagramReceived` for each datagram, and replies leave as the route says.
     """
 
     inherited = False
     """Whether the socket outlives this process, with what waits in its buffer."""
+
+    to_group = False
+    """Whether the datagram that `datagramReceived` is called with was sent to a broadcast or
+    multicast address, as far as the kernel says."""
 
     unread = 0
     """How many datagrams were left in the buffer when the port closed: at most as many as fit."""
@@ -367,9 +415,13 @@ class DatagramPort(udp.Port):
         """As `udp.Port.createInternetSocket`, prepared for bursts and batches."""
         sock: socket.socket = super().createInternetSocket()
         _enlarge_buffer(sock)
+        # Bound to an address of this host's, it receives nothing that was sent to another.
+        pktinfo = LINUX and not _is_own(sock.family, self.interface)
         if HAS_RECVMMSG and _is_allowed(sock):
-            pktinfo = self.interface in _WILDCARDS
             self._batch = DatagramBatch(sock, pktinfo, self._timed, self.maxPacketSize)
+        elif pktinfo:
+            for family in {socket.AF_INET, sock.family}:  # an IPv6 socket has IPv4 peers, too
+                sock.setsockopt(*_FAMILIES[family].option, 1)
         return sock
 
     def doRead(self) -> None:
@@ -391,9 +443,12 @@ class DatagramPort(udp.Port):
         # Not Twisted's own loop: that counts bytes, so a flood of empty datagrams never ends it.
         for _ in range(MAX_PER_ITERATION):
             try:
-                datagram, address = self.socket.recvfrom(self.maxPacketSize)
+                datagram, ancillary, _, address = self.socket.recvmsg(
+                    self.maxPacketSize, _ANCILLARY_SIZE
+                )
             except OSError:  # no more, or an ICMP error about an earlier reply
                 return
+            self.to_group = _is_to_group(ancillary)
             try:
                 self.protocol.datagramReceived(datagram, address[:2])
             except BaseException:
@@ -436,6 +491,28 @@ def _enlarge_buffer(sock: socket.socket) -> None:
     for option in (socket.SO_RCVBUF, _SO_RCVBUFFORCE):  # the second may exceed rmem_max
         with suppress(OSError):  # for lack of privileges, or of such an option
             sock.setsockopt(socket.SOL_SOCKET, option, RECEIVE_BUFFER)
+
+
+def _is_own(family: int, host: str) -> bool:
+    """Whether this is the address of a single host, this one: not a wildcard, nor a broadcast.
+
+    connect(2) on UDP sends nothing. It gives the socket the local address that the route prefers,
+    and that is the same if it is to this host itself.
+    """
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))
+        return bool(probe.getsockname()[0] == host)
+    return False
+
+
+def _is_to_group(ancillary: Iterable[tuple[int, int, bytes]]) -> bool:
+    """Whether a datagram was sent to a broadcast or multicast address, by its pktinfo."""
+    for level, kind, value in ancillary:
+        if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO) and value[_LOCAL] != value[_ASKED]:
+            return True
+        if (level, kind) == (socket.IPPROTO_IPV6, _IPV6_PKTINFO) and value[0] == _MULTICAST:
+            return True
+    return False
 
 
 def _is_allowed(sock: socket.socket) -> bool:
