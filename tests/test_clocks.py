@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from timestamp_echo.clocks import MAX_AGE, STEP_THRESHOLD, Clocks, monotonic_ns
+from timestamp_echo.clocks import (
+    MAX_AGE,
+    STEP_THRESHOLD,
+    Clocks,
+    monotonic_ns,
+    use_monotonic_clock,
+)
 from timestamp_echo.stamps import SECOND
 
 EPOCH = 1795357656 * SECOND
@@ -140,3 +146,18 @@ class ClocksTests(SynchronousTestCase):
         """Where there is no CLOCK_BOOTTIME, it is Python's monotonic clock."""
         with patch("timestamp_echo.clocks.time", SimpleNamespace(monotonic_ns=lambda: 7)):
             self.assertEqual(monotonic_ns(), 7)
+
+    def test_reactor(self) -> None:
+        """A reactor's timers follow the monotonic clock, in seconds."""
+        reactor = SimpleNamespace(seconds=time.time)
+        use_monotonic_clock(reactor)
+        before = monotonic_ns()
+        seconds = reactor.seconds()
+        self.assertTrue(before <= seconds * SECOND <= monotonic_ns())
+
+    def test_reactor_without_boot_time(self) -> None:
+        """Where there is no CLOCK_BOOTTIME, they follow Python's monotonic clock."""
+        reactor = SimpleNamespace(seconds=time.time)
+        with patch("timestamp_echo.clocks.time", SimpleNamespace(monotonic=lambda: 7.5)):
+            use_monotonic_clock(reactor)
+        self.assertEqual(reactor.seconds(), 7.5)

@@ -7,6 +7,7 @@ import io
 import os
 import resource
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from zope.interface.verify import verifyObject
 
 from tests.system.certificates import self_signed
 from timestamp_echo import __version__, tap
+from timestamp_echo.clocks import monotonic_ns
 from timestamp_echo.framing import AutoFraming, ChunkFraming, LineFraming
 from timestamp_echo.server.connections import RESERVED_FILES
 from timestamp_echo.server.service import EchoService
+from timestamp_echo.stamps import SECOND
 from timestamp_echo.transports.udp import DatagramPort
 
 UDP = "udp:0:interface=127.0.0.1"
@@ -34,6 +37,14 @@ class OptionsTests(SynchronousTestCase):
         options = tap.Options()
         options.parseOptions(list(arguments))
         return options
+
+    def test_clock(self) -> None:
+        """All timers of the service follow the monotonic clock, from the start."""
+        from twisted.internet import reactor
+
+        self.patch(reactor, "seconds", time.time)
+        self.parsed()
+        self.assertLessEqual(reactor.seconds(), monotonic_ns() / SECOND)
 
     def refused(self, *arguments: str) -> str:
         """Parse these invalid arguments, and return the error, which is one line."""

@@ -19,6 +19,7 @@ from twisted.internet.interfaces import IListeningPort, IReactorTime
 from twisted.python import usage
 
 from timestamp_echo import __version__
+from timestamp_echo.clocks import use_monotonic_clock
 from timestamp_echo.framing import FRAMINGS, MAX_DATAGRAM
 from timestamp_echo.server.connections import (
     IDLE_TIMEOUT,
@@ -147,6 +148,7 @@ class Options(usage.Options):
         """
         from twisted.internet import reactor
 
+        use_monotonic_clock(reactor)  # before anything below notes the time
         if self["framing"] not in FRAMINGS:
             raise usage.UsageError(
                 f"--framing: expected {', '.join(FRAMINGS)}, not {_quoted(self['framing'])}"

@@ -293,6 +293,12 @@ def needs(program: str) -> str:
     raise SkipTest(f"{program} is not installed")
 
 
+def faketime(offset: str) -> dict[str, str]:
+    """The environment in which a process's clock is wrong by this offset (faketime(1))."""
+    said = run([needs("faketime"), "-f", offset, "env"]).stdout.decode()
+    return {name: re.findall(f"(?m)^{name}=(.*)$", said)[0] for name in ("LD_PRELOAD", "FAKETIME")}
+
+
 def talk(sock: socket.socket, data: bytes) -> bytes:
     """Send, close the sending side at once, and read to the end."""
     with sock:

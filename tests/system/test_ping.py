@@ -26,8 +26,8 @@ from tests.system.running import (
     Screen,
     Service,
     Status,
+    faketime,
     lab_server,
-    needs,
     plain_echo,
     run,
     tsecho,
@@ -47,12 +47,6 @@ def measured(*arguments: str) -> tuple[int, list[dict[str, Any]]]:
     """Run `tsecho ping --json`; return its exit status and the objects it wrote."""
     done = ping("--json", *arguments)
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def faketime(offset: str) -> dict[str, str]:
-    """The environment in which a process's clock is wrong by this offset (faketime(1))."""
-    said = run([needs("faketime"), "-f", offset, "env"]).stdout.decode()
-    return {name: re.findall(f"(?m)^{name}=(.*)$", said)[0] for name in ("LD_PRELOAD", "FAKETIME")}
 
 
 class ServerTests(SynchronousTestCase):

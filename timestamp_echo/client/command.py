@@ -18,6 +18,7 @@ from timestamp_echo.client.arguments import CommandParser, add_server, chosen_se
 from timestamp_echo.client.datagram import DatagramSession
 from timestamp_echo.client.session import Session, SessionListener, StreamSession
 from timestamp_echo.client.stdio import Pipe, Terminal
+from timestamp_echo.clocks import use_monotonic_clock
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
     """
     from twisted.internet import reactor
 
+    use_monotonic_clock(reactor)
     parser = _parser()
     arguments = parser.parse_args(argv)
     return _run(cast(IClientReactor, reactor), chosen_server(parser, arguments, reactor))

@@ -22,7 +22,7 @@ from zope.interface import implementer
 from timestamp_echo.client import errors
 from timestamp_echo.client.address import DatagramServer, StreamServer
 from timestamp_echo.client.arguments import CommandParser, add_server, chosen_server
-from timestamp_echo.clocks import Clocks
+from timestamp_echo.clocks import Clocks, use_monotonic_clock
 from timestamp_echo.ping.live import JSONOutput, TextOutput, Write
 from timestamp_echo.ping.plot import Plot
 from timestamp_echo.ping.probe import MAX_SIZE, MIN_SIZE, NONCE_LENGTH, Probes
@@ -75,8 +75,7 @@ class Run:
         self._plot = plot
         self._failed = self._interrupted = False
         clocks = Clocks()
-        # Twisted's timers use the wall clock, and would not fire after it was set back.
-        reactor.seconds = lambda: clocks.monotonic() / SECOND
+        use_monotonic_clock(reactor)
         self._output = _output(self._write, arguments, server.name, clocks)
         self._pinger = Pinger(
             _plan(arguments),
