@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from timestamp_echo.server.closing import LINGER_TIMEOUT
 from timestamp_echo.server.connections import (
     IDLE_TIMEOUT,
     RESERVED_FILES,
@@ -27,9 +28,9 @@ class FakeConnection:
     """A `Connection` that records the calls of its methods."""
 
     peer_key = b""
-    messages_seen = 0
+    progress_seen = 0
     idle_checks = 0
-    messages = 0
+    progress = 0
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -240,22 +241,39 @@ class ConnectionsTests(SynchronousTestCase):
         self.assertEqual(sound.calls, ["idle for 100 s", "abort"])
         self.assertEqual(len(self.flushLoggedErrors(ValueError, IndexError)), 4)
 
-    def test_idle_with_pending_message(self) -> None:
-        """The reply to an incomplete message, sent by the end itself, starts no new timeout."""
+    def test_ended_with_progress(self) -> None:
+        """A connection that was ended is not aborted while its peer receives what is still sent."""
         connections = Connections(self.clock, idle_timeout=100)
         connection = self.added(connections)
         self.clock.pump([10] * 11)
-        connection.messages += 1
+        for _ in range(50):
+            connection.progress += 1
+            self.clock.advance(10)
+        self.assertEqual(connection.calls, ["idle for 100 s"])
         self.clock.advance(10)
         self.assertEqual(connection.calls, ["idle for 100 s", "abort"])
 
+    def test_ended_and_lingering(self) -> None:
+        """However short the timeout, the lingering close of a connection comes to its end."""
+        for idle_timeout in (1, 2, 5, 10):
+            connections = Connections(self.clock, idle_timeout=idle_timeout)
+            connection = self.added(connections)
+            self.clock.pump([idle_timeout / 10] * 11)
+            self.assertEqual(connection.calls, [f"idle for {idle_timeout} s"])
+            ended = self.clock.seconds()
+            while len(connection.calls) == 1:
+                self.clock.advance(idle_timeout / 10)
+            took = self.clock.seconds() - ended
+            self.assertTrue(LINGER_TIMEOUT < took < LINGER_TIMEOUT + idle_timeout / 5, took)
+            connections.remove(connection)
+
     def test_not_idle(self) -> None:
-        """A connection with an exchange in every timeout stays open."""
+        """A connection with an exchange, or a part of one, in every timeout stays open."""
         connections = Connections(self.clock, idle_timeout=100)
         connection = self.added(connections)
         for _ in range(50):
             self.clock.pump([10] * 9)
-            connection.messages += 1
+            connection.progress += 1
         self.assertEqual(connection.calls, [])
 
     def test_idle_after_messages(self) -> None:
@@ -263,7 +281,7 @@ class ConnectionsTests(SynchronousTestCase):
         connections = Connections(self.clock, idle_timeout=100)
         connection = self.added(connections)
         self.clock.pump([10] * 9)
-        connection.messages += 1
+        connection.progress += 1
         self.clock.pump([10] * 11)
         self.assertEqual(connection.calls, [])
         self.clock.advance(10)

@@ -484,6 +484,36 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertTrue(transport.aborted)
         self.assertIn("; over", self.lose(echo, ConnectionAborted()))
 
+    def test_progress(self) -> None:
+        """An answered message is progress; bytes of a message that has not ended are none."""
+        echo = self.connect(LineFraming)
+        before = echo.progress
+        echo.dataReceived(b"one")
+        self.assertEqual(echo.progress, before)
+        echo.dataReceived(b"\n")
+        self.assertNotEqual(echo.progress, before)
+        before = echo.progress
+        written = len(self.transport.value())
+        self.transport.unsent = lambda: len(self.transport.value()) - written  # type: ignore[attr-defined]
+        echo.dataReceived(b"two\n")
+        self.assertNotEqual(echo.progress, before)
+
+    def test_progress_of_reader(self) -> None:
+        """So are replies that the peer receives. When it has received all, nobody is asked."""
+        unsent = [800, 0, 300, 300]
+        echo = self.connect(LineFraming)
+        self.transport.unsent = lambda: unsent.pop(0)  # type: ignore[attr-defined]
+        echo.dataReceived(b"x" * 999 + b"\n")
+        changes = []
+        for line in (b"", b"", b"", b"y" * 300 + b"\n", b""):
+            if line:
+                echo.dataReceived(line)
+            progress = echo.progress
+            changes.append(progress != echo.progress_seen)
+            echo.progress_seen = progress
+        self.assertEqual(changes, [True, True, False, True, False])
+        self.assertEqual(unsent, [])
+
     def full_after(self, size: int, transport: StringTransport) -> None:
         """Pause the producer of this transport after each `size` bytes written."""
         written = transport.write

@@ -660,6 +660,46 @@ class LimitTests(SynchronousTestCase):
             fill(sock, b"x" * 1023 + b"\n")
             service.log.wait_for("connection from .* ended .*; idle for 1 s")
 
+    def test_idle_steady_reader(self) -> None:
+        """A client that reads steadily is not idle, however long it takes to read everything."""
+        files = self_signed(self.mktemp())
+        service = Service(
+            *(self, "--idle-timeout", "2", "-l", "tcp:0:interface=127.0.0.1"),
+            *("-l", "haproxy:tcp:0:interface=127.0.0.1"),
+            *("-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}"),
+        )
+        clients = (
+            (f"TCP:127.0.0.1:{service.port(0)}", b""),
+            (f"TCP:127.0.0.1:{service.port(1)}", b"PROXY UNKNOWN\r\n"),
+            (f"OPENSSL:localhost:{service.port(2)},pf=ip4,cafile={files.certificate}", b""),
+        )
+        readers = [self.reader(where, begin) for where, begin in clients]
+        replies = [b""] * len(readers)
+        for _ in range(100):  # 5 s, at 320 KB/s
+            select.select([], [], [], 0.05)
+            for index, reader in enumerate(readers):
+                replies[index] += os.read(reader.fileno(), 2**14)
+        for index, reader in enumerate(readers):
+            replies[index] += reader.read()
+        self.assertEqual([reply.count(b"\n") for reply in replies], [40_000] * len(readers))
+        self.assertNotIn("idle", service.log.text)
+
+    def reader(self, where: str, begin: bytes) -> IO[bytes]:
+        """Let socat send 4 MB of lines; return its replies, of which it buffers little."""
+        path = Path(self.mktemp())
+        path.write_bytes(begin + (b"x" * 98 + b"\n") * 40_000)
+        with path.open("rb") as lines:
+            process = subprocess.Popen(
+                [needs("socat"), "-t", "60", "-", f"{where},rcvbuf=65536"],
+                stdin=lines,
+                stdout=subprocess.PIPE,
+            )
+        assert process.stdout is not None
+        self.addCleanup(process.wait, PATIENCE)
+        self.addCleanup(process.kill)
+        self.addCleanup(process.stdout.close)
+        return process.stdout
+
     def test_max_unsent(self) -> None:
         """--max-unsent bounds the memory for the replies that a client does not read."""
         for max_unsent, memory in ((1, range(2**20)), (2**23, range(2**22, 2**24))):

@@ -7,6 +7,9 @@ import socket
 import ssl
 import sys
 import time
+from array import array
+from fcntl import ioctl
+from termios import FIONREAD
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -22,7 +25,7 @@ from zope.interface import implementer
 from tests.fakes import FakePort, Recorder
 from tests.system.certificates import self_signed
 from tests.system.running import PATIENCE
-from timestamp_echo.transports import arrivals
+from timestamp_echo.transports import arrivals, stream
 from timestamp_echo.transports.stream import (
     READ_SIZE,
     StreamTransport,
@@ -107,6 +110,37 @@ class StreamTransportTests(SynchronousTestCase):
         self.assertEqual(self.server.unread(), 1000)
         self.server.connectionLost(Failure(ConnectionDone()))
         self.assertEqual(self.server.unread(), 0)
+
+    def test_unsent(self) -> None:
+        """It knows how many bytes the client's host has not received: its own, and the kernel's."""
+        self.assertEqual(self.server.unsent(), 0)
+        size = 2**24  # more than the kernels take
+        self.server.write(b"x" * size)
+        read = 0
+        while not self.server.offset:
+            read += len(self.client.recv(2**20))
+            self.server.doWrite()
+        self.server.write(b"x" * 1000)
+        self.assertTrue(self.server.dataBuffer and self.server._tempDataBuffer)
+        # The rest has been received, and waits there to be read; it may still be acknowledged.
+        deadline = time.monotonic() + PATIENCE
+        while self.server.unsent() + self.received() + read != size + 1000:
+            self.assertLess(time.monotonic(), deadline)
+        before = self.server.unsent()
+        self.server.connectionLost(Failure(ConnectionDone()))
+        self.assertLess(self.server.unsent(), before)
+
+    def received(self) -> int:
+        """How many bytes wait for the client to read them."""
+        count = array("i", [0])
+        ioctl(self.client, FIONREAD, count)
+        return count[0]
+
+    def test_unsent_elsewhere(self) -> None:
+        """Where the kernel does not say, it is what is in its own buffers."""
+        self.patch(stream, "LINUX", False)
+        self.server.write(b"x" * 2**24)
+        self.assertEqual(self.server.unsent(), self.server._tempDataLen)
 
     def test_read_size(self) -> None:
         """Its reads can be made smaller, but not larger than `READ_SIZE`."""

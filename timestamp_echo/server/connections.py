@@ -17,6 +17,7 @@ from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from timestamp_echo.addresses import peer_key
+from timestamp_echo.server.closing import LINGER_TIMEOUT
 
 RESERVED_FILES = 64
 """Open files kept for other things than connections: ports, logs, the reactor's own, and refused
@@ -26,6 +27,8 @@ IDLE_TIMEOUT = 3600.0
 """Seconds without a complete exchange after which a connection is closed, by default."""
 
 _CHECKS = 10  # per idle timeout, which is so kept to within a tenth
+
+_ENDED = _CHECKS + 1  # checks without progress, the first of which may follow the last exchange
 
 
 class Connection(Protocol):
@@ -38,15 +41,18 @@ class Connection(Protocol):
     peer_key: bytes
     """The key under which its peer is counted; empty if its peer is unknown, or not counted."""
 
-    messages_seen: int
-    """`messages` at the last check."""
+    progress_seen: int
+    """`progress` at the last check."""
 
     idle_checks: int
-    """How many checks in a row found no new message."""
+    """How many checks in a row found no progress."""
 
     @property
-    def messages(self) -> int:
-        """How many messages have been answered."""
+    def progress(self) -> int:
+        """Differs from `progress_seen` if since then a message was answered, or replies received.
+
+        Bytes of a message that has not ended are no progress.
+        """
 
     def end(self, why: str) -> None:
         """Answer what is pending, then close.
@@ -107,6 +113,10 @@ class Connections:
         self._max_total = max_total
         self._max_per_peer = max_per_peer
         self._idle_timeout = idle_timeout
+        # One that was ended has at least as long as its lingering close takes.
+        self._max_checks = _ENDED
+        if idle_timeout:
+            self._max_checks += int(_CHECKS * LINGER_TIMEOUT / idle_timeout)
         self._connections: set[Connection] = set()
         self._started = False
         self._peers: Counter[bytes] = Counter()
@@ -214,7 +224,7 @@ class Connections:
             self._check_call = None
 
     def _check(self) -> None:
-        """Close the connections that had no new message for the idle timeout."""
+        """Close the connections that made no progress for the idle timeout."""
         self._check_call = None
         if self._connections:
             self._schedule_check()
@@ -223,14 +233,14 @@ class Connections:
 
     def _check_one(self, connection: Connection) -> None:
         with self._log.failuresHandled("while checking whether a connection is idle:"):
-            if connection.idle_checks > _CHECKS:
-                connection.abort()  # it was ended at the check before, and is still open
-            elif connection.messages != connection.messages_seen:
-                connection.messages_seen = connection.messages
-                connection.idle_checks = 0
-            else:
-                # The first such check may come right after the last message, so that only one
-                # more than `_CHECKS` of them make up the whole timeout.
-                connection.idle_checks += 1
-                if connection.idle_checks > _CHECKS:
-                    connection.end(f"idle for {self._idle_timeout:g} s")
+            progress = connection.progress
+            ended = connection.idle_checks >= _ENDED
+            if progress != connection.progress_seen:
+                connection.progress_seen = progress
+                connection.idle_checks = _ENDED if ended else 0
+                return
+            connection.idle_checks += 1
+            if connection.idle_checks == _ENDED:
+                connection.end(f"idle for {self._idle_timeout:g} s")
+            elif connection.idle_checks > self._max_checks:
+                connection.abort()  # its peer does not receive what is still to be sent

@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Iterable
 from fcntl import ioctl
 from functools import partial
-from termios import FIONREAD
+from termios import FIONREAD, TIOCOUTQ
 from typing import Any
 
 from twisted.internet import tcp, unix
@@ -26,7 +26,7 @@ from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.python import log
 from twisted.python.failure import Failure
 
-from timestamp_echo.transports.arrivals import ANCILLARY_SIZE, from_ancillary
+from timestamp_echo.transports.arrivals import ANCILLARY_SIZE, LINUX, from_ancillary
 
 READ_SIZE = 2**15
 """Bytes of one read at most. A TLS peer that does not read its replies then takes 205 KiB of
@@ -212,6 +212,20 @@ class StreamTransport(tcp.Server):
         count = array("i", [0])
         ioctl(self.fd, FIONREAD, count)
         return count[0]
+
+    def unsent(self) -> int:
+        """How many bytes are buffered here, or not acknowledged by the peer (SIOCOUTQ, tcp(7)).
+
+        A peer whose buffer was full acknowledges more once it has read a segment, or a sixteenth of
+        its buffer. Of a UNIX socket, what the peer has not read counts, as the memory that it
+        takes. Where the kernel does not say, only what is buffered here counts.
+        """
+        buffered = self._tempDataLen + len(self.dataBuffer) - self.offset
+        if not (LINUX and self.connected):
+            return buffered
+        count = array("i", [0])
+        ioctl(self.fd, TIOCOUTQ, count)
+        return buffered + count[0]
 
     def set_read_size(self, size: int) -> None:
         """Read at most this many bytes at once, but never more than `READ_SIZE`."""
