@@ -484,6 +484,19 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertTrue(transport.aborted)
         self.assertIn("; over", self.lose(echo, ConnectionAborted()))
 
+    def test_end_between_turns(self) -> None:
+        """`end` lets a connection that only waits for its turn answer all that it has read."""
+        transport = TCPTransport()
+        echo = self.connect(transport=transport)
+        echo.dataReceived(b"\n" * 5000)
+        echo.end("over")
+        echo.end("again")
+        self.clock.pump([0] * 20)
+        self.assertEqual(transport.value(), (STAMP + b"\n") * 5000)
+        self.assertTrue(transport.half_closed)
+        self.assertFalse(transport.aborted)
+        self.assertIn("; over", self.lose(echo))
+
     def test_progress(self) -> None:
         """An answered message is progress; bytes of a message that has not ended are none."""
         echo = self.connect(LineFraming)

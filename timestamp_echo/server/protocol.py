@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 from twisted.internet.error import ConnectionDone
@@ -277,7 +278,9 @@ class TimestampEcho(LingeringClose):
         """See `Connection.end`. A peer that reads no replies would not read these: abort."""
         if self.why:
             return
-        if self._paused:
+        if self._turn is not None and self._turn.active():
+            self._drain_and_end(why)  # paused, but not by its peer
+        elif self._paused:
             self.why = why
             self.abort()
         else:
@@ -286,13 +289,13 @@ class TimestampEcho(LingeringClose):
 
     def drain(self) -> None:
         """See `Connection.drain`. While this is paused nothing is read; it waits."""
+        self._drain_and_end("the service is stopping")
+
+    def _drain_and_end(self, why: str) -> None:
         if self._drain is None:
-            self._drain = Drain(self.factory.clock, self.transport, self._drained)
+            self._drain = Drain(self.factory.clock, self.transport, partial(self.end, why))
             if not self._paused:
                 self._drain.start()
-
-    def _drained(self) -> None:
-        self.end("the service is stopping")
 
     def abort(self) -> None:
         """See `Connection.abort`."""
