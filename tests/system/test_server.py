@@ -489,6 +489,13 @@ class HostileClientTests(SynchronousTestCase):
         reply = talk(self.service.connect(), message + b"\n")
         self.assertTrue(reply.endswith(b"] " + message + b"\n"))
 
+    def test_out_of_band(self) -> None:
+        """A byte that is sent out of band is echoed in its place."""
+        sock = self.service.connect()
+        sock.sendall(b"ab")
+        sock.send(b"c", socket.MSG_OOB)
+        self.assertEqual(re.sub(STAMP, b"", talk(sock, b"d\n")), b"abcd\n")
+
     def test_million_empty_lines(self) -> None:
         """A million empty lines get a million stamps, in less than 16 MiB of memory."""
         before = self.service.resident()

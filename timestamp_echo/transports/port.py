@@ -86,9 +86,11 @@ class StreamPort(tcp.Port):
         self._stopped = None
         super().startListening()
         if self.addressFamily != socket.AF_UNIX:
+            # Connections inherit these options, which saves a system call for each.
             # A reply is written whole, so there is nothing to wait for (Nagle's algorithm).
-            # Connections inherit it, which saves a system call for each.
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Out-of-band data (send(2), MSG_OOB) is part of the message: read it in its place.
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         if self.group is not None:
             self.group.add_port(self)
 
