@@ -165,6 +165,8 @@ class StreamTests(SynchronousTestCase):
         with service.connect() as sock:
             client = TLSClient(sock, files.certificate)
             self.assertRegex(client.talk(LINES), REPLIES)
+        service.stop()
+        self.assertIn(f"(TLS Port {service.port()} Closed)", service.log.text)
 
     def test_reload(self) -> None:
         """At SIGHUP new connections get the new certificate; open connections stay open."""

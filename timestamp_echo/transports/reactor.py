@@ -161,9 +161,9 @@ class ReactorAdapter:
             self._replaced_port.factory = outermost
             replaced: IListeningPort = self._replaced_port
             return replaced
-        return self._opened(
-            StreamPort(port, outermost, _backlog(backlog), interface, self._reactor)
-        )
+        opened = StreamPort(port, outermost, _backlog(backlog), interface, self._reactor)
+        opened._type = getattr(factory, "port_type", opened._type)
+        return self._opened(opened)
 
     def listenSSL(
         self,

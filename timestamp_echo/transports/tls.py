@@ -250,6 +250,9 @@ class HalfCloseTLSFactory(TLSMemoryBIOFactory):
 
     protocol = HalfCloseTLS
 
+    port_type = "TLS"
+    """What the log calls a port that listens with this factory."""
+
     def __init__(
         self,
         creator: IOpenSSLServerConnectionCreator,
