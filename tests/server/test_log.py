@@ -204,14 +204,15 @@ class ConnectionLogTests(SynchronousTestCase):
         self.assertEqual(len(self.lines()), 3 * MAX_LINES)
 
     def test_flush(self) -> None:
-        """What would be written later can be written now."""
+        """What would be written later can be written now, with the time that has passed."""
         self.flood()
         self.open("1")
         self.end("1")
+        self.clock.advance(0.125)
         self.lines()
         self.log.flush()
         more = 1000 + 1 - MAX_LINES
-        self.assertEqual(self.lines(), [f"{more} more connections opened within 1 s"])
+        self.assertEqual(self.lines(), [f"{more} more connections opened within 0.125 s"])
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.log.flush()
         self.assertEqual(self.lines(), [])
@@ -219,6 +220,13 @@ class ConnectionLogTests(SynchronousTestCase):
         self.assertEqual(len(self.lines()), MAX_LINES)
         self.clock.advance(FLOOD_INTERVAL - 0.1)
         self.assertEqual(self.lines(), [])
+
+    def test_late(self) -> None:
+        """A timer that is late does not make the interval longer."""
+        self.flood()
+        self.lines()
+        self.clock.advance(1.25)
+        self.assertEqual(self.lines(), [f"{1000 - MAX_LINES} more connections opened within 1 s"])
 
     def test_next_second(self) -> None:
         """Each second has ten lines; if there are no more events, no line counts them."""

@@ -617,8 +617,8 @@ class TimestampEchoTests(SynchronousTestCase):
                 self.assertEqual(len(self.clock.getDelayedCalls()), 3)
                 self.factory.doStop()
             lines = [formatEvent(event) for event in events]
-            self.assertEqual(lines[-1], "1 more connection ended within 1 s")
-            self.assertIn("1 more connection opened within 1 s", lines)
+            self.assertEqual(lines[-1], "1 more connection ended within 0 s")
+            self.assertIn("1 more connection opened within 0 s", lines)
             self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_short_reads_share_a_turn(self) -> None:

@@ -155,12 +155,13 @@ class ConnectionLog:
     def _end_interval(self, kind: str) -> None:
         del self._calls[kind]
         more = self._counts[kind] - MAX_LINES
+        left = max(self._ends[kind] - self._clock.seconds(), 0.0)  # of the interval, by `flush`
         self._log.info(
-            "{more} more connection{s} {kind} within {seconds:g} s",
+            "{more} more connection{s} {kind} within {seconds:.3g} s",
             more=more,
             s="" if more == 1 else "s",
             kind=kind,
-            seconds=self._lengths[kind],
+            seconds=self._lengths[kind] - left,
         )
         self._counts[kind], self._ends[kind] = 0, -inf
         self._lengths[kind] = FLOOD_INTERVAL
