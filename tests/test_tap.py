@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import resource
+import signal
 import sys
 import time
 from pathlib import Path
@@ -370,7 +371,20 @@ class MakeServiceTests(SynchronousTestCase):
     def test_plugin(self) -> None:
         """Twisted finds the plugin, which refers to this module."""
         (maker,) = [plugin for plugin in getPlugins(IServiceMaker) if plugin.tapname == "tsecho"]
+        set_to: dict[int, object] = {}
+        self.patch(signal, "signal", set_to.__setitem__)
+        self.patch(signal, "getsignal", {signal.SIGINT: signal.default_int_handler}.get)
         verifyObject(IServiceMaker, maker)
         verifyObject(IPlugin, maker)
         self.assertIs(maker.options, tap.Options)
         self.assertIs(maker.makeService, tap.makeService)
+        self.assertEqual(set_to, {signal.SIGINT: signal.SIG_DFL, signal.SIGHUP: signal.SIG_IGN})
+
+    def test_interrupts_ignored(self) -> None:
+        """Where SIGINT is ignored, as in a shell's background, the plugin leaves it so."""
+        (maker,) = [plugin for plugin in getPlugins(IServiceMaker) if plugin.tapname == "tsecho"]
+        set_to: dict[int, object] = {}
+        self.patch(signal, "signal", set_to.__setitem__)
+        self.patch(signal, "getsignal", {signal.SIGINT: signal.SIG_IGN}.get)
+        self.assertIs(maker.options, tap.Options)
+        self.assertEqual(set_to, {signal.SIGHUP: signal.SIG_IGN})

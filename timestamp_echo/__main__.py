@@ -6,10 +6,9 @@ It imports both subcommands, so that neither imports the other.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
-
-from timestamp_echo.client import errors
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,6 +17,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     @param argv: the arguments; by default those of the process.
     @return: the exit status.
     """
+    # Both imports below take longer than a person needs to press Ctrl-C. When the reactor runs, the
+    # subcommand sets a handler of its own.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda number, _: os._exit(128 + number))
+    from timestamp_echo.client import errors
+
     for fd, name in ((0, "standard input"), (1, "standard output")):
         # Before the reactor opens its own files, which would get the number of a closed one.
         if not _is_open(fd):

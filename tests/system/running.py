@@ -36,6 +36,20 @@ WITHOUT_RECVMMSG = [
 ]
 """`twistd` as on a system without recvmmsg(2)."""
 
+SIGNALLED = """
+import os, signal, sys
+module, name_of_signal, program, *arguments = sys.argv[1:]
+class Finder:
+    def find_spec(self, name, *arguments):
+        if name == module:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.Signals[name_of_signal])
+sys.meta_path.insert(0, Finder())
+sys.argv = [program, *arguments]
+exec(compile(open(program).read(), program, "exec"))
+"""
+"""Runs a Python script which gets a signal when it begins to import this module."""
+
 REACTOR = [f"--reactor={os.environ['TSECHO_REACTOR']}"] if "TSECHO_REACTOR" in os.environ else []
 """Services run under the reactor that this variable names, such as poll; by default twistd's."""
 

@@ -20,6 +20,7 @@ from tests.system.certificates import self_signed
 from tests.system.running import (
     BIN,
     PATIENCE,
+    SIGNALLED,
     STAMP,
     Screen,
     Service,
@@ -391,6 +392,25 @@ class UsageTests(SynchronousTestCase):
                 process.send_signal(number)
                 self.assertEqual(process.wait(PATIENCE), status)
                 self.assertEqual(process.stderr.read(), b"")
+
+    def test_interrupted_at_start(self) -> None:
+        """SIGINT also ends it while it is starting, without a traceback."""
+        for module, *arguments in (
+            ("timestamp_echo.client",),
+            ("timestamp_echo.client", "ping"),
+            ("twisted.internet.reactor",),
+            ("twisted.internet.reactor", "ping"),
+        ):
+            command = [sys.executable, "-c", SIGNALLED, module, "SIGINT", str(BIN / "tsecho")]
+            done = run([*command, *arguments, "unix:/nonexistent"])
+            self.assertEqual((done.returncode, done.stderr), (130, b""), (module, arguments))
+
+    def test_interrupt_ignored_at_start(self) -> None:
+        """Where SIGINT is ignored, as in the background of a script, it is while starting, too."""
+        ignoring = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh"]
+        command = [sys.executable, "-c", SIGNALLED, "timestamp_echo.client", "SIGINT"]
+        done = run([*ignoring, *command, str(BIN / "tsecho"), "unix:/nonexistent"])
+        self.assertEqual(done.returncode, 2)
 
     def test_interrupted_while_connecting(self) -> None:
         """SIGINT also ends it during the TLS handshake."""

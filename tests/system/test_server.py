@@ -28,6 +28,7 @@ from tests.system.running import (
     BIN,
     PATIENCE,
     REACTOR,
+    SIGNALLED,
     STAMP,
     Service,
     connectable,
@@ -1108,6 +1109,21 @@ class StartTests(SynchronousTestCase):
         while "Address already in use" not in (log := Path(folder, "log").read_text()):
             self.assertLess(time.monotonic(), deadline, log)
         self.assertNotIn("Traceback", log)
+
+    def test_interrupted(self) -> None:
+        """SIGINT (Ctrl-C) while it is starting ends it, without a traceback."""
+        command = [sys.executable, "-c", SIGNALLED, "timestamp_echo.tap", "SIGINT"]
+        command += [str(BIN / "twistd"), "-n", "--pidfile=", "tsecho"]
+        done = run([*command, "-l", "tcp:0:interface=127.0.0.1"])
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (-signal.SIGINT, b"", b""))
+
+    def test_hangup(self) -> None:
+        """SIGHUP while it is starting does nothing, as there is nothing to reload yet."""
+        prefix = [sys.executable, "-c", SIGNALLED, "timestamp_echo.tap", "SIGHUP"]
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1", prefix=prefix)
+        service.process.send_signal(signal.SIGHUP)  # it listens; its reactor may not run yet
+        self.assertRegex(talk(service.connect(), LINES), REPLIES)
+        self.assertEqual(service.stop(), 0)
 
 
 class StandardIOTests(SynchronousTestCase):
