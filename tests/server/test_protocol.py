@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
@@ -33,6 +34,7 @@ from timestamp_echo.framing import (
     Framing,
     LineFraming,
 )
+from timestamp_echo.server.closing import MAX_LAST_BYTES
 from timestamp_echo.server.connections import Connections
 from timestamp_echo.server.log import MAX_LINES
 from timestamp_echo.server.protocol import (
@@ -53,24 +55,32 @@ class Transport(StringTransport):
 
 
 class UnreadTransport(TCPTransport):
-    """A connection with this many bytes unread, read as `FULL_READ` bytes at a time."""
+    """A connection with this many bytes unread, read as `FULL_READ` bytes at a time.
+
+    @param size: how many are in its buffer.
+    @param more: how many come when there is room for them.
+    """
 
     read_size = FULL_READ
     reads = 0
     echo: TimestampEcho
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, more: float = 0) -> None:
         super().__init__()
         self._unread = size
+        self._more = more
 
     def unread(self) -> int:
         """See `StreamTransport.unread`."""
         return self._unread
 
     def doRead(self) -> None:
-        """See `IReadDescriptor.doRead`. The peer never stops sending."""
+        """See `IReadDescriptor.doRead`."""
         self.reads += 1
-        self._unread = max(self._unread - FULL_READ, 0)
+        if self._more > 0:
+            self._more -= FULL_READ
+        else:
+            self._unread = max(self._unread - FULL_READ, 0)
         self.echo.dataReceived(b"x" * (FULL_READ - 1) + b"\n")
 
 
@@ -715,19 +725,36 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertEqual(transport.value().replace(STAMP, b""), b"one\ntwo\nthree")
         self.assertIn("; the service is stopping", self.lose(echo))
 
-    def test_drain_unread(self) -> None:
-        """What is unread at the stop is read and answered; what comes later is not waited for."""
-        transport = UnreadTransport(3 * FULL_READ + 1)
+    def drain(self, transport: UnreadTransport) -> None:
+        """Drain a connection until its side is closed."""
         echo = transport.echo = self.connect(transport=transport)
         echo.drain()
         echo.drain()  # the second call of a stop changes nothing
-        for reads in (1, 2, 3, 4):
+        while not transport.half_closed:
+            reads = transport.reads
             self.clock.advance(0)
+            self.assertLessEqual(transport.reads, reads + 1)  # others have their turn
+
+    def test_drain_unread(self) -> None:
+        """What is unread at the stop is read and answered, and what a full buffer kept out."""
+        for size, more, reads in (
+            (0, 0, 0),
+            (1, 0, 1),
+            (3 * FULL_READ, 0, 3),
+            (3 * FULL_READ + 1, 5 * FULL_READ, 9),
+        ):
+            transport = UnreadTransport(size, more)
+            self.drain(transport)
             self.assertEqual(transport.reads, reads)
-            self.assertFalse(transport.half_closed)
-        self.clock.advance(0)
-        self.assertEqual(transport.reads, 4)
-        self.assertTrue(transport.half_closed)
+
+    def test_drain_endless(self) -> None:
+        """A peer that never stops sending does not keep the service from stopping."""
+        transport = UnreadTransport(FULL_READ, inf)
+        self.drain(transport)
+        self.assertEqual(transport.reads, 1)
+        transport = UnreadTransport(FULL_READ + 1, inf)
+        self.drain(transport)
+        self.assertEqual(transport.reads, 2 + MAX_LAST_BYTES // FULL_READ)
 
     def test_drain_pausing(self) -> None:
         """A read whose reply pauses the connection interrupts the drain; it begins again later."""

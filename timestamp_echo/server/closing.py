@@ -24,6 +24,9 @@ from timestamp_echo.server.log import ConnectionLog
 LINGER_TIMEOUT = 1.0
 """Seconds that a peer has to close its side after this side closed its own, all replies sent."""
 
+MAX_LAST_BYTES = 4 * 2**20
+"""Bytes of a connection that are read at a stop, at most, beyond those in its buffer: as many as
+the kernel buffers for a sender by default (tcp_wmem, tcp(7))."""
 
 MAX_REFUSALS = 32
 """Refused connections that may linger at once. Each holds an open file, and no limit counts it:
@@ -139,13 +142,19 @@ class Drain:
         self._call: IDelayedCall | None = None
         # What is below TLS and the PROXY protocol knows what waits in its socket. What comes later
         # is not waited for: a peer that never stops sending would keep the service from stopping.
-        unread = getattr(transport, "unread", None)
-        self._unread = 0 if unread is None else unread()
-        self._first = self._read if unread is not None else self._wait_for_read
+        # But if more than a read waits, the buffer may be full, and a sender on this host may have
+        # more in its own, which comes as this one is read.
+        self._unread: Callable[[], int] | None = getattr(transport, "unread", None)
+        self._left = 0  # bytes to read at most
+        if self._unread is not None:
+            self._left = self._unread()
+            if self._left > transport.read_size:  # type: ignore[attr-defined]
+                self._left += MAX_LAST_BYTES
 
     def start(self) -> None:
         """Begin, or go on after `cancel`."""
-        self._call = self._clock.callLater(0, self._first)
+        first = self._wait_for_read if self._unread is None else self._read
+        self._call = self._clock.callLater(0, first)
 
     def cancel(self) -> None:
         """Stop; nothing is called."""
@@ -156,12 +165,12 @@ class Drain:
         self._call = self._clock.callLater(0, self._read)
 
     def _read(self) -> None:
-        if self._unread <= 0:
+        if self._unread is None or self._left <= 0 or not self._unread():
             self._drained()
             return
         # One read at a time, so that others have their turn. It brings a full read, or else
         # everything. It may also pause this connection, which cancels the next call.
-        self._unread -= self._transport.read_size  # type: ignore[attr-defined]
+        self._left -= self._transport.read_size  # type: ignore[attr-defined]
         self._call = self._clock.callLater(0, self._read)
         self._transport.doRead()  # type: ignore[attr-defined]
 
