@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from twisted.application.service import IService, IServiceMaker
+from twisted.logger import formatEvent
 from twisted.plugin import IPlugin, getPlugins
 from twisted.scripts._twistd_unix import ServerOptions
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
+from tests.fakes import logged
 from tests.system.certificates import self_signed
 from timestamp_echo import __version__, tap
 from timestamp_echo.clocks import monotonic_ns
@@ -124,6 +126,23 @@ class OptionsTests(SynchronousTestCase):
         for files, total in ((1073741816, 1073741752), (sys.maxsize, sys.maxsize - 64), (10, 1)):
             self.patch(tap, "file_limit", lambda files=files: files)
             self.assertEqual(self.parsed().connections._max_total, total)
+
+    def test_few_files(self) -> None:
+        """A limit of open files that leaves few connections is no surprise: the log has it."""
+        for files, lines in ((10, 1), (127, 1), (128, 0)):
+            events = logged(self)
+            self.patch(tap, "file_limit", lambda files=files: files)
+            self.parsed("--max-connections", "5")
+            self.assertEqual(events, [])
+            self.parsed()
+            self.assertEqual(len(events), lines)
+        self.patch(tap, "file_limit", lambda: 100)
+        events = logged(self)
+        self.parsed()
+        self.assertEqual(
+            formatEvent(events[0]),
+            "the limit of open files (ulimit -Hn) is 100, so the limit of connections is 36",
+        )
 
     def test_client_ca(self) -> None:
         """--client-ca needs ssl:, and excludes tls:, which cannot ask for certificates."""

@@ -16,6 +16,7 @@ from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred, execute
 from twisted.internet.endpoints import quoteStringArgument
 from twisted.internet.interfaces import IListeningPort, IReactorTime
+from twisted.logger import Logger
 from twisted.python import usage
 
 from timestamp_echo import __version__
@@ -34,6 +35,8 @@ from timestamp_echo.server.service import DRAIN_TIMEOUT, EchoService, Listener
 from timestamp_echo.stamps import Stamp
 from timestamp_echo.transports.reactor import MAX_UNSENT, ReactorAdapter
 from timestamp_echo.transports.udp import DatagramPort
+
+_log = Logger()
 
 _UDP = re.compile(r"udp:(?P<port>\d+)(?::interface=(?P<interface>.+))?", re.ASCII)
 
@@ -190,7 +193,7 @@ class Options(usage.Options):
 
     def _connections(self, clock: IReactorTime) -> Connections:
         total = (
-            max(file_limit() - RESERVED_FILES, 1)
+            _default_total()
             if self["max-connections"] is None
             else self._number("max-connections", 1)
         )
@@ -207,6 +210,20 @@ class Options(usage.Options):
                 f" not {_quoted(text)}"
             )
         return int(text)
+
+
+def _default_total() -> int:
+    """How many connections there may be, by the limit of open files."""
+    files = file_limit()
+    total = max(files - RESERVED_FILES, 1)
+    if total < RESERVED_FILES:
+        _log.warn(
+            "the limit of open files (ulimit -Hn) is {files},"
+            " so the limit of connections is {total}",
+            files=files,
+            total=total,
+        )
+    return total
 
 
 def makeService(options: Options) -> IService:
