@@ -9,6 +9,7 @@ import errno
 import os
 import socket
 from collections import deque
+from math import inf
 from typing import Any, TypeAlias, cast
 
 from twisted.internet.defer import Deferred
@@ -21,17 +22,12 @@ from timestamp_echo.client.address import DatagramServer, IClientReactor
 from timestamp_echo.client.session import SessionListener
 from timestamp_echo.framing import MAX_DATAGRAM
 
-REPLY_TIMEOUT = 2.0
-"""Seconds after which a line without a reply is given up. A server that answers so many datagrams
-a second, as `twistd tsecho` does by default, answers again after one second at the latest."""
+REPLY_TIMEOUT = 1.0
+"""Seconds after which a reply counts as lost: the first timeout of RFC 6298, section 2."""
 
-FIRST_INTERVAL = 1.0
-"""Seconds after which a line is sent again while the round-trip time is unknown: the first timeout
-of RFC 6298, section 2."""
-
-MIN_INTERVAL = 0.1
-"""Seconds after which a line is sent again at the earliest, or else after twice the longest round
-trip so far, so that a late reply is not taken for a lost one."""
+MAX_LINES, WINDOW = 1000, 1.1
+"""So many lines are sent in so many seconds at most. By default `twistd tsecho` answers 1,000 in
+1.01 s; the rest is for those that take a little less time than others to get there."""
 
 AddressInfo: TypeAlias = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]
 """An entry of `socket.getaddrinfo`: family, type, protocol, canonical name, address."""
@@ -99,11 +95,11 @@ class DatagramPath(DatagramProtocol):
 
 
 class DatagramSession(DatagramPath):
-    """A session over datagrams: one line at a time, each sent until it is answered or given up.
+    """A session over datagrams: one line at a time, each waits for its reply or a second.
 
-    A datagram may be lost, or refused by a limit of the server's, and UDP has no flow control:
-    nothing but a reply shows that the server can take another one. So no line is sent before the
-    last one is answered or given up.
+    A datagram may be lost, and UDP has no flow control: nothing but a reply shows that the server
+    can take another one. So no line is sent before the last one is answered or given up, and no
+    more are sent in a second than a server answers by default.
 
     @param listener: gets the replies.
     @param reactor: opens the port, and times the replies.
@@ -117,11 +113,9 @@ class DatagramSession(DatagramPath):
         self._partial = b""
         self._paused = False
         self._in_flight: bytes | None = None
-        self._first_sent: float | None = None  # when it was sent; None: more than once
-        self._tries = 0  # how often it may be sent again
-        self._interval = FIRST_INTERVAL
         self._timeout: IDelayedCall | None = None
-        self._longest = 0.0  # round trip so far, in seconds
+        self._sent_at = deque([-inf] * MAX_LINES, MAX_LINES)  # when the last lines were sent
+        self._resting = False  # to send no more lines in a second
         self._finished = False
         self._ended = False
         self._producer: IPushProducer | None = None
@@ -167,17 +161,9 @@ class DatagramSession(DatagramPath):
     def datagramReceived(self, datagram: bytes, addr: object) -> None:
         """Accept the reply to the line in flight; ignore others, such as a late one."""
         if self._in_flight is not None and _is_reply(datagram, self._in_flight):
-            self._measure()
             self._listener.replied(datagram)
             self.missing -= 1
             self._line_done()
-
-    def _measure(self) -> None:
-        """Adapt the interval to the round trip, if it is known which datagram was answered."""
-        # After a second datagram it is not (RFC 6298, section 3: Karn's algorithm).
-        if self._first_sent is not None:
-            self._longest = max(self._longest, self._clock.seconds() - self._first_sent)
-            self._interval = min(max(2 * self._longest, MIN_INTERVAL), REPLY_TIMEOUT)
 
     def stopProtocol(self) -> None:
         """The port was closed; unless this side did it, the server's host refused a datagram."""
@@ -199,38 +185,34 @@ class DatagramSession(DatagramPath):
         return bool(self._addresses) and self._in_flight is not None and self.sent == self.missing
 
     def _send_next(self) -> None:
-        if self._in_flight is not None or self._paused or self._ended:
+        if self._in_flight is not None or self._paused or self._resting or self._ended:
             return
-        if self._queue:
-            self._send(self._queue.popleft())
-        else:
+        if not self._queue:
             self._all_done()
+            return
+        rest = self._sent_at[0] + WINDOW - self._clock.seconds()
+        if rest > 0:
+            self._resting = True
+            self._timeout = self._clock.callLater(rest, self._rested)
+        else:
+            self._send(self._queue.popleft())
+
+    def _rested(self) -> None:
+        self._resting = False
+        self._send_next()
 
     def _send(self, line: bytes) -> None:
         if self._producer is not None:
             self._producer.pauseProducing()
         self._in_flight = line
+        self._sent_at.append(self._clock.seconds())
         self.sent += 1
         self.missing += 1
-        self._first_sent = self._clock.seconds()
-        self._tries = int(REPLY_TIMEOUT / self._interval) - 1
-        self._transmit(line)
-
-    def _transmit(self, line: bytes) -> None:
-        self._timeout = self._clock.callLater(self._interval, self._not_answered, line)
+        self._timeout = self._clock.callLater(REPLY_TIMEOUT, self._line_done)
         try:
             self.transport.write(line)
         except Exception as error:  # an OSError, or Twisted's MessageLengthError
             self._end(f"a datagram of {len(line)} bytes could not be sent: {error}")
-
-    def _not_answered(self, line: bytes) -> None:
-        """Send the line in flight again, or give it up."""
-        if self._tries <= 0:
-            self._line_done()
-            return
-        self._tries -= 1
-        self._first_sent = None
-        self._transmit(line)
 
     def _line_done(self) -> None:
         """The line in flight is answered, or its time is over."""
