@@ -105,6 +105,7 @@ class EchoServiceTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         """Make a reactor, and record the log."""
+        self.patch(signal, "signal", lambda number, handler: None)
         self.reactor = Reactor()
         self.connections = Connections(self.reactor, idle_timeout=0)
         self.events = logged(self)
@@ -291,6 +292,9 @@ class EchoServiceTests(SynchronousTestCase):
         connection = FakeConnection()
         self.connections.add(connection, lambda: None)
         service = self.service()
+        service.privilegedStartService()
+        self.assertEqual(set(handlers), {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+        handlers.clear()
         service.startService()
         self.reactor.run()  # in memory it stops at once
         self.reactor.hasStopped = False

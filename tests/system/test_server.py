@@ -860,6 +860,14 @@ class StopTests(SynchronousTestCase):
                 self.assertRegex(read_all(sock), STAMP + b"second\n$")
         self.assertEqual(service.wait(), 0)
 
+    def test_at_once(self) -> None:
+        """A signal right after the line "listening on" is a stop like any other."""
+        for _ in range(5):
+            service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "-l", "unix:at-once")
+            self.assertEqual(service.stop(), 0)
+            self.assertFalse(os.path.lexists("at-once"))
+            self.assertFalse(os.path.lexists("at-once.lock"))
+
     def test_pipeline(self) -> None:
         """Everything that had been sent is answered, also from the sender's own full buffer."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--framing", "line")

@@ -97,6 +97,7 @@ class EchoService(Service):
         @raise CannotListen: one could not be opened. Those opened before it are closed again.
         """
         super().privilegedStartService()
+        self._set_signal_handlers()  # from the first "listening on" in the log
         self._listening, self._openings, self._error = True, [], ""
         for listener in self._listeners:
             self._open(listener)
@@ -108,7 +109,7 @@ class EchoService(Service):
     def startService(self) -> None:
         """Open all ports, unless that was done with privileges."""
         super().startService()
-        self._reactor.callWhenRunning(self._set_signal_handlers)
+        self._reactor.callWhenRunning(self._set_signal_handlers)  # the reactor has set its own
         if not self._listening:
             self.privilegedStartService()
 
@@ -177,7 +178,7 @@ class EchoService(Service):
         stopped = self.stopService()
         # Ports close in the reactor's next iterations, but it is not running yet.
         while not stopped.called:
-            self._reactor.iterate(0)
+            self._reactor.iterate(0.01)
 
     def _close(self, listener: Listener, port: IListeningPort) -> Deferred[Any]:
         return maybeDeferred(port.stopListening).addErrback(self._not_closed, listener)
