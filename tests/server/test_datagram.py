@@ -225,7 +225,7 @@ class TimestampDatagramTests(SynchronousTestCase):
     def echo(self, port: Port, style: str = "ctime", **options: Any) -> TimestampDatagram:
         """Start the protocol on this port, one second after the epoch."""
         stamp = Stamp(style, utc=True)
-        echo = TimestampDatagram(stamp, self.clock, lambda: SECOND, self.clock.seconds, **options)
+        echo = TimestampDatagram(stamp, self.clock, lambda: SECOND, **options)
         echo.transport = port  # type: ignore[assignment]  # as much of one as is needed
         echo.startProtocol()
         return echo
@@ -367,9 +367,7 @@ class TimestampDatagramTests(SynchronousTestCase):
         """The limit does not follow the wall clock, whichever way it is set."""
         times = iter([SECOND, 7200 * SECOND, SECOND, SECOND])
         port = Port()
-        echo = TimestampDatagram(
-            Stamp(), self.clock, lambda: next(times), self.clock.seconds, RateLimit(1)
-        )
+        echo = TimestampDatagram(Stamp(), self.clock, lambda: next(times), RateLimit(1))
         echo.transport = port  # type: ignore[assignment]  # as much of one as is needed
         echo.startProtocol()
         for _ in range(2):

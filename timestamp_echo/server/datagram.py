@@ -130,9 +130,8 @@ class TimestampDatagram(DatagramProtocol):
     """The server's side of one UDP port.
 
     @param stamp: writes the stamps.
-    @param clock: for the log.
+    @param clock: a monotonic clock, for the rate limit and the log.
     @param now: the wall clock, in nanoseconds since the epoch.
-    @param monotonic: a monotonic clock, in seconds.
     @param rate: the limit of answers that all UDP ports of the service have in common.
     @param own_ports: where all UDP ports of the service add themselves.
     """
@@ -147,14 +146,12 @@ class TimestampDatagram(DatagramProtocol):
         stamp: Stamp,
         clock: IReactorTime,
         now: Callable[[], int] = time.time_ns,
-        monotonic: Callable[[], float] = time.monotonic,
         rate: RateLimit | None = None,
         own_ports: set[int] | None = None,
     ) -> None:
         self._stamp = stamp
         self._clock = clock
         self._now = now
-        self._monotonic = monotonic
         self._rate = RateLimit() if rate is None else rate
         self._own_ports: set[int] = set() if own_ports is None else own_ports
         self._unanswered: Counter[str] = Counter()
@@ -169,7 +166,7 @@ class TimestampDatagram(DatagramProtocol):
         """Answer one datagram, or count why not."""
         if self.transport.to_group:
             self._unanswered[_TO_GROUP] += 1
-        elif self._may_answer(datagram, addr, self._monotonic()):
+        elif self._may_answer(datagram, addr, self._clock.seconds()):
             try:
                 self.transport.write(self._stamp.prefix(self._now()) + datagram, addr)
             except (OSError, MessageLengthError):
@@ -178,7 +175,7 @@ class TimestampDatagram(DatagramProtocol):
     def datagramsReceived(self, batch: DatagramBatch) -> None:
         """The same for the datagrams of a batch."""
         now = moment = self._now()
-        monotonic = self._monotonic()
+        seconds = self._clock.seconds()
         prefix = b"" if batch.timed else self._stamp.prefix(now)
         groups = batch.groups
         for slot in range(batch.count):
@@ -193,7 +190,7 @@ class TimestampDatagram(DatagramProtocol):
                 # Only what begins with a bracket might be a reply: no need to copy the others.
                 bracket = batch.first_bytes[slot] == _BRACKET
                 datagram = batch.message(slot) if bracket else b""
-                if self._may_answer(datagram, batch.source(slot), monotonic):
+                if self._may_answer(datagram, batch.source(slot), seconds):
                     batch.reply(slot, prefix)
                 else:
                     batch.drop(slot)
