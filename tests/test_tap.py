@@ -254,6 +254,7 @@ class OptionsTests(SynchronousTestCase):
             ("tls:/:port=x", "expected a number, not 'x'"),
             ("tls:/:1:2:3:4", "too many values"),
             ("ssl:1:nonsense=2", "unknown argument nonsense="),
+            ("ssl:1:sslmethod=FOO", "unknown sslmethod=FOO"),
         ):
             self.assertIn(f"not '{listen}': {why}", self.refused("-l", listen))
 

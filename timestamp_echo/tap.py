@@ -50,6 +50,7 @@ _PARSER_ERRORS = (
     (r"unexpected keyword argument '(\w+)'", r"unknown argument \1="),
     (r"takes .* positional arguments? but", r"too many values"),
     (r"module 'socket' has no attribute 'AF_(.*)'", r"expected domain=INET, INET6 or UNIX, not \1"),
+    (r"module 'OpenSSL.SSL' has no attribute '(.*)'", r"unknown sslmethod=\1"),
     (r"invalid literal for int\(\) with base \d+: (.+)", r"expected a number, not \1"),
 )
 """What Python says of a call with wrong arguments, and what that means in a description."""
