@@ -1191,13 +1191,28 @@ class StandardIOTests(SynchronousTestCase):
         self.assert_ended(process, "idle for 1 s")
 
     def test_stop(self) -> None:
-        """A stop answers what has arrived."""
-        process = self.start("--framing", "line")
+        """A stop answers what has arrived: here, as much as a pipe holds."""
+        process = self.start()
         self.say_hello()
-        self.input.write(LINES)
+        process.send_signal(signal.SIGSTOP)
+        self.input.write(b"x" * 63 + b"\n")
         self.input.flush()
+        for _ in range(15):
+            os.write(self.input.fileno(), (b"x" * 63 + b"\n") * 60)  # at most a page is atomic
         process.terminate()
-        self.assertRegex(self.output.read(), REPLIES)
+        process.send_signal(signal.SIGCONT)
+        self.assertEqual(len(re.findall(STAMP + b"x{63}\n", self.output.read())), 901)
+        self.assert_ended(process, "the service is stopping")
+
+    def test_long_line(self) -> None:
+        """A line that takes several pages of a pipe is one message."""
+        process = self.start()
+        self.say_hello()
+        line = b"x" * 15_000 + b"\n"
+        self.input.write(line)
+        self.input.flush()
+        self.assertRegex(self.output.readline(), STAMP + line + b"$")
+        process.terminate()
         self.assert_ended(process, "the service is stopping")
 
     def test_drain_timeout(self) -> None:

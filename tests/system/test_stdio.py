@@ -8,6 +8,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.internet.main import CONNECTION_LOST
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.testing import MemoryReactor
 from twisted.python.failure import Failure
@@ -18,7 +19,11 @@ from tests.fakes import Recorder
 from tests.system.running import PATIENCE
 from timestamp_echo.transports import stdio
 from timestamp_echo.transports.reactor import ReactorAdapter
-from timestamp_echo.transports.stdio import StandardIOEndpoint, StandardIOTransport
+from timestamp_echo.transports.stdio import (
+    MAX_UNREAD,
+    StandardIOEndpoint,
+    StandardIOTransport,
+)
 
 
 class Waiting(Recorder):
@@ -99,6 +104,52 @@ class StandardIOTransportTests(TestCase):
         self.close(self.input)
         await self.protocol.over
         self.assertEqual(self.protocol.ends, ["half", ConnectionDone])
+
+    async def test_unread(self) -> None:
+        """It knows what waits, and reads all that a pipe holds at once."""
+        self.addCleanup(self.close, self.input, self.output)
+        self.assertEqual(self.transport.unread(), 0)
+        self.assertIsNone(self.transport.doRead())
+        os.write(self.input, b"x" * 2**16)
+        self.assertEqual(self.transport.unread(), 2**16)
+        self.protocol.act = self.transport.abortConnection
+        await self.protocol.over
+        self.assertEqual([len(data) for data in self.protocol.reads], [2**16])
+        self.assertEqual(self.transport.unread(), 0)
+
+    def test_file(self) -> None:
+        """Of an ordinary file much is unread, but there is a limit; a device may not say."""
+        self.addCleanup(self.close, self.input, self.output)
+        self.transport.abortConnection()
+        path = self.mktemp()
+        with open(path, "wb") as file:
+            file.truncate(2 * MAX_UNREAD)
+        for name, unread in ((path, MAX_UNREAD), (os.devnull, 0)):
+            with open(name, "rb") as file, open(os.devnull, "wb") as output:
+                reactor: Any = MemoryReactor()
+                transport = StandardIOTransport(
+                    Recorder(), file.fileno(), output.fileno(), reactor=reactor
+                )
+                self.assertEqual(transport.unread(), unread)
+
+    def test_errors(self) -> None:
+        """An error in a read is a lost connection."""
+        self.addCleanup(self.close, self.input, self.output)
+        self.patch(os, "read", lambda *_: os.close(-1))
+        self.assertIs(self.transport.doRead(), CONNECTION_LOST)
+        self.transport.abortConnection()
+
+    def test_ended_at_once(self) -> None:
+        """The protocol may end it as soon as it is made."""
+        self.addCleanup(self.close, self.input, self.output)
+        self.transport.abortConnection()
+        stdin, stdout = os.open(os.devnull, os.O_RDONLY), os.open(os.devnull, os.O_WRONLY)
+        self.addCleanup(self.close, stdin, stdout)
+        reactor: Any = MemoryReactor()
+        self.patch(Recorder, "connectionMade", lambda echo: echo.transport.abortConnection())
+        recorder = Recorder()
+        StandardIOTransport(recorder, stdin, stdout, reactor=reactor)
+        self.assertEqual(recorder.ends, [ConnectionAborted])
 
     async def test_reader_gone(self) -> None:
         """When nobody reads the output any more, the connection is lost."""

@@ -161,7 +161,7 @@ class Drain:
         cancel(self._call)
 
     def _wait_for_read(self) -> None:
-        # `stdio:` does not know, but between these two calls the reactor reads it.
+        # Another's transport does not know; between these two calls the reactor reads it, once.
         self._call = self._clock.callLater(0, self._read)
 
     def _read(self) -> None:
