@@ -868,6 +868,26 @@ class StopTests(SynchronousTestCase):
             self.assertFalse(os.path.lexists("at-once"))
             self.assertFalse(os.path.lexists("at-once.lock"))
 
+    def test_full_file_table(self) -> None:
+        """What waits in the queue is answered although there are files for a few at a time only."""
+        service = Service(
+            *(self, "-l", "tcp:0:interface=127.0.0.1", "--max-connections", "1000"),
+            *("--drain-timeout", "1000"),
+            prefix=["prlimit", "--nofile=64:64"],
+        )
+        self.assertRegex(talk(service.connect(), LINES), REPLIES)
+        os.kill(service.process.pid, signal.SIGSTOP)
+        socks = [service.connect() for _ in range(150)]
+        for sock in socks:
+            self.addCleanup(sock.close)
+            sock.sendall(b"hello\n")
+        service.process.send_signal(signal.SIGTERM)
+        os.kill(service.process.pid, signal.SIGCONT)
+        for sock in socks:
+            self.assertRegex(read_all(sock), STAMP + b"hello\n$")
+            sock.close()
+        self.assertEqual(service.wait(), 0)
+
     def test_pipeline(self) -> None:
         """Everything that had been sent is answered, also from the sender's own full buffer."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--framing", "line")

@@ -28,7 +28,7 @@ IDLE_TIMEOUT = 3600.0
 
 _CHECKS = 10  # per idle timeout, which is so kept to within a tenth
 
-_ENDED = _CHECKS + 1  # checks without progress, the first of which may follow the last exchange
+_ENDED = _CHECKS + 1  # checks without progress: the first may come right after the last exchange
 
 
 class Connection(Protocol):
@@ -118,7 +118,7 @@ class Connections:
         if idle_timeout:
             self._max_checks += int(_CHECKS * LINGER_TIMEOUT / idle_timeout)
         self._connections: set[Connection] = set()
-        self._started = False
+        self._started = self._draining = False
         self._peers: Counter[bytes] = Counter()
         self._check_call: IDelayedCall | None = None
         self._waiting: list[Deferred[None]] = []
@@ -129,7 +129,7 @@ class Connections:
         From now on the timer stays while there are none. Otherwise a client that comes again and
         again has it made and cancelled each time.
         """
-        self._started = True
+        self._started, self._draining = True, False
 
     def stop(self) -> None:
         """No more connections will be made; those that are open stay."""
@@ -169,8 +169,20 @@ class Connections:
         if self._max_per_peer:
             self._count(connection, address_key(get_peer()))
         self._connections.add(connection)
+        if self._draining:
+            connection.drain()
         if self._idle_timeout and self._check_call is None:
             self._schedule_check()
+
+    def drain(self) -> None:
+        """Drain all connections, and from now on each new one at once.
+
+        With a full file table the next can be accepted only when one has ended.
+        """
+        self._draining = True
+        for connection in self:
+            with self._log.failuresHandled("while draining a connection:"):
+                connection.drain()
 
     def remove(self, connection: Connection) -> None:
         """A connection is over."""

@@ -130,8 +130,8 @@ class EchoService(Service):
         # exist are drained: where the file table is full, the others need their files.
         self._closing, self._ports = self._ports, []
         closed = DeferredList([self._close(*each) for each in self._closing])
-        self._drain()
-        closed.addCallback(self._drain_accepted)
+        self._connections.drain()
+        closed.addCallback(lambda _: self._connections.all_closed())
         closed.addCallback(self._end_stop)
         return self._stopped
 
@@ -146,7 +146,8 @@ class EchoService(Service):
 
     def _opened(self, port: Any, listener: Listener) -> None:
         if not self._listening:  # the stop has come first
-            self._close(listener, port).addCallback(lambda _: self._drain())
+            self._close(listener, port)
+            self._connections.drain()
             return
         # What `stdio:` opens is no port. It is one of the connections, and closes with them.
         if IListeningPort.providedBy(port):
@@ -186,16 +187,6 @@ class EchoService(Service):
     def _not_closed(self, failure: Failure, listener: Listener) -> None:
         where = escape(listener.description)
         self._log.failure("cannot close {where}:", failure, where=where)
-
-    def _drain(self) -> None:
-        for connection in self._connections:
-            with self._log.failuresHandled("while draining a connection:"):
-                connection.drain()
-
-    def _drain_accepted(self, _: object) -> Deferred[None]:
-        """All ports are closed: drain the connections that they accepted at the end, too."""
-        self._drain()
-        return self._connections.all_closed()
 
     def _abort(self) -> None:
         for _, port in self._closing:
