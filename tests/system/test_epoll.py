@@ -449,6 +449,34 @@ class EpollGroupTests(SynchronousTestCase):
             self.group.doRead()
             self.successResultOf(sent)
 
+    def test_pull_producer_half_closed(self) -> None:
+        """A pull producer is asked for the rest also when the peer has closed its side."""
+        peer, recorder = self.connect()
+        FileSender().beginFileTransfer(io.BytesIO(b"x" * 100_000), recorder.transport)
+        self.patch(recorder, "readConnectionLost", recorder.transport.loseConnection)
+        peer.shutdown(socket.SHUT_WR)
+        self.group.doRead()
+        got = b""
+        while len(got) < 100_000:
+            self.group.doRead()
+            got += peer.recv(2**20)
+        self.group.doRead()
+        self.assertEqual(recorder.ends, [ConnectionDone])
+
+    def test_abort_when_half_closed(self) -> None:
+        """An abort right after `loseConnection`, when the peer has closed its side, is an abort."""
+        peer, recorder = self.connect()
+
+        def lose_and_abort() -> None:
+            recorder.transport.loseConnection()
+            recorder.transport.abortConnection()
+
+        self.patch(recorder, "readConnectionLost", lose_and_abort)
+        peer.shutdown(socket.SHUT_WR)
+        self.group.doRead()
+        self.reactor.advance(0)
+        self.assertEqual(recorder.ends, [ConnectionAborted])
+
     def test_reactor_stops(self) -> None:
         """When the reactor stops, each connection ends, also after one that raises."""
         (_, one), (_, two), (peer, three) = (self.connect() for _ in range(3))

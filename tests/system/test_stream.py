@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import ssl
@@ -202,20 +203,42 @@ class StreamTransportTests(SynchronousTestCase):
         self.assertIs(self.server.doRead(), CONNECTION_LOST)
 
     def test_reset_while_writing(self) -> None:
-        """A reset that a write finds is a lost connection, too: nothing is read any more."""
+        """A reset that a write finds is a lost connection, too, once all is read."""
+        self.client.sendall(b"last words")
         self.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self.client.close()
         self.server.write(b"x")
-        self.assertEqual(self.server.reactor.getReaders(), [])
         self.assertEqual(self.server.reactor.getWriters(), [self.server])
+        self.assertIsNone(self.server.doRead())
+        self.assertEqual(self.recorder.reads, [b"last words"])
+        self.assertIs(self.server.doRead(), CONNECTION_LOST)
         self.assertIs(self.server.doWrite(), CONNECTION_LOST)
+
+    def test_no_memory_for_a_write(self) -> None:
+        """If the kernel has no memory for a write (ENOBUFS), it is tried again; reading goes on."""
+        send = self.server.socket
+
+        class Full:
+            """A socket that can send nothing."""
+
+            def send(self, data: bytes) -> int:
+                raise OSError(errno.ENOBUFS, "No buffer space available")
+
+        self.server.socket = Full()
+        self.server.write(b"x")
+        self.server.socket = send
+        self.server.doWrite()
+        self.assertEqual(self.client.recv(10), b"x")
+        self.client.close()
+        self.assertIs(self.server.doRead(), CONNECTION_DONE)
 
     def test_write_after_half_close(self) -> None:
         """To write after `loseWriteConnection` does not end the reading."""
         self.server.loseWriteConnection()
         self.server.doWrite()
         self.server.write(b"x")
-        self.assertEqual(self.server.reactor.getReaders(), [self.server])
+        self.client.close()
+        self.assertIs(self.server.doRead(), CONNECTION_DONE)
 
     def test_write_after_abort(self) -> None:
         """Nothing is sent after `abortConnection`, only the reset."""

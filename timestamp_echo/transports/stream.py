@@ -8,6 +8,7 @@ watches a connection is its `group`. Knows no message and no stamp.
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 import sys
@@ -34,6 +35,8 @@ memory; with twice as many, 290 KiB."""
 
 _NO_BUFFER: Any = ()  # see StreamTransport.__init__
 
+_BROKEN = {errno.EPIPE, errno.ECONNRESET}
+
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER (socket(7)): close(2) drops what is unsent, and resets
 
 
@@ -55,6 +58,9 @@ class StreamTransport(tcp.Server):
 
     # While `readConnectionLost` of the protocol runs: whether that asked to be watched for room.
     _wants_room: bool | None = None
+    # Whether a write has failed because the peer is gone. The kernel reports that once; then a read
+    # finds the end of the stream, as if the peer had closed its side.
+    _broken = False
     _tempDataLen = 0  # as `FileDescriptor.__init__` sets it
 
     def __init__(self, *args: Any, group: Any, max_unsent: int) -> None:
@@ -130,7 +136,7 @@ class StreamTransport(tcp.Server):
             log.err()
             self.connectionLost(Failure())
         wants_room, self._wants_room = self._wants_room, None
-        if self.disconnecting and not (self._tempDataBuffer or self.dataBuffer):
+        if self.disconnecting and not (self._aborting or self._has_more()):
             self.connectionLost(reason)
         elif wants_room and self.connected:
             self.startWriting()
@@ -151,12 +157,17 @@ class StreamTransport(tcp.Server):
             self._tempDataBuffer = []
         self.write = super().write  # type: ignore[method-assign]
 
+    def _has_more(self) -> bool:
+        """Whether anything is unsent, or a pull producer has more to send."""
+        pulled = self.producer is not None and not self.streamingProducer
+        return bool(pulled or self._tempDataBuffer or self.dataBuffer)
+
     def loseConnection(self) -> None:
         """See `ITransport.loseConnection`."""
         if self._wants_room is None or self.TLS:
             super().loseConnection()
         else:  # in `readConnectionLost`, which does the rest; nothing is read any more
-            self.disconnecting = True
+            self.disconnecting = self._wants_room = True
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         """See `IConsumer.registerProducer`."""
@@ -201,7 +212,7 @@ class StreamTransport(tcp.Server):
         except OSError as error:
             return _read_error(error)
         if not data:
-            return CONNECTION_DONE
+            return CONNECTION_LOST if self._broken else CONNECTION_DONE
         self.protocol.dataReceived(data)
         return None
 
@@ -237,27 +248,17 @@ class StreamTransport(tcp.Server):
         if self.connected and not (self._tempDataBuffer or self.dataBuffer):
             try:
                 sent = self.socket.send(data)
-            except BlockingIOError:
+            except OSError as error:
+                # No room, or an error that must not surface here, in the middle of the caller's
+                # work: the bytes are buffered, and the group meets it again when it sends them.
                 sent = 0
-            except OSError:
-                self._write_failed()
-                sent = 0
+                self._broken = error.errno in _BROKEN and not self._writeDisconnected
             if sent == len(data):
                 return
             data = data[sent:]
         if self._tempDataBuffer is _NO_BUFFER:
             self._tempDataBuffer = []
         super().write(data)
-
-    def _write_failed(self) -> None:
-        """Have the connection end as lost, unless this side has closed its sending direction.
-
-        Not here, in the middle of the caller's work: the bytes are buffered, and the group meets
-        an error again when it sends them. To read would find the end of the stream, as if the peer
-        had closed its side: the kernel reports a reset only once.
-        """
-        if not self._writeDisconnected:  # otherwise Twisted's `write` drops the bytes
-            self.stopReading()
 
     def writeSequence(self, iovec: Iterable[bytes]) -> None:
         """See `ITransport.writeSequence`."""
@@ -289,7 +290,7 @@ class TimedStreamTransport(StreamTransport):
         except OSError as error:
             return _read_error(error)
         if not data:
-            return CONNECTION_DONE
+            return CONNECTION_LOST if self._broken else CONNECTION_DONE
         self.arrival = from_ancillary(ancillary)
         self.protocol.dataReceived(data)
         return None
