@@ -159,9 +159,44 @@ class FromFolderTests(FilesCase):
         """Authorities that certify each other do not make a chain without end."""
         left, right = authority("left"), authority("right")
         pair = issued("a.example", left)
-        circle = [authority("left", right), authority("right", left)]
+        circle = [
+            issued("left", right, names=alternatives(), key=left.private_key),
+            issued("right", left, names=alternatives(), key=right.private_key),
+        ]
         self.write("a.pem", pair.key, *(each.certificate for each in (pair, *circle)))
         self.assertEqual(shown(self.load()), ["a.example", "left", "right"])
+
+    def test_same_issuer(self) -> None:
+        """Of issuers with the same name, the chain has the one that signed, the latest if several.
+
+        An authority may be issued anew, with another key or with the same.
+        """
+        old, new = authority("authority"), authority("authority")
+        renewed = issued("authority", names=alternatives(), age=0.5, key=old.private_key)
+        for number, issuer in enumerate((old, new)):
+            pair = issued(f"{number}.example", issuer)
+            self.write(f"{number}.pem", pair.key, pair.certificate)
+        for first in (0, 1):
+            authorities = [renewed, old, new, renewed][first : first + 3]
+            self.write("z.pem", *(each.certificate for each in authorities))
+            certificates = self.load()
+            for name, issuer in ((b"0.example", renewed), (b"1.example", new)):
+
+                def prepare(tls: Connection, name: bytes = name) -> None:
+                    tls.set_tlsext_host_name(name)
+
+                tls = connection(certificates, prepare)
+                chain = tls.get_peer_cert_chain(as_cryptography=True)
+                assert chain is not None
+                self.assertEqual(chain[1:], [issuer.parsed])
+
+    def test_unsupported_names(self) -> None:
+        """Names of a kind that cannot be read do not hide which file has them."""
+        general = b"\x30\x04\xa3\x02\x30\x00"  # one name of the type x400Address
+        odd = x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, general)
+        pair = issued("a.example", names=odd)
+        path = self.write("a.pem", pair.key, pair.certificate)
+        self.assert_refused(path, "a certificate in it cannot be read", self.load)
 
     def test_renewed(self) -> None:
         """Of several certificates for one name the latest is used, whatever the files' order."""

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -25,8 +25,10 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509 import (
     Certificate,
     DNSName,
+    DuplicateExtension,
     ExtensionNotFound,
     SubjectAlternativeName,
+    UnsupportedGeneralNameType,
     load_pem_x509_certificate,
     load_pem_x509_certificates,
 )
@@ -40,6 +42,7 @@ from zope.interface import implementer
 
 _BLOCKS = re.compile(rb"^(?=-----BEGIN )", re.MULTILINE)  # what is in front of the first is text
 _CERTIFICATE = re.compile(rb"-----BEGIN (X509 )?CERTIFICATE-----")
+_UNREADABLE = (ValueError, UnsupportedAlgorithm, UnsupportedGeneralNameType, DuplicateExtension)
 _PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----")
 
 
@@ -72,8 +75,8 @@ class ServerCertificates:
     """Makes the server's side of TLS connections.
 
     @param default: for clients that name no server, or one that is not in `named`. That is no
-        event for the log: a client could write any number of lines, in its own words. It is told
-        by the certificate, whose names it checks (RFC 6066, section 3, allows this).
+        event for the log: a client could write any number of lines, in its own words. The client
+        learns it from the certificate, whose names it checks (RFC 6066, section 3, allows this).
     @param named: for a server's name in lower case, or for `*.` and all of a name but its first
         label.
     """
@@ -218,7 +221,7 @@ def _certificate(path: str, block: bytes) -> _Certificate:
     try:
         parsed = load_pem_x509_certificate(block)
         return _Certificate(path, parsed, _encoded(parsed.public_key()), _names(parsed))
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except _UNREADABLE as error:
         raise BadFile(path, "a certificate in it cannot be read") from error
 
 
@@ -246,14 +249,25 @@ def _encoded(public_key: PublicKeyTypes) -> bytes:
 
 
 def _issuers(certificate: _Certificate, others: Iterable[_Certificate]) -> Iterator[_Certificate]:
-    """The chain from a certificate, without it, to one whose issuer's is not there."""
-    by_subject = {other.parsed.subject: other for other in others}
+    """The certificates of its issuer, of that one's issuer, and so on, as far as they are there."""
+    left = list(others)
     while certificate.parsed.issuer != certificate.parsed.subject:
-        issuer = by_subject.pop(certificate.parsed.issuer, None)  # once each: there may be a circle
-        if issuer is None:
+        issuers = [other for other in left if _is_issuer(other, certificate)]
+        if not issuers:
             return
-        yield issuer
-        certificate = issuer
+        # Of several, such as one with the same key that was renewed, the latest.
+        certificate = max(issuers, key=lambda issuer: issuer.parsed.not_valid_before_utc)
+        left.remove(certificate)  # once each: there may be a circle
+        yield certificate
+
+
+def _is_issuer(issuer: _Certificate, certificate: _Certificate) -> bool:
+    """Whether a certificate was signed with this one's key; its name alone may be another's too."""
+    try:
+        certificate.parsed.verify_directly_issued_by(issuer.parsed)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
 
 
 def _context(
