@@ -218,6 +218,18 @@ class StreamPortTests(SynchronousTestCase):
         self.assertEqual(len(self.factory.peers), 1)
         self.assertEqual(self.lines(), [])
 
+    def test_shut_down(self) -> None:
+        """A socket that another process shut down (shutdown(2)) is closed, with a line in the log.
+
+        It would be readable for ever.
+        """
+        self.let_accept_fail(errno.EINVAL)
+        self.port.doRead()
+        self.reactor.advance(0)
+        self.assertFalse(self.port.connected)
+        self.assertIn("127.0.0.1", self.lines()[0])
+        self.assertTrue(self.lines()[0].endswith(" was shut down elsewhere"))
+
     def test_full(self) -> None:
         """While the file table is full, connections wait, and the port is not watched."""
         for number in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):

@@ -123,6 +123,10 @@ class StreamPort(tcp.Port):
                 if error.errno in _NO_ROOM:
                     self._pause(error)
                     return False
+                if error.errno == errno.EINVAL:  # a UNIX socket; a TCP socket does not listen then
+                    self._logger.error("{where} was shut down elsewhere", where=self._where())
+                    self._close()
+                    return False
             else:
                 self._make_connection(sock, address)
         return queued > MAX_ACCEPTS
@@ -269,11 +273,11 @@ class _UNIXPort(unix.Port):
             if isinstance(path, str):  # otherwise it is abstract (unix(7)), and has no file
                 with suppress(FileNotFoundError):
                     os.unlink(path)
-            if self.lockFile is not None:
-                with suppress(ValueError):  # by now it is another process's
-                    self.lockFile.unlock()
         except OSError as error:
             self._logger.warn("cannot remove {path}: {why}", path=path, why=error.strerror)
+        if self.lockFile is not None:
+            with suppress(ValueError, OSError):  # another process's by now, or removed
+                self.lockFile.unlock()
 
 
 class UNIXStreamPort(StreamPort, _UNIXPort):
