@@ -21,8 +21,10 @@ from timestamp_echo.transports.udp import (
     HAS_RECVMMSG,
     MAX_PER_ITERATION,
     PREFIX_ROOM,
+    RECEIVE_BUFFER,
     DatagramBatch,
     DatagramPort,
+    _enlarge_buffer,
 )
 
 PREFIX = b"[now] "
@@ -382,6 +384,18 @@ class DatagramPortTests(SynchronousTestCase):
         port.doRead()
         self.assertEqual([message for message, _, _ in protocol.received], [b"a", b"raise", b"b"])
         self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
+
+    def test_large_buffer(self) -> None:
+        """A receive buffer that is larger by the host's own default stays as it is."""
+
+        class Socket:
+            """A socket with a large buffer, whose options cannot be set."""
+
+            def getsockopt(self, level: int, option: int) -> int:
+                return 2 * RECEIVE_BUFFER
+
+        sock: Any = Socket()
+        _enlarge_buffer(sock)
 
     def test_burst(self) -> None:
         """The buffer holds a burst that is much longer than the kernel's default does."""

@@ -477,7 +477,7 @@ class DatagramPort(udp.Port):
         return limit
 
     def overflows(self) -> int:
-        """How many datagrams found the buffer full since the last call; 0 if no one can say."""
+        """How many found the buffer full since the last call; 0 if the kernel does not say."""
         try:
             counts = self.socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _DROPS.stop)
         except OSError:
@@ -488,6 +488,8 @@ class DatagramPort(udp.Port):
 
 def _enlarge_buffer(sock: socket.socket) -> None:
     """Have the kernel hold more datagrams while this process does something else."""
+    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= 2 * RECEIVE_BUFFER:
+        return  # the host's default is larger (net.core.rmem_default)
     for option in (socket.SO_RCVBUF, _SO_RCVBUFFORCE):  # the second may exceed rmem_max
         with suppress(OSError):  # for lack of privileges, or of such an option
             sock.setsockopt(socket.SOL_SOCKET, option, RECEIVE_BUFFER)
