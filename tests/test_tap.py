@@ -255,6 +255,7 @@ class OptionsTests(SynchronousTestCase):
             ("tls:/:1:2:3:4", "too many values"),
             ("ssl:1:nonsense=2", "unknown argument nonsense="),
             ("ssl:1:sslmethod=FOO", "unknown sslmethod=FOO"),
+            ("ssl:1:x.pem:port=1", "port= is given twice"),
         ):
             self.assertIn(f"not '{listen}': {why}", self.refused("-l", listen))
 

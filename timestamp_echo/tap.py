@@ -48,6 +48,7 @@ _PORT = re.compile(r"(?:(?:haproxy:)?(?:tcp6?|ssl|udp):|.*:port=)(?P<port>-?\d+)
 _PARSER_ERRORS = (
     (r"missing .* argument: '(\w+)'", r"\1= is missing"),
     (r"unexpected keyword argument '(\w+)'", r"unknown argument \1="),
+    (r"got multiple values for argument '(\w+)'", r"\1= is given twice"),
     (r"takes .* positional arguments? but", r"too many values"),
     (r"module 'socket' has no attribute 'AF_(.*)'", r"expected domain=INET, INET6 or UNIX, not \1"),
     (r"module 'OpenSSL.SSL' has no attribute '(.*)'", r"unknown sslmethod=\1"),
