@@ -64,6 +64,8 @@ class Reactor(MemoryReactorClock):
     """A reactor in memory that counts its iterations."""
 
     iterations = 0
+    sigInt: object = None
+    sigTerm: object = None
 
     def callFromThread(self, call: Callable[[], None]) -> None:
         """See `IReactorFromThreads`."""
@@ -296,7 +298,8 @@ class EchoServiceTests(SynchronousTestCase):
         service = self.service()
         service.privilegedStartService()
         self.assertEqual(set(handlers), {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-        handlers.clear()
+        self.assertEqual(self.reactor.sigTerm, handlers[signal.SIGTERM])
+        self.assertEqual(self.reactor.sigInt, handlers[signal.SIGINT])
         service.startService()
         self.reactor.run()  # in memory it stops at once
         self.reactor.hasStopped = False

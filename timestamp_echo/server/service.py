@@ -109,7 +109,6 @@ class EchoService(Service):
     def startService(self) -> None:
         """Open all ports, unless that was done with privileges."""
         super().startService()
-        self._reactor.callWhenRunning(self._set_signal_handlers)  # the reactor has set its own
         if not self._listening:
             self.privilegedStartService()
 
@@ -215,8 +214,9 @@ class EchoService(Service):
             self._reactor.callWhenRunning(self._reactor.stop)
 
     def _set_signal_handlers(self) -> None:
-        # In place of the reactor's own: those log an error at a second signal, and have twistd
-        # end by the signal, where a stop that went well has status 0.
+        # In place of the reactor's own, which it would set when it starts: those log an error at a
+        # second signal, and have twistd end by it, where a stop that went well has status 0.
+        self._reactor.sigInt = self._reactor.sigTerm = self._stop_signal
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop_signal)
         signal.signal(signal.SIGHUP, self._reload_signal)
