@@ -176,19 +176,19 @@ class TimestampDatagram(DatagramProtocol):
         """The same for the datagrams of a batch."""
         now = moment = self._now()
         seconds = self._clock.seconds()
-        prefix = b"" if batch.timed else self._stamp.prefix(now)
-        groups = batch.groups
+        timed, groups, first_bytes = batch.timed, batch.groups, batch.first_bytes
+        prefix = b"" if timed else self._stamp.prefix(now)
         for slot in range(batch.count):
             try:
                 if groups and slot in groups:
                     self._unanswered[_TO_GROUP] += 1
                     batch.drop(slot)
                     continue
-                if batch.timed:
+                if timed:
                     moment = batch.arrival(slot) or now
                     prefix = self._stamp.prefix(moment)
                 # Only what begins with a bracket might be a reply: no need to copy the others.
-                bracket = batch.first_bytes[slot] == _BRACKET
+                bracket = first_bytes[slot] == _BRACKET
                 datagram = batch.message(slot) if bracket else b""
                 if self._may_answer(datagram, batch.source(slot), seconds):
                     batch.reply(slot, prefix)

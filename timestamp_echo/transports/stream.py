@@ -136,7 +136,11 @@ class StreamTransport(tcp.Server):
             log.err()
             self.connectionLost(Failure())
         wants_room, self._wants_room = self._wants_room, None
-        if self.disconnecting and not (self._aborting or self._has_more()):
+        if (
+            self.disconnecting
+            and not (self._tempDataBuffer or self.dataBuffer or self._aborting)
+            and (self.producer is None or self.streamingProducer)  # others may have more to send
+        ):
             self.connectionLost(reason)
         elif wants_room and self.connected:
             self.startWriting()
@@ -156,11 +160,6 @@ class StreamTransport(tcp.Server):
         if self._tempDataBuffer is _NO_BUFFER:
             self._tempDataBuffer = []
         self.write = super().write  # type: ignore[method-assign]
-
-    def _has_more(self) -> bool:
-        """Whether anything is unsent, or a pull producer has more to send."""
-        pulled = self.producer is not None and not self.streamingProducer
-        return bool(pulled or self._tempDataBuffer or self.dataBuffer)
 
     def loseConnection(self) -> None:
         """See `ITransport.loseConnection`."""
