@@ -221,7 +221,7 @@ class StreamPortTests(SynchronousTestCase):
     def test_shut_down(self) -> None:
         """A socket that another process shut down (shutdown(2)) is closed, with a line in the log.
 
-        It would be readable for ever.
+        It would be readable forever.
         """
         self.let_accept_fail(errno.EINVAL)
         self.port.doRead()

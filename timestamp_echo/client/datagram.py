@@ -26,8 +26,8 @@ REPLY_TIMEOUT = 1.0
 """Seconds after which a reply counts as lost: the first timeout of RFC 6298, section 2."""
 
 MAX_LINES, WINDOW = 1000, 1.1
-"""So many lines are sent in so many seconds at most. By default `twistd tsecho` answers 1,000 in
-1.01 s; the rest is for those that take a little less time than others to get there."""
+"""At most this many lines are sent in this many seconds. By default `twistd tsecho` answers 1,000
+in 1.01 s; the rest allows for lines that take longer than others to arrive."""
 
 AddressInfo: TypeAlias = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]
 """An entry of `socket.getaddrinfo`: family, type, protocol, canonical name, address."""

@@ -234,7 +234,7 @@ class StreamPort(tcp.Port):
             self.group.remove_port(self)
         try:
             super().connectionLost(reason)
-        except BaseException:  # raised by the factory; whoever waits for it must not wait for ever
+        except BaseException:  # raised by the factory; whoever waits for it must not wait forever
             if self._stopped is None or self._stopped.called:
                 raise
             self._stopped.errback()

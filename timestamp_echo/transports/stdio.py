@@ -1,6 +1,6 @@
 """Standard input and output as one connection, for `stdio:`.
 
-Twisted's lacks `abortConnection`, stays open for ever once its output alone has been closed, and
+Twisted's lacks `abortConnection`, stays open forever once its output alone has been closed, and
 reads 8 KiB at a time. Knows two pipes; no message and no stamp.
 """
 
