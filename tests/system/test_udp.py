@@ -298,7 +298,7 @@ class DatagramPortTests(SynchronousTestCase):
         return opened
 
     def test_broadcast(self) -> None:
-        """Datagrams to a broadcast address are told apart, on any bind and either way to read."""
+        """A datagram to a broadcast address is recognized, however the port is bound and read."""
         for opened in (self.opened, self.unbatched):
             for interface, own in (
                 ("", "127.0.0.2"),
