@@ -9,5 +9,6 @@ version = release = __version__
 root_doc = "docs/index"
 # README.rst and its neighbours are read where they are, so that their links and images hold.
 include_patterns = ["*.rst", "docs/*.rst"]
-exclude_patterns = [".*"]  # environments have documents of their own
+# Environments have documents of their own, and trial's folder has links in it, which are followed.
+exclude_patterns = [".*", "_trial_temp*", "tests"]
 html_theme = "alabaster"
