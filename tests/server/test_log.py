@@ -187,7 +187,7 @@ class ConnectionLogTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.flood()
         self.clock.advance(1)
-        self.assertIn("990 more connections opened within 1 s", self.lines())
+        self.assertIn(f"{1000 - MAX_LINES} more connections opened within 1 s", self.lines())
 
     def flood(self) -> None:
         """Log a thousand new connections."""
@@ -229,7 +229,7 @@ class ConnectionLogTests(SynchronousTestCase):
         self.assertEqual(self.lines(), [f"{1000 - MAX_LINES} more connections opened within 1 s"])
 
     def test_next_second(self) -> None:
-        """Each second has ten lines; if there are no more events, no line counts them."""
+        """Each second has `MAX_LINES` lines; if there are no more events, no line counts them."""
         for _ in range(2):
             for number in range(MAX_LINES):
                 self.open(str(number))

@@ -17,9 +17,10 @@ from twisted.logger import Logger
 
 from timestamp_echo.addresses import host_port, unmapped
 
-MAX_LINES = 10
+MAX_LINES = 7
 """Lines of each kind within a second. Beyond them the rest are counted, and the next ten seconds
-have no more lines than this one. At 150 bytes a line a flood writes 14 MB a day for each kind."""
+have no more lines than this one. A flood of 20 s, whose connections open and end, thus writes fewer
+than 50 lines; one of a day, at 150 bytes a line, 10 MB for each kind."""
 
 FLOOD_INTERVAL = 10.0
 """Seconds for which there are `MAX_LINES` once a second had more."""
