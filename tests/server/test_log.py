@@ -9,8 +9,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import logged
 from timestamp_echo.server.log import (
-    FLOOD_INTERVAL,
-    MAX_LINES,
+    FLOOD,
+    USUAL,
     ConnectionLog,
     describe,
     format_address,
@@ -123,11 +123,11 @@ class ConnectionLogTests(SynchronousTestCase):
     def test_refused(self) -> None:
         """The line of a refusal has the peer and the reason; there are at most ten a second."""
         self.refuse("192.0.2.1")
-        for _ in range(MAX_LINES):
+        for _ in range(USUAL.lines):
             self.refuse("192.0.2.1")
         lines = self.lines()
         self.assertEqual(lines[0], "connection from 192.0.2.1:5 refused: too many")
-        self.assertEqual(len(lines), MAX_LINES)
+        self.assertEqual(len(lines), USUAL.lines)
 
     def test_structured(self) -> None:
         """An observer of the log gets the numbers without parsing the line."""
@@ -142,18 +142,18 @@ class ConnectionLogTests(SynchronousTestCase):
         """Of many connections in a second ten have a line; one more line counts the rest."""
         for number in range(1000):
             self.open(str(number))
-        self.assertEqual(len(self.lines()), MAX_LINES)
+        self.assertEqual(len(self.lines()), USUAL.lines)
         self.clock.advance(1)
         self.assertEqual(
             self.lines(),
-            [f"{1000 - MAX_LINES} more connections opened within 1 s"],
+            [f"{1000 - USUAL.lines} more connections opened within 1 s"],
         )
 
     def test_one_more(self) -> None:
         """The same holds for ends, and one connection is in the singular."""
-        for number in range(MAX_LINES + 1):
+        for number in range(USUAL.lines + 1):
             self.end(str(number))
-        self.assertEqual(len(self.lines()), MAX_LINES)
+        self.assertEqual(len(self.lines()), USUAL.lines)
         self.clock.advance(1)
         self.assertEqual(self.lines(), ["1 more connection ended within 1 s"])
 
@@ -166,28 +166,28 @@ class ConnectionLogTests(SynchronousTestCase):
         self.assertEqual(len(self.lines()), 1)
 
     def test_flood_lasts(self) -> None:
-        """While a flood lasts, ten seconds have as many lines as one; then all is as before."""
+        """While a flood lasts, ten seconds have five lines of a kind; then all is as before."""
         self.flood()
         self.clock.advance(1)
         self.lines()
         for _ in range(2):
             self.flood()
-            self.assertEqual(len(self.lines()), MAX_LINES)
-            self.clock.advance(FLOOD_INTERVAL - 1)
+            self.assertEqual(len(self.lines()), FLOOD.lines)
+            self.clock.advance(FLOOD.seconds - 1)
             self.flood()
             self.assertEqual(self.lines(), [])
             self.clock.advance(1)
-            more = 2 * 1000 - MAX_LINES
+            more = 2 * 1000 - FLOOD.lines
             self.assertEqual(self.lines(), [f"{more} more connections opened within 10 s"])
         self.open("1")
-        self.clock.advance(FLOOD_INTERVAL)
+        self.clock.advance(FLOOD.seconds)
         self.open("1")
         self.clock.advance(1)
         self.assertEqual(len(self.lines()), 2)
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.flood()
         self.clock.advance(1)
-        self.assertIn(f"{1000 - MAX_LINES} more connections opened within 1 s", self.lines())
+        self.assertIn(f"{1000 - USUAL.lines} more connections opened within 1 s", self.lines())
 
     def flood(self) -> None:
         """Log a thousand new connections."""
@@ -197,11 +197,11 @@ class ConnectionLogTests(SynchronousTestCase):
     def test_no_timer(self) -> None:
         """There is a timer only while there is something to be written later."""
         for _ in range(3):
-            for number in range(MAX_LINES):
+            for number in range(USUAL.lines):
                 self.open(str(number))
             self.assertEqual(self.clock.getDelayedCalls(), [])
             self.clock.advance(1)
-        self.assertEqual(len(self.lines()), 3 * MAX_LINES)
+        self.assertEqual(len(self.lines()), 3 * USUAL.lines)
 
     def test_flush(self) -> None:
         """What would be written later can be written now, with the time that has passed."""
@@ -211,14 +211,14 @@ class ConnectionLogTests(SynchronousTestCase):
         self.clock.advance(0.125)
         self.lines()
         self.log.flush()
-        more = 1000 + 1 - MAX_LINES
+        more = 1000 + 1 - USUAL.lines
         self.assertEqual(self.lines(), [f"{more} more connections opened within 0.125 s"])
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.log.flush()
         self.assertEqual(self.lines(), [])
         self.flood()
-        self.assertEqual(len(self.lines()), MAX_LINES)
-        self.clock.advance(FLOOD_INTERVAL - 0.1)
+        self.assertEqual(len(self.lines()), FLOOD.lines)
+        self.clock.advance(FLOOD.seconds - 0.1)
         self.assertEqual(self.lines(), [])
 
     def test_late(self) -> None:
@@ -226,14 +226,14 @@ class ConnectionLogTests(SynchronousTestCase):
         self.flood()
         self.lines()
         self.clock.advance(1.25)
-        self.assertEqual(self.lines(), [f"{1000 - MAX_LINES} more connections opened within 1 s"])
+        self.assertEqual(self.lines(), [f"{1000 - USUAL.lines} more connections opened within 1 s"])
 
     def test_next_second(self) -> None:
-        """Each second has `MAX_LINES` lines; if there are no more events, no line counts them."""
+        """Each second has ten lines; if there are no more events, no line counts them."""
         for _ in range(2):
-            for number in range(MAX_LINES):
+            for number in range(USUAL.lines):
                 self.open(str(number))
-            self.assertEqual(len(self.lines()), MAX_LINES)
+            self.assertEqual(len(self.lines()), USUAL.lines)
             self.clock.advance(1)
             self.assertEqual(self.lines(), [])
         self.assertEqual(self.clock.getDelayedCalls(), [])

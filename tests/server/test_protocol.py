@@ -36,7 +36,7 @@ from timestamp_echo.framing import (
 )
 from timestamp_echo.server.closing import MAX_LAST_BYTES
 from timestamp_echo.server.connections import Connections
-from timestamp_echo.server.log import MAX_LINES
+from timestamp_echo.server.log import USUAL
 from timestamp_echo.server.protocol import (
     MESSAGE_GAP,
     TimestampEcho,
@@ -613,7 +613,7 @@ class TimestampEchoTests(SynchronousTestCase):
             self.factory.connections = Connections(self.clock, idle_timeout=100)
             self.factory.doStart()
             echoes = []
-            for _ in range(MAX_LINES + 1):
+            for _ in range(USUAL.lines + 1):
                 echo = self.factory.buildProtocol(None)
                 assert isinstance(echo, TimestampEcho)
                 echo.makeConnection(StringTransport())

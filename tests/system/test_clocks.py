@@ -30,7 +30,7 @@ from tests.system.running import (
 )
 from timestamp_echo.client.datagram import REPLY_TIMEOUT
 from timestamp_echo.client.session import LINGER_TIMEOUT
-from timestamp_echo.server.log import MAX_LINES
+from timestamp_echo.server.log import USUAL
 from timestamp_echo.stamps import SECOND, parse
 
 STEPS = (7200, 100, -3600, -7200)
@@ -123,7 +123,7 @@ class ServiceTests(SynchronousTestCase):
                 # The pause that ends this message began before that.
                 self.assertRegex(talker.recv(100), STAMP + b"two$")
                 self.assert_stamp(talker, step)
-                for _ in range(2 * MAX_LINES):
+                for _ in range(2 * USUAL.lines):
                     self.assertEqual(read_all(stack.enter_context(service.connect())), REFUSAL)
                 last.append(refused)
             for (_, _, service), refused in zip(services, last, strict=True):

@@ -16,7 +16,7 @@ from zope.interface.verify import verifyClass, verifyObject
 
 from tests.fakes import TCPTransport, logged
 from timestamp_echo.server.connections import Connections
-from timestamp_echo.server.log import MAX_LINES
+from timestamp_echo.server.log import USUAL
 from timestamp_echo.server.protocol import TimestampEcho, TimestampEchoFactory
 from timestamp_echo.stamps import SECOND, Stamp
 from timestamp_echo.transports.proxy import (
@@ -238,7 +238,7 @@ class ProxiedProtocolTests(SynchronousTestCase):
                 self.proxied.connectionLost(Failure(ConnectionDone()))
         lines = [formatEvent(event) for event in events]
         for kind in ("opened", "refused"):
-            self.assertEqual(sum(kind in line for line in lines), MAX_LINES)
+            self.assertEqual(sum(kind in line for line in lines), USUAL.lines)
 
     def test_total(self) -> None:
         """Over the limit of all connections the refusal does not wait for the header."""

@@ -1,14 +1,14 @@
 """What the log says of connections: one line when each opens, one line when it ends.
 
 Knows addresses and counts; never sees a message. A flood of connections must not become a flood
-of lines: of each kind at most `MAX_LINES` are written in a second, or in
-`FLOOD_INTERVAL` while it lasts, and the rest are counted.
+of lines: beyond `USUAL` and `FLOOD`, which are for each kind of line, they are only counted.
 """
 
 from __future__ import annotations
 
 import os
 from math import inf
+from typing import NamedTuple
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import CannotListenError, ConnectionAborted, ConnectionLost
@@ -17,13 +17,20 @@ from twisted.logger import Logger
 
 from timestamp_echo.addresses import host_port, unmapped
 
-MAX_LINES = 7
-"""Lines of each kind within a second. Beyond them the rest are counted, and the next ten seconds
-have no more lines than this one. A flood of 20 s, whose connections open and end, thus writes fewer
-than 50 lines; one of a day, at 150 bytes a line, 10 MB for each kind."""
 
-FLOOD_INTERVAL = 10.0
-"""Seconds for which there are `MAX_LINES` once a second had more."""
+class Pace(NamedTuple):
+    """How many lines there may be."""
+
+    lines: int
+    seconds: float
+
+
+USUAL = Pace(10, 1.0)
+"""Unless there were more. Then the rest are counted, and the next interval is one of `FLOOD`."""
+
+FLOOD = Pace(5, 10.0)
+"""Until an interval has no more lines than this. A flood of 20 s, whose connections open and end,
+writes fewer than 50 lines; one of a day, at 150 bytes a line, 8 MB for each kind."""
 
 
 def format_address(address: IAddress | None) -> str:
@@ -80,11 +87,11 @@ class ConnectionLog:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        # By kind: the lines of the present interval, when it ends, how long it is, and, once it has
-        # more than `MAX_LINES`, what will write their number.
+        # By kind: the lines of the present interval, its pace, when it ends, and, once it has too
+        # many lines, what will write their number.
         self._counts = {"opened": 0, "refused": 0, "ended": 0}
+        self._paces = dict.fromkeys(self._counts, USUAL)
         self._ends = dict.fromkeys(self._counts, -inf)
-        self._lengths = dict.fromkeys(self._counts, 1.0)
         self._calls: dict[str, IDelayedCall] = {}
 
     def may_write(self, kind: str) -> bool:
@@ -93,15 +100,15 @@ class ConnectionLog:
         @return: whether it may be written.
         """
         count = self._counts[kind] = self._counts[kind] + 1
-        if count > MAX_LINES + 1:
+        if count > self._paces[kind].lines + 1:
             return False
         now = self._clock.seconds()
         if now >= self._ends[kind]:
             if count > 1:  # a whole interval without a flood has passed
-                self._lengths[kind] = 1.0
+                self._paces[kind] = USUAL
             count = self._counts[kind] = 1
-            self._ends[kind] = now + self._lengths[kind]
-        if count <= MAX_LINES:
+            self._ends[kind] = now + self._paces[kind].seconds
+        if count <= self._paces[kind].lines:
             return True
         self._calls[kind] = self._clock.callLater(self._ends[kind] - now, self._end_interval, kind)
         return False
@@ -155,14 +162,15 @@ class ConnectionLog:
 
     def _end_interval(self, kind: str) -> None:
         del self._calls[kind]
-        more = self._counts[kind] - MAX_LINES
+        lines, seconds = self._paces[kind]
+        more = self._counts[kind] - lines
         left = max(self._ends[kind] - self._clock.seconds(), 0.0)  # of the interval, by `flush`
         self._log.info(
             "{more} more connection{s} {kind} within {seconds:.3g} s",
             more=more,
             s="" if more == 1 else "s",
             kind=kind,
-            seconds=self._lengths[kind] - left,
+            seconds=seconds - left,
         )
         self._counts[kind], self._ends[kind] = 0, -inf
-        self._lengths[kind] = FLOOD_INTERVAL
+        self._paces[kind] = FLOOD
