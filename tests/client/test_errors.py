@@ -1,8 +1,9 @@
 """Tests for `timestamp_echo.client.errors`."""
 
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 from OpenSSL.SSL import Error
 from twisted.internet.error import (
@@ -54,6 +55,13 @@ class MessageTests(SynchronousTestCase):
             (VerificationError("errors"), "the certificate is for another name" + hint),
         ):
             self.assertEqual(connect_error("host:1", error), f"cannot connect to host:1: {message}")
+
+    def test_full(self) -> None:
+        """If it cannot be written, nothing fails, and Python does not try again at its end."""
+        with patch("sys.stderr", Mock(write=Mock(side_effect=OSError))):
+            print_error("x")
+            self.assertIsNone(sys.stderr)
+            print_error("x")
 
     def test_alert(self) -> None:
         """A server that wants a certificate of the client gets no hint about `--ca`."""

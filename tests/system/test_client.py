@@ -369,6 +369,12 @@ class UsageTests(SynchronousTestCase):
         self.assertEqual(done.returncode, 1)
         self.assertIn(b"standard output could not be written", done.stderr)
 
+    def test_errors_full(self) -> None:
+        """A standard error that is full does not change the status."""
+        for arguments in ("unix:/nonexistent", "--nonsense", "ping unix:/nonexistent"):
+            done = run(["bash", "-c", f"{BIN}/tsecho {arguments} 2>/dev/full"])
+            self.assertEqual((done.returncode, done.stdout), (2, b""))
+
     def test_no_stderr(self) -> None:
         """With standard error closed, the message is not printed elsewhere."""
         done = run(["bash", "-c", f"{BIN}/tsecho unix:/nonexistent 2>&-"])

@@ -29,7 +29,10 @@ def print_error(message: str, prog: str = "tsecho") -> None:
     @param prog: the command that prints it, the first word of the line.
     """
     if sys.stderr is not None:  # None if fd 2 is closed; print would then use standard output
-        print(f"{prog}: {printable(message)}", file=sys.stderr)
+        try:
+            print(f"{prog}: {printable(message)}", file=sys.stderr)
+        except OSError:  # a full disk
+            sys.stderr = None  # or Python tries again at its end, and makes the exit status 120
 
 
 def printable(text: str) -> str:
