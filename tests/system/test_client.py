@@ -375,6 +375,14 @@ class UsageTests(SynchronousTestCase):
             done = run(["bash", "-c", f"{BIN}/tsecho {arguments} 2>/dev/full"])
             self.assertEqual((done.returncode, done.stdout), (2, b""))
 
+    def test_input_unreadable(self) -> None:
+        """An input that cannot be read is an error, not the end of the input."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        with open(os.devnull, "wb") as not_for_reading:
+            done = run([BIN / "tsecho", f"localhost:{service.port()}"], stdin=not_for_reading)
+        self.assertEqual((done.returncode, done.stdout), (1, b""))
+        self.assertEqual(done.stderr, b"tsecho: standard input could not be read\n")
+
     def test_no_stderr(self) -> None:
         """With standard error closed, the message is not printed elsewhere."""
         done = run(["bash", "-c", f"{BIN}/tsecho unix:/nonexistent 2>&-"])

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import cast
 
 from twisted.internet.defer import Deferred
-from twisted.internet.stdio import StandardIO
 
 from timestamp_echo import __version__
 from timestamp_echo.client import errors
@@ -17,7 +16,7 @@ from timestamp_echo.client.address import DatagramServer, IClientReactor, Stream
 from timestamp_echo.client.arguments import CommandParser, add_server, chosen_server
 from timestamp_echo.client.datagram import DatagramSession
 from timestamp_echo.client.session import Session, SessionListener, StreamSession
-from timestamp_echo.client.stdio import Pipe, Terminal
+from timestamp_echo.client.stdio import Pipe, StandardInput, Terminal
 from timestamp_echo.clocks import use_monotonic_clock
 
 
@@ -103,10 +102,12 @@ async def _session(reactor: IClientReactor, server: StreamServer | DatagramServe
         errors.print_error(errors.connect_error(server.name, error))
         return errors.UNREACHABLE
     stdio.session = session
-    StandardIO(stdio, reactor=reactor)
+    transport = StandardInput(stdio, reactor=reactor)
     why = await stdio.ended
+    if transport.failed:
+        errors.print_error("standard input could not be read")
     if not why:
-        return errors.ANSWERED
+        return errors.MISSING if transport.failed else errors.ANSWERED
     errors.print_error(errors.session_error(server.name, why, session.missing, session.sent))
     return _status(session)
 

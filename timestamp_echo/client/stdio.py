@@ -11,17 +11,21 @@ import re
 import stat
 from collections import deque
 from os import fstat
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer
 from twisted.internet.protocol import Protocol, connectionDone
-from twisted.internet.stdio import StandardIO
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from timestamp_echo.client.session import Session
+
+if TYPE_CHECKING:  # mypy takes the public name for that of Windows
+    from twisted.internet._posixstdio import StandardIO
+else:
+    from twisted.internet.stdio import StandardIO
 
 PROMPT = b"> "
 
@@ -121,6 +125,20 @@ class Pipe(Protocol):
     def _end(self, why: str) -> None:
         if not self.ended.called:
             self.ended.callback(why or self._why)
+
+
+class StandardInput(StandardIO):
+    """Twisted's standard input and output, which also knows whether reading failed.
+
+    To its protocol a failed read is the end of the input, like any other.
+    """
+
+    failed = False
+
+    def childConnectionLost(self, fd: str, reason: Failure) -> None:
+        """See `StandardIO`: its reader, or writer, has ended."""
+        self.failed |= fd == "read" and reason.check(ConnectionDone) is None
+        super().childConnectionLost(fd, reason)
 
 
 class Terminal(Pipe):
