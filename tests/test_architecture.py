@@ -23,6 +23,7 @@ COMMON = {"stamps", "framing", "addresses"}
 PURE = COMMON | {
     *(f"ping.{name}" for name in ("bounds", "estimate", "probe", "roundtrips", "stats")),
     *(f"ping.{name}" for name in ("text", "json")),
+    "client.replies",
 }
 """Modules that do no I/O and read no clock: they can be tested, and reused, by themselves."""
 

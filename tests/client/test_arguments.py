@@ -12,7 +12,12 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from timestamp_echo.client.address import StreamServer
-from timestamp_echo.client.arguments import CommandParser, add_server, chosen_server
+from timestamp_echo.client.arguments import (
+    CommandParser,
+    add_server,
+    chosen_server,
+    parse_seconds,
+)
 
 
 def _number(text: str) -> int:
@@ -119,3 +124,15 @@ class ChosenServerTests(SynchronousTestCase):
             self.stderr.getvalue(),
             "tsecho: SERVER: expected a port from 1 to 65535, not 0 in 'host:0'\n",
         )
+
+
+class ParseSecondsTests(SynchronousTestCase):
+    """`parse_seconds`."""
+
+    def test_seconds(self) -> None:
+        """A number from a minimum up; anything else is refused, also what is one in Python only."""
+        for text, value in (("0.5", 0.5), ("1e6", 1e6), (" 7 ", 7)):
+            self.assertEqual(parse_seconds(0.5, text), value)
+        for text in ("0.4", "-1", "1000001", "x", "", "nan", "inf", "1_0"):
+            error = self.assertRaises(ArgumentTypeError, parse_seconds, 0.5, text)
+            self.assertEqual(str(error), f"expected seconds from 0.5 to 1000000, not {text!r}")

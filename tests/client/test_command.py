@@ -23,6 +23,6 @@ class StatusTests(SynchronousTestCase):
         ):
             session = StreamSession(Listener(), Clock())
             session.refused = refused
-            session._out.add(b"a\nb\n")
-            session._in.add(replies)
+            session._replies.send(b"a\nb\n")
+            session._replies.receive(replies)
             self.assertEqual(_status(session), status)

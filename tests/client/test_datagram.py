@@ -12,7 +12,13 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from tests.fakes import Listener, Producer
 from timestamp_echo.client import session
 from timestamp_echo.client.address import DatagramServer, IClientReactor
-from timestamp_echo.client.datagram import MAX_LINES, REPLY_TIMEOUT, WINDOW, DatagramSession
+from timestamp_echo.client.datagram import (
+    MAX_LINES,
+    REMEMBERED_LINES,
+    REPLY_TIMEOUT,
+    WINDOW,
+    DatagramSession,
+)
 from timestamp_echo.framing import MAX_DATAGRAM
 from timestamp_echo.server.datagram import UDP_RATE, TimestampDatagram
 from timestamp_echo.stamps import Stamp
@@ -160,19 +166,50 @@ class DatagramSessionTests(SynchronousTestCase):
         self.assertEqual(self.listener.ends, ["no reply came in time"])
         self.assertEqual((self.session.sent, self.session.missing), (2, 1))
 
-    def test_unexpected(self) -> None:
-        """A datagram while no line is in flight is ignored."""
+    def test_twice(self) -> None:
+        """A reply that comes twice is ignored, whether or not another line is in flight."""
+        self.session.write(b"a\n")
         self.reply(b"a\n")
-        self.assertEqual(self.listener.replies, b"")
+        self.reply(b"a\n")
+        self.session.write(b"b\n")
+        self.reply(b"a\n")
+        self.session.datagramReceived(b"a\n", None)
+        self.assertEqual((self.listener.replies, self.listener.ends), (STAMP + b"a\n", []))
 
-    def test_other_reply(self) -> None:
-        """The late reply to another line is ignored, though it ends alike; so are two stamps."""
-        self.session.write(b"\n")
-        for reply in (b"[t] abc\n", b"[t] [t] \n", b"x\n", b"[t] "):
-            self.session.datagramReceived(reply, None)
-        self.assertEqual(self.listener.replies, b"")
+    def test_no_reply(self) -> None:
+        """What is no reply to any line ends the session, and so do two stamps."""
+        for datagram in (b"x\n", b"[t] abc\n", b"[t] [t] \n", b"[t] ", b"[t\n] \n", b""):
+            self.setUp()
+            self.session.write(b"\n")
+            self.session.datagramReceived(datagram, None)
+            self.session.datagramReceived(b"\n", None)  # in the same read
+            self.assertEqual(self.listener.replies, b"")
+            self.assertIn(", which is no reply", self.listener.ends[0])
+            self.assertEqual((self.session.missing, len(self.listener.ends)), (1, 1))
+            self.assertFalse(self.port.listening)
+
+    def test_late_reply(self) -> None:
+        """The late reply to another line is ignored, though it ends alike; ancient ones are not."""
+        self.session.write(b"abc\n\n")
+        self.clock.advance(REPLY_TIMEOUT)
+        self.session.datagramReceived(b"[t] abc\n", None)
+        self.assertEqual((self.listener.replies, self.listener.ends), (b"", []))
         self.session.datagramReceived(b"[t] \n", None)
         self.assertEqual(self.listener.replies, b"[t] \n")
+        self.session._earlier.extend(range(REMEMBERED_LINES))
+        self.session.datagramReceived(b"[t] abc\n", None)
+        self.assertEqual(len(self.listener.ends), 1)
+
+    def test_timeout(self) -> None:
+        """A reply may be given more time."""
+        tested = DatagramSession(self.listener, cast(IClientReactor, self.clock), 5)
+        tested.transport = self.port
+        tested.write(b"a\n")
+        tested.finish()
+        self.clock.advance(4.9)
+        self.assertEqual(self.listener.ends, [])
+        self.clock.advance(0.1)
+        self.assertEqual(self.listener.ends, ["no reply came in time"])
 
     def test_plain_echo(self) -> None:
         """A reply may be without a stamp."""

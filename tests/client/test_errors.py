@@ -15,7 +15,9 @@ from twisted.internet.error import (
 from twisted.trial.unittest import SynchronousTestCase
 
 from timestamp_echo.client.errors import (
+    MAX_QUOTED,
     connect_error,
+    no_reply,
     openssl_reason,
     print_error,
     printable,
@@ -62,6 +64,16 @@ class MessageTests(SynchronousTestCase):
             print_error("x")
             self.assertIsNone(sys.stderr)
             print_error("x")
+
+    def test_no_reply(self) -> None:
+        """What a server sent: its first line, printable and not too long."""
+        for text, shown in (
+            (b"full\r\nmore\n", "full"),
+            (b"\xff\x1b[2J \xe4\xbd\xa0 it's", "\\xff\\x1b[2J 你 it's"),
+            (b"x" * MAX_QUOTED, "x" * MAX_QUOTED),
+            (b"x" * (MAX_QUOTED + 1), "x" * MAX_QUOTED + "..."),
+        ):
+            self.assertEqual(no_reply(text), f"the server sent '{shown}', which is no reply")
 
     def test_alert(self) -> None:
         """A server that wants a certificate of the client gets no hint about `--ca`."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from hypothesis import given
-from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost, TimeoutError
@@ -13,60 +11,27 @@ from twisted.internet.interfaces import (
     IHandshakeListener,
     INegotiated,
     IProtocolFactory,
+    IPushProducer,
     IStreamClientEndpoint,
 )
 from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import directlyProvides, implementer
 from zope.interface.verify import verifyClass
 
-from tests.fakes import Listener, Producer, TCPTransport
+from tests.fakes import IterationClock, Listener, Producer, TCPTransport
 from timestamp_echo.client import session
 from timestamp_echo.client.address import StreamServer
 from timestamp_echo.client.session import (
     HANDSHAKE_TIMEOUT,
+    LAST_INPUT_TIMEOUT,
     LINGER_TIMEOUT,
-    LineCount,
+    MAX_UNANSWERED,
+    StreamConnection,
     StreamSession,
 )
-from timestamp_echo.framing import ChunkFraming, LineFraming
-
-STAMP = b"[stamp] "
-
-
-class LineCountTests(SynchronousTestCase):
-    """`LineCount`: how many lines are answered."""
-
-    @given(
-        st.lists(st.sampled_from([b"a", b"bb", b"\n", b"c" * 2000])).map(b"".join),
-        st.sampled_from([LineFraming, ChunkFraming]),
-        st.integers(1, 5000),
-        st.integers(1, 5000),
-    )
-    def test_echo(self, text: bytes, framing: Any, size: int, cut: int) -> None:
-        """After an echo of lines or chunks, none is missing, however the streams are cut."""
-        echo = framing()
-        sent, received = LineCount(), LineCount()
-        pieces = [text[i : i + size] for i in range(0, len(text), size)]
-        replies = b""
-        for piece in pieces:
-            sent.add(piece)
-            replies += echo.received(piece, STAMP)
-        replies += echo.ended()
-        for i in range(0, len(replies), cut):
-            received.add(replies[i : i + cut])
-        lines = text.count(b"\n") + (not text.endswith(b"\n") and bool(text))
-        self.assertEqual((sent.messages, received.answered(sent, True)), (lines, lines))
-        self.assertEqual(received.answered(sent, False), text.count(b"\n"))
-
-    def test_missing(self) -> None:
-        """Lines that did not come back are missing, and so is the last without a newline."""
-        sent, received = LineCount(), LineCount()
-        sent.add(b"a\nb\nend")
-        for reply, answered in ((b"[] a\n", 1), (b"[] b\n", 2), (b"en", 2), (b"d", 3)):
-            received.add(reply)
-            self.assertEqual(received.answered(sent, True), answered)
 
 
 class StreamSessionTests(SynchronousTestCase):
@@ -92,7 +57,7 @@ class StreamSessionTests(SynchronousTestCase):
         self.session.write(b"a\nb\n")
         self.assertEqual(self.transport.value(), b"a\nb\n")
         self.session.dataReceived(b"[] a\n[]")
-        self.assertEqual((self.listener.replies, self.listener.answers), (b"[] a\n[]", 0))
+        self.assertEqual((self.listener.replies, self.listener.answers), (b"[] a\n", 0))
         self.assertEqual((self.session.sent, self.session.missing), (2, 1))
         self.session.dataReceived(b" b\n")
         self.assertEqual((self.listener.answers, self.session.missing), (1, 0))
@@ -121,23 +86,34 @@ class StreamSessionTests(SynchronousTestCase):
         self.assertFalse(tls.half_closed)
 
     def test_linger(self) -> None:
-        """A server that has answered every line but does not close is left after a second.
+        """A server that has answered every line but does not close is left after a second."""
+        for last in (b"\n", b"", b"["):  # with a newline, without, and as a stamp begins
+            self.setUp()
+            self.session.write(b"a" + last)
+            self.session.finish()
+            self.clock.advance(10 * LINGER_TIMEOUT)
+            self.assertFalse(self.transport.aborted)
+            self.session.dataReceived(b"[] a" + last)
+            self.clock.advance(LINGER_TIMEOUT * 0.9)
+            self.assertFalse(self.transport.aborted)
+            self.clock.advance(LINGER_TIMEOUT * 0.2)
+            self.assertTrue(self.transport.aborted)
+            self.session.connectionLost(Failure(ConnectionLost()))
+            self.assertEqual(self.listener.ends, [""])
 
-        More data from it starts the second again.
-        """
+    def test_linger_again(self) -> None:
+        """More data starts the second again. A stamp without a message is no reply."""
         self.session.write(b"a\n")
         self.session.finish()
-        self.clock.advance(10 * LINGER_TIMEOUT)
-        self.assertFalse(self.transport.aborted)
-        self.session.dataReceived(b"[] a\n")
+        self.session.dataReceived(b"[] a\n[")
         self.clock.advance(LINGER_TIMEOUT * 0.9)
-        self.session.dataReceived(b"more\n")
+        self.session.dataReceived(b"] ")
         self.clock.advance(LINGER_TIMEOUT * 0.9)
         self.assertFalse(self.transport.aborted)
         self.clock.advance(LINGER_TIMEOUT * 0.2)
         self.assertTrue(self.transport.aborted)
         self.session.connectionLost(Failure(ConnectionLost()))
-        self.assertEqual(self.listener.ends, [""])
+        self.assertEqual(self.listener.ends, ["the server sent '[] ', which is no reply"])
 
     def test_linger_closed(self) -> None:
         """A server that closes after the last reply ends the session at once."""
@@ -148,23 +124,20 @@ class StreamSessionTests(SynchronousTestCase):
         self.assertEqual(self.listener.ends, [""])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_no_linger_after_partial_line(self) -> None:
-        """After a line without a newline, only the server's close shows that the reply is whole."""
-        self.session.write(b"a" * 2000)
-        self.session.finish()
-        self.session.dataReceived(b"[] " + b"a" * 2000)
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-        self.session.connectionLost(Failure(ConnectionDone()))
-        self.assertEqual(self.listener.ends, [""])
-
     def test_partial_line_cut(self) -> None:
-        """If the server does not close in order, the reply may be cut, so it is missing."""
-        self.session.write(b"aaa")
-        self.session.finish()
-        self.session.dataReceived(b"[] aa")
-        self.session.connectionLost(Failure(ConnectionLost()))
-        self.assertEqual(self.session.missing, 1)
-        self.assertIn("non-clean", self.listener.ends[0])
+        """A reply that is cut short is missing, also if the server closes in order."""
+        for sent, received in ((b"aaa", b"[] aa"), (b"aaa\n", b"[] aaa")):
+            for reason, why in (
+                (ConnectionLost(), "non-clean"),
+                (ConnectionDone(), "the server closed the connection"),
+            ):
+                self.setUp()
+                self.session.write(sent)
+                self.session.finish()
+                self.session.dataReceived(received)
+                self.session.connectionLost(Failure(reason))
+                self.assertEqual((self.session.missing, self.listener.replies), (1, b""))
+                self.assertIn(why, self.listener.ends[0])
 
     def test_lost(self) -> None:
         """A connection lost before the last reply is reported."""
@@ -184,7 +157,80 @@ class StreamSessionTests(SynchronousTestCase):
     def test_closed_before_finish(self) -> None:
         """A close by the server is reported, even if nothing is missing: more lines may follow."""
         self.session.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.listener.ends, [])
+        self.clock.advance(LAST_INPUT_TIMEOUT)
         self.assertEqual(self.listener.ends, ["the server closed the connection"])
+
+    def test_finish_after_close(self) -> None:
+        """Unless the input ends a moment later, after it was answered, or without a line."""
+        for line in (b"a\n", b"a", b""):
+            self.setUp()
+            if line:
+                self.session.write(line)
+                self.session.dataReceived(b"[] " + line)
+            self.session.connectionLost(Failure(ConnectionDone()))
+            self.session.finish()
+            self.assertEqual(self.listener.ends, [""])
+            self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_write_after_close(self) -> None:
+        """If instead a line comes, it is missing, and reported at once."""
+        self.session.connectionLost(Failure(ConnectionDone()))
+        self.session.write(b"a\n")
+        self.session.finish()
+        self.assertEqual(self.listener.ends, ["the server closed the connection"])
+        self.assertEqual((self.session.sent, self.session.missing), (1, 1))
+        self.assertEqual((self.transport.value(), self.clock.getDelayedCalls()), (b"", []))
+
+    def test_refusal(self) -> None:
+        """Text that is no reply ends the session: whether awaited, before a line or after all."""
+        for line, replies, missing in ((b"", b"", 0), (b"a\n", b"", 1), (b"a\n", b"[] a\n", 0)):
+            self.setUp()
+            if line:
+                self.session.write(line)
+            self.session.dataReceived(replies + b"No\x1b!\r\nmore\n")
+            self.assertTrue(self.transport.aborted)
+            self.assertEqual(self.listener.replies, replies)
+            self.assertEqual(self.listener.ends, ["the server sent 'No\\x1b!', which is no reply"])
+            self.assertEqual(self.session.missing, missing)
+            self.session.connectionLost(Failure(ConnectionLost()))
+            self.assertEqual((self.listener.replies, len(self.listener.ends)), (replies, 1))
+
+    def test_refusal_in_pieces(self) -> None:
+        """Its first line may come in pieces, until none has come for a second."""
+        why = "the server sent 'None', which is no reply"
+        for end in (
+            lambda: self.session.dataReceived(b"\n"),
+            lambda: self.clock.advance(LINGER_TIMEOUT),
+            lambda: self.session.connectionLost(Failure(ConnectionDone())),
+        ):
+            self.setUp()
+            self.session.write(b"a\n")
+            self.session.dataReceived(b"No")
+            self.clock.advance(0.9 * LINGER_TIMEOUT)
+            self.session.dataReceived(b"ne")
+            self.clock.advance(0.9 * LINGER_TIMEOUT)
+            self.assertEqual(self.listener.ends, [])
+            end()
+            self.assertEqual(self.listener.ends, [why])
+            self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_refusal_and_close(self) -> None:
+        """The end of a refusal in pieces is not taken for one that came after all replies."""
+        self.session.dataReceived(b"No")
+        self.session.finish()
+        self.session.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.listener.ends, ["the server sent 'No', which is no reply"])
+
+    def test_unanswered(self) -> None:
+        """Sending without end to a server that never answers takes bounded memory."""
+        block = b"x" * (MAX_UNANSWERED // 4)
+        for _ in range(4):
+            self.session.write(block)
+        self.assertEqual(self.listener.ends, [])
+        self.session.write(b"x")
+        self.assertEqual(self.listener.ends, ["64 MiB were sent without a reply"])
+        self.assertTrue(self.transport.aborted)
 
     def test_backpressure(self) -> None:
         """A slow standard output pauses the connection, and a lost one aborts it."""
@@ -195,6 +241,124 @@ class StreamSessionTests(SynchronousTestCase):
         self.assertEqual(self.transport.producerState, "producing")
         self.session.stopProducing()
         self.assertTrue(self.transport.aborted)
+
+    def test_slow_server(self) -> None:
+        """A server that takes no more pauses the input; a lost connection does not stop it."""
+        self.session.transport.unregisterProducer()
+        producer = StringTransport()
+        self.session.register_producer(cast(IPushProducer, producer))
+        registered = cast(IPushProducer, self.transport.producer)
+        registered.pauseProducing()
+        self.assertEqual(producer.producerState, "paused")
+        registered.resumeProducing()
+        self.assertEqual(producer.producerState, "producing")
+        registered.stopProducing()
+        self.assertEqual(producer.producerState, "producing")
+
+
+class TimeoutTests(SynchronousTestCase):
+    """`StreamSession` with a timeout of two seconds."""
+
+    def setUp(self) -> None:
+        """Create a connected session."""
+        self.clock = Clock()
+        self.listener = Listener()
+        self.session = StreamSession(self.listener, self.clock, 2)
+        self.transport = TCPTransport()
+        self.session.makeConnection(self.transport)
+        self.session.register_producer(Producer())
+
+    def advance(self, *seconds: float) -> None:
+        """Let time pass; nothing may end."""
+        self.clock.pump(seconds)
+        self.assertEqual((self.listener.ends, self.transport.aborted), ([], False))
+
+    def test_no_reply(self) -> None:
+        """A server that does not answer is left, also after the end of the input."""
+        for finished in (False, True):
+            self.setUp()
+            self.session.write(b"a\n")
+            if finished:
+                self.session.finish()
+            self.advance(1.9)
+            self.clock.advance(0.1)
+            self.assertEqual(self.listener.ends, ["no reply within 2 s"])
+            self.assertTrue(self.transport.aborted)
+            self.session.connectionLost(Failure(ConnectionLost()))
+            self.assertEqual(len(self.listener.ends), 1)
+
+    def test_late(self) -> None:
+        """What has come by the time that is over is read first, on a busy machine, for example."""
+        self.session = StreamSession(self.listener, clock := IterationClock(), 2)
+        self.session.makeConnection(self.transport)
+        self.session.write(b"a\n")
+        clock.advance(9)
+        self.session.dataReceived(b"[] a\n")
+        clock.advance(9)
+        self.assertEqual((self.listener.ends, self.listener.replies), ([], b"[] a\n"))
+
+    def test_more(self) -> None:
+        """Each piece of a reply starts the time again; another line that is sent does not."""
+        self.session.write(b"abc\n")
+        for piece in (b"[] a", b"b", b"c"):
+            self.advance(1.5)
+            self.session.write(b"d\n")
+            self.session.dataReceived(piece)
+        self.advance(1.5)
+        self.session.write(b"d\n")
+        self.clock.advance(0.5)
+        self.assertEqual(len(self.listener.ends), 1)
+
+    def test_idle(self) -> None:
+        """While nothing is awaited, no time is too long."""
+        self.advance(9)
+        self.session.write(b"a\n")
+        self.session.dataReceived(b"[] a\n")
+        self.advance(9)
+        self.session.write(b"b\n")
+        self.advance(1.9)
+        self.clock.advance(0.1)
+        self.assertEqual(len(self.listener.ends), 1)
+
+    def test_paused(self) -> None:
+        """Nor is it while standard output takes no more replies."""
+        self.session.write(b"a\n")
+        self.session.pauseProducing()
+        self.advance(9)
+        self.session.resumeProducing()
+        self.advance(1.9)
+        self.clock.advance(0.1)
+        self.assertEqual(len(self.listener.ends), 1)
+
+    def test_lost(self) -> None:
+        """No timer is left when the connection is lost, or when the server is refused."""
+        self.session.write(b"a\n")
+        self.session.connectionLost(Failure(ConnectionLost()))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.setUp()
+        self.session.write(b"a\n")
+        self.session.dataReceived(b"no")
+        self.assertEqual(len(self.clock.getDelayedCalls()), 1)
+        self.session.dataReceived(b"\n")
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class StreamConnectionTests(SynchronousTestCase):
+    """`StreamConnection`, which verifies nothing."""
+
+    def test_connection(self) -> None:
+        """It passes on what it receives, and why it was lost."""
+        for reason, why in (
+            (ConnectionDone(), "the server closed the connection"),
+            (ConnectionLost("reset"), "reset"),
+        ):
+            listener = Listener()
+            connection = StreamConnection(listener, Clock())
+            connection.makeConnection(TCPTransport())
+            connection.dataReceived(b"anything")
+            connection.connectionLost(Failure(reason))
+            self.assertEqual(listener.replies, b"anything")
+            self.assertIn(why, listener.ends[0])
 
 
 @implementer(IStreamClientEndpoint)

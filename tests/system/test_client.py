@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import random
 import re
 import select
 import signal
@@ -35,6 +36,13 @@ LINES = "one\n你好\n\nlast 👋".encode()
 REPLIES = re.compile(
     STAMP + b"one\n" + STAMP + "你好\n".encode() + STAMP + b"\n" + STAMP + "last 👋".encode()
 )
+
+
+def wait_for_end(connection: socket.socket) -> None:
+    """Wait until the client has closed, or aborted, both directions of a connection."""
+    poller = select.poll()
+    poller.register(connection, 0)  # POLLERR and POLLHUP are always reported
+    assert poller.poll(PATIENCE * 1000)
 
 
 class PipeTests(SynchronousTestCase):
@@ -168,12 +176,17 @@ class PipeTests(SynchronousTestCase):
             self.assertEqual(re.sub(STAMP, b"", done.stdout), line)
 
     def test_any_bytes(self) -> None:
-        """Replies are written byte for byte."""
-        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
-        data = bytes(range(256)) * 100
-        done = tsecho(f"localhost:{service.port()}", stdin=data)
-        self.assertEqual(done.returncode, 0)
-        self.assertEqual(re.sub(STAMP, b"", done.stdout), data)
+        """Replies are written byte for byte, in each framing, behind any stamp."""
+        data = bytes(range(256)) * 100 + random.Random(15).randbytes(2**20)
+        for framing in ("auto", "line", "chunk"):
+            for stamp, pattern in (("ctime", STAMP), ("[%H]%M", rb"\[\[\d\d\]\d\d\] ")):
+                service = Service(
+                    self,
+                    *("-l", "tcp:0:interface=127.0.0.1", "--framing", framing, "-s", stamp),
+                )
+                done = tsecho(f"localhost:{service.port()}", stdin=data)
+                self.assertEqual((done.returncode, done.stderr), (0, b""))
+                self.assertEqual(re.sub(pattern, b"", done.stdout), data)
 
     def test_module(self) -> None:
         """`python -m timestamp_echo` is the same command."""
@@ -261,12 +274,118 @@ class OtherServerTests(SynchronousTestCase):
 
         def act(connection: socket.socket) -> None:
             connection.sendall(read_all(connection))
-            poller = select.poll()
-            poller.register(connection, 0)  # POLLERR and POLLHUP are always reported
-            self.assertTrue(poller.poll(PATIENCE * 1000))
+            wait_for_end(connection)
 
         done = tsecho(self.serve(act), stdin=b"one\n")
         self.assertEqual((done.returncode, done.stdout), (0, b"one\n"))
+
+    def test_garbled(self) -> None:
+        """One garbled line in a thousand ends the session: it is reported, and not printed."""
+
+        def act(connection: socket.socket) -> None:
+            received = connection.makefile("rb")
+            for number in range(1, 1001):
+                line = received.readline()
+                connection.sendall(b"[t] " + (line if number < 1000 else line.upper()))
+            read_all(connection)
+
+        lines = [b"line %d\n" % number for number in range(2000)]
+        server = self.serve(act)
+        done = tsecho(server, stdin=b"".join(lines))
+        self.assertEqual(done.returncode, 1)
+        self.assertEqual(done.stdout, b"".join(b"[t] " + line for line in lines[:999]))
+        self.assertRegex(
+            done.stderr.decode(),
+            rf"^tsecho: \d+ of \d+ lines were not answered by {server}:"
+            r" the server sent '\[t\] LINE 999', which is no reply\n$",
+        )
+
+    def test_refusal(self) -> None:
+        """A full server refuses with a line, which is no reply, whether or not there is input."""
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--max-connections", "1")
+        server = f"127.0.0.1:{service.port()}"
+        with service.connect() as first:
+            first.sendall(b"a\n")
+            first.recv(100)
+            for stdin in (b"one\n", b""):
+                done = tsecho(server, stdin=stdin)
+                self.assertEqual((done.returncode, done.stdout), (1, b""))
+                self.assertRegex(
+                    done.stderr.decode(),
+                    # The refusal may come before the line is sent.
+                    rf"^tsecho: (1 of 1 lines were not answered by )?{server}: the server sent"
+                    r" 'tsecho: too many connections: the limit is 1', which is no reply\n$",
+                )
+
+    def test_http(self) -> None:
+        """The 400 of an HTTP server is no reply, nor is one that was not asked for."""
+
+        def act(connection: socket.socket) -> None:
+            connection.recv(1024)
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n\r\n")
+
+        done = tsecho(self.serve(act), stdin=b"one\n")
+        self.assertEqual((done.returncode, done.stdout), (1, b""))
+        self.assertIn(b"the server sent 'HTTP/1.1 400 Bad Request', which is no reply", done.stderr)
+
+    def test_cut_short(self) -> None:
+        """A last reply that is cut short is missing, though the connection is closed in order."""
+        for stdin, reply in ((b"one\ntwo\n", b"[t] one\n[t] tw"), (b"one\ntwo", b"one\ntw")):
+
+            def act(connection: socket.socket, reply: bytes = reply) -> None:
+                read_all(connection)
+                connection.sendall(reply)
+
+            done = tsecho(self.serve(act), stdin=stdin)
+            self.assertEqual((done.returncode, done.stdout), (1, reply[: reply.index(b"\n") + 1]))
+            self.assertIn(b"1 of 2 lines were not answered", done.stderr)
+
+    def test_timeout(self) -> None:
+        """`--timeout` ends the wait for a reply, for a connection, and over UDP for a datagram."""
+
+        def act(connection: socket.socket) -> None:
+            wait_for_end(connection)
+
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent, self.listener() as tls:
+            silent.bind(("127.0.0.1", 0))
+            for server, status, message in (
+                (self.serve(act), 1, "1 of 1 lines were not answered by {}: no reply within 0.2 s"),
+                (
+                    f"tls:127.0.0.1:{tls.getsockname()[1]}",
+                    2,
+                    "cannot connect to {}: no answer in time",
+                ),
+                (
+                    f"udp:127.0.0.1:{silent.getsockname()[1]}",
+                    1,
+                    "1 of 1 lines were not answered by {}: no reply came in time",
+                ),
+            ):
+                done = tsecho(server, "--timeout", "0.2", stdin=b"one\n")
+                expected = f"tsecho: {message.format(server)}\n"
+                self.assertEqual((done.returncode, done.stderr.decode()), (status, expected))
+
+    def test_no_input(self) -> None:
+        """A server that closes at once left nothing unanswered if there is no input."""
+
+        def act(connection: socket.socket) -> None:
+            connection.shutdown(socket.SHUT_RDWR)
+
+        done = tsecho(self.serve(act))
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, b"", b""))
+
+    def test_datagrams(self) -> None:
+        """A datagram that is no reply ends the session."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+            other.bind(("127.0.0.1", 0))
+            other.settimeout(PATIENCE)
+            answer = threading.Thread(target=lambda: other.sendto(b"no", other.recvfrom(99)[1]))
+            answer.start()
+            done = tsecho(f"udp:127.0.0.1:{other.getsockname()[1]}", stdin=b"one\ntwo\n")
+            answer.join(PATIENCE)
+        self.assertEqual((done.returncode, done.stdout), (1, b""))
+        self.assertIn(b"2 of 2 lines were not answered", done.stderr)
+        self.assertIn(b"the server sent 'no', which is no reply", done.stderr)
 
     def test_two_stamps(self) -> None:
         """A message without a newline may be answered in several chunks, each with a stamp."""
@@ -315,6 +434,7 @@ class UsageTests(SynchronousTestCase):
         """Wrong arguments: one line on standard error, status 2."""
         for arguments in (
             *(["bogus:x:y"], ["host:99999"], ["--nonsense"], ["--ca", "x"], ["a", "b"], ["--ca"]),
+            *(["--timeout", "0"], ["--timeout", "x"], ["--timeout"]),
             *(["a\n\x1bb:c:d"], [b"\xff:x:y".decode(errors="surrogateescape")]),
         ):
             done = tsecho(*arguments)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any, NoReturn, cast
@@ -110,3 +111,18 @@ def chosen_server(
     if arguments.insecure:
         errors.print_error("warning: --insecure: the server's certificate is not verified")
     return server
+
+
+def parse_seconds(minimum: float, text: str) -> float:
+    """Parse the value of an option, as `ArgumentParser.add_argument` has it.
+
+    @param minimum: the least.
+    @raise ArgumentTypeError: it is no number, or a smaller one, or over eleven days.
+    """
+    try:
+        value = float(text.replace("_", "?"))  # 1_000 is a number in Python only
+    except ValueError:
+        value = math.nan
+    if not minimum <= value <= 10**6:  # false for nan as well
+        raise ArgumentTypeError(f"expected seconds from {minimum:g} to 1000000, not {text!r}")
+    return value

@@ -6,18 +6,23 @@ import os
 import signal
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from typing import cast
+from functools import partial
+from typing import NoReturn, TypeVar, cast
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import TimeoutError
+from twisted.internet.interfaces import IReactorTime
 
 from timestamp_echo import __version__
 from timestamp_echo.client import errors
 from timestamp_echo.client.address import DatagramServer, IClientReactor, StreamServer
-from timestamp_echo.client.arguments import CommandParser, add_server, chosen_server
-from timestamp_echo.client.datagram import DatagramSession
+from timestamp_echo.client.arguments import CommandParser, add_server, chosen_server, parse_seconds
+from timestamp_echo.client.datagram import REPLY_TIMEOUT, DatagramSession
 from timestamp_echo.client.session import Session, SessionListener, StreamSession
 from timestamp_echo.client.stdio import Pipe, StandardInput, Terminal
 from timestamp_echo.clocks import use_monotonic_clock
+
+T = TypeVar("T")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,7 +36,8 @@ def main(argv: Sequence[str]) -> int:
     use_monotonic_clock(reactor)
     parser = _parser()
     arguments = parser.parse_args(argv)
-    return _run(cast(IClientReactor, reactor), chosen_server(parser, arguments, reactor))
+    server = chosen_server(parser, arguments, reactor)
+    return _run(cast(IClientReactor, reactor), server, arguments.timeout)
 
 
 def _parser() -> ArgumentParser:
@@ -41,17 +47,28 @@ def _parser() -> ArgumentParser:
         description="Send lines to a timestamp echo and print its replies. To measure round trips"
         " and the server's clock, use `tsecho ping`; see `tsecho ping --help`.",
         epilog="On a terminal, enter an empty line or press Ctrl-D to quit. Exit status: 0 if every"
-        " line was answered; 1 if the connection was lost or replies are missing; 2 if the usage"
-        " was wrong, the name was not found or the connection was refused; 130 after Ctrl-C.",
+        " line was answered, and nothing else came; 1 if the connection was lost, replies are"
+        " missing or something else came; 2 if the usage was wrong, the name was not found or the"
+        " connection was refused; 130 after Ctrl-C.",
     )
     add_server(parser)
+    parser.add_argument(
+        "--timeout",
+        type=partial(parse_seconds, 0.001),
+        metavar="SECONDS",
+        help="give up when nothing has come for so long while a connection or a reply is awaited"
+        f" (default: never; over UDP, where only the line is given up, {REPLY_TIMEOUT:g})",
+    )
     parser.add_argument("--version", action="version", version=f"tsecho {__version__}")
     return parser
 
 
-def _run(reactor: IClientReactor, server: StreamServer | DatagramServer) -> int:
+def _run(
+    reactor: IClientReactor, server: StreamServer | DatagramServer, timeout: float | None
+) -> int:
     """Run the reactor until the session ends, or a signal ends the process.
 
+    @param timeout: seconds to wait for a connection or a reply; None for no limit.
     @return: the exit status.
     """
     statuses: list[int] = []
@@ -75,10 +92,13 @@ def _run(reactor: IClientReactor, server: StreamServer | DatagramServer) -> int:
     def start() -> None:
         for number in (signal.SIGINT, signal.SIGTERM):  # after the reactor has installed its own
             signal.signal(number, interrupt)
-        session = Deferred.fromCoroutine(_session(reactor, server))
+        session = Deferred.fromCoroutine(_session(reactor, server, timeout))
         session.addCallback(statuses.append).addBoth(stop)
 
     def stop(result: object) -> object:
+        if statuses == [errors.UNREACHABLE]:  # pragma: no cover  # ends the process
+            restore()
+            os._exit(errors.UNREACHABLE)  # as in `interrupt`: after --timeout, a thread may be left
         reactor.stop()
         return result
 
@@ -90,14 +110,16 @@ def _run(reactor: IClientReactor, server: StreamServer | DatagramServer) -> int:
     return statuses[0]
 
 
-async def _session(reactor: IClientReactor, server: StreamServer | DatagramServer) -> int:
+async def _session(
+    reactor: IClientReactor, server: StreamServer | DatagramServer, timeout: float | None
+) -> int:
     """Connect standard input and output to the server until either ends.
 
     @return: the exit status.
     """
     stdio = Terminal(os.isatty(1)) if os.isatty(0) else Pipe(os.isatty(1))
     try:
-        session = await _connect(reactor, server, stdio)
+        session = await _connect(reactor, server, stdio, timeout)
     except Exception as error:  # any: each kind of endpoint has its own
         errors.print_error(errors.connect_error(server.name, error))
         return errors.UNREACHABLE
@@ -113,11 +135,23 @@ async def _session(reactor: IClientReactor, server: StreamServer | DatagramServe
 
 
 async def _connect(
-    reactor: IClientReactor, server: StreamServer | DatagramServer, listener: SessionListener
+    reactor: IClientReactor,
+    server: StreamServer | DatagramServer,
+    listener: SessionListener,
+    timeout: float | None,
 ) -> Session:
     if isinstance(server, DatagramServer):
-        return await DatagramSession(listener, reactor).connect(server)
-    return await StreamSession(listener, reactor).connect(server)
+        datagrams = DatagramSession(listener, reactor, timeout or REPLY_TIMEOUT)
+        return await _limit(datagrams.connect(server), timeout, reactor)
+    stream = StreamSession(listener, reactor, timeout)
+    return await _limit(stream.connect(server), timeout, reactor)
+
+
+def _limit(connecting: Deferred[T], timeout: float | None, clock: IReactorTime) -> Deferred[T]:
+    def timed_out(result: object, seconds: float) -> NoReturn:
+        raise TimeoutError
+
+    return connecting.addTimeout(timeout, clock, timed_out) if timeout else connecting
 
 
 def _status(session: Session) -> int:

@@ -18,7 +18,9 @@ from twisted.internet.protocol import DatagramProtocol
 from twisted.internet.threads import deferToThread
 from typing_extensions import Self  # Twisted needs it too
 
+from timestamp_echo.client import errors
 from timestamp_echo.client.address import DatagramServer, IClientReactor
+from timestamp_echo.client.replies import STAMP
 from timestamp_echo.client.session import SessionListener
 from timestamp_echo.framing import MAX_DATAGRAM
 
@@ -28,6 +30,9 @@ REPLY_TIMEOUT = 1.0
 MAX_LINES, WINDOW = 1000, 1.1
 """At most this many lines are sent in this many seconds. By default `twistd tsecho` answers 1,000
 in 1.01 s; the rest allows for lines that take longer than others to arrive."""
+
+REMEMBERED_LINES = 10 * MAX_LINES
+"""Lines whose replies may still come late or twice: all of at least the last 11 s."""
 
 AddressInfo: TypeAlias = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]
 """An entry of `socket.getaddrinfo`: family, type, protocol, canonical name, address."""
@@ -103,16 +108,24 @@ class DatagramSession(DatagramPath):
 
     @param listener: gets the replies.
     @param reactor: opens the port, and times the replies.
+    @param timeout: seconds after which a reply counts as lost.
     """
 
-    def __init__(self, listener: SessionListener, reactor: IClientReactor) -> None:
+    def __init__(
+        self,
+        listener: SessionListener,
+        reactor: IClientReactor,
+        timeout: float = REPLY_TIMEOUT,
+    ) -> None:
         super().__init__(reactor)
+        self._reply_timeout = timeout
         self._listener = listener
         self._clock = reactor
         self._queue: deque[bytes] = deque()
         self._partial = b""
         self._paused = False
         self._in_flight: bytes | None = None
+        self._earlier: deque[int] = deque(maxlen=REMEMBERED_LINES)  # hashes: lines may be long
         self._timeout: IDelayedCall | None = None
         self._sent_at = deque([-inf] * MAX_LINES, MAX_LINES)  # when the last lines were sent
         self._resting = False  # to send no more lines in a second
@@ -159,11 +172,16 @@ class DatagramSession(DatagramPath):
         """See `Session.stopProducing`."""
 
     def datagramReceived(self, datagram: bytes, addr: object) -> None:
-        """Accept the reply to the line in flight; ignore others, such as a late one."""
-        if self._in_flight is not None and _is_reply(datagram, self._in_flight):
+        """Accept the reply to the line in flight; ignore one that comes late or twice."""
+        if self._ended:  # it came with the one that ended the session
+            return
+        messages = _messages(datagram)
+        if self._in_flight in messages:
             self._listener.replied(datagram)
             self.missing -= 1
             self._line_done()
+        elif not any(hash(message) in self._earlier for message in messages):
+            self._end(errors.no_reply(datagram))
 
     def stopProtocol(self) -> None:
         """The port was closed; unless this side did it, the server's host refused a datagram."""
@@ -208,7 +226,7 @@ class DatagramSession(DatagramPath):
         self._sent_at.append(self._clock.seconds())
         self.sent += 1
         self.missing += 1
-        self._timeout = self._clock.callLater(REPLY_TIMEOUT, self._line_done)
+        self._timeout = self._clock.callLater(self._reply_timeout, self._line_done)
         try:
             self.transport.write(line)
         except Exception as error:  # an OSError, or Twisted's MessageLengthError
@@ -216,6 +234,7 @@ class DatagramSession(DatagramPath):
 
     def _line_done(self) -> None:
         """The line in flight is answered, or its time is over."""
+        self._earlier.append(hash(self._in_flight))
         self._in_flight = None
         self._cancel_timeout()
         self._send_next()
@@ -256,14 +275,7 @@ def _has_route(entry: AddressInfo) -> bool:
     return True
 
 
-def _is_reply(datagram: bytes, message: bytes) -> bool:
-    r"""Whether this is the message behind exactly one stamp, or, from a plain echo, behind none.
-
-    The late reply to an earlier line may end with the same bytes: `[t] abc\n` ends with `\n`,
-    the reply to an empty line. So what is in front of the message has to be one stamp, with no
-    more text behind its first `] `.
-    """
-    if not datagram.endswith(message):
-        return False
-    stamp = datagram.removesuffix(message)
-    return not stamp or (stamp.startswith(b"[") and stamp.find(b"] ") == len(stamp) - 2)
+def _messages(datagram: bytes) -> list[bytes]:
+    """What a datagram may be the reply to: all of it, or what is behind its one stamp."""
+    stamp = STAMP.match(datagram)
+    return [datagram, datagram[stamp.end() :]] if stamp else [datagram]

@@ -9,13 +9,16 @@ from functools import singledispatch
 from twisted.internet.error import ConnectError, DNSLookupError, TimeoutError
 
 ANSWERED = 0
-"""Exit status: every line was answered."""
+"""Exit status: every line was answered, and nothing else came."""
 
 MISSING = 1
-"""Exit status: the connection was lost, or replies are missing."""
+"""Exit status: the connection was lost, replies are missing, or something came that is none."""
 
 UNREACHABLE = 2
 """Exit status: wrong usage, or no connection (name not found, connection refused)."""
+
+MAX_QUOTED = 200
+"""Characters of a server's own words that are shown."""
 
 _OTHER_NAME = "the certificate is for another name"
 _NOT_VERIFIED = (_OTHER_NAME, "certificate verify failed")  # the second is OpenSSL's
@@ -46,6 +49,17 @@ def quoted(text: str) -> str:
     It is not `repr`, which doubles backslashes and changes the quotes.
     """
     return f"'{printable(text)}'"
+
+
+def first_line(text: bytes) -> str:
+    """Show the first line of what a server sent: quoted, and cut if it is long."""
+    line = text.partition(b"\n")[0].removesuffix(b"\r").decode(errors="surrogateescape")
+    return quoted(line if len(line) <= MAX_QUOTED else f"{line[:MAX_QUOTED]}...")
+
+
+def no_reply(text: bytes) -> str:
+    """Say what a server sent that is no reply."""
+    return f"the server sent {first_line(text)}, which is no reply"
 
 
 def connect_error(name: str, error: BaseException | None) -> str:

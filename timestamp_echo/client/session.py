@@ -1,10 +1,11 @@
-"""A session over a stream connection: sends lines, receives replies, and counts both.
+"""A session over a stream connection: sends lines, receives replies, and verifies them.
 
 Knows a transport, and the `SessionListener` that gets the replies; not where the lines come from.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -25,6 +26,7 @@ from zope.interface import implementer
 
 from timestamp_echo.client import errors
 from timestamp_echo.client.address import StreamServer
+from timestamp_echo.client.replies import Replies
 
 LINGER_TIMEOUT = 1.0
 """Seconds to wait for a server that has answered every line to close its side, too."""
@@ -32,12 +34,20 @@ LINGER_TIMEOUT = 1.0
 HANDSHAKE_TIMEOUT = 30
 """Seconds for the TLS handshake: as long as Twisted gives TCP to connect."""
 
+LAST_INPUT_TIMEOUT = 0.1
+"""Seconds that the input has to end after the server has closed with nothing missing. Where it is
+empty, or was answered, its end may come a moment later: that order depends on the scheduler."""
+
+MAX_UNANSWERED = 64 * 2**20
+"""Bytes that may be sent without a reply. They are kept to be compared with it. What the buffers
+of both hosts and of a server that echoes can hold is less than half of that (tcp(7))."""
+
 
 class SessionListener(Protocol):
     """Gets the events of a session."""
 
     def replied(self, data: bytes) -> None:
-        """Bytes of replies were received, in any pieces."""
+        """Bytes of replies were received and verified, in any pieces."""
 
     def answered(self) -> None:
         """Every line sent so far is answered, or was given up."""
@@ -89,76 +99,28 @@ class Session(Protocol):
         """See `IPushProducer.stopProducing`: receive no more replies."""
 
 
-class LineCount:
-    """Counts the lines of a stream, and the bytes after the last newline.
-
-    A reply keeps its message's own line ending. So as many newlines come back as were sent,
-    whether the server echoes lines or chunks, with a stamp or without.
-    """
-
-    def __init__(self) -> None:
-        self.lines = 0
-        self.partial = 0
-        """Bytes after the last newline."""
-
-    def add(self, data: bytes) -> None:
-        """Count the next bytes of the stream."""
-        before, newline, rest = data.rpartition(b"\n")
-        if newline:
-            self.lines += 1 + before.count(b"\n")
-            self.partial = 0
-        self.partial += len(rest)
-
-    @property
-    def messages(self) -> int:
-        """Lines, and the last one without a newline."""
-        return self.lines + bool(self.partial)
-
-    def answered(self, sent: LineCount, closed: bool) -> int:
-        """How many of the messages `sent` the replies counted here answer.
-
-        A reply without a newline has no end that can be seen. Its length is no help: the client
-        does not know how long a stamp is, nor how many there are (a server that reads a long
-        message in chunks stamps each). Only the server's orderly close shows that the reply is
-        whole: it closes after the last byte. Then at least as many bytes as the message has must
-        be there, because a stamp only adds to them.
-
-        @param sent: the count of what was sent.
-        @param closed: whether the server has closed the connection in order.
-        """
-        if closed and self.lines >= sent.lines and self.partial >= sent.partial:
-            return sent.messages
-        return min(self.lines, sent.lines)
-
-
 @implementer(IHandshakeListener)
-class StreamSession(StreamProtocol):
-    """A session over a TCP, TLS or UNIX connection.
+class StreamConnection(StreamProtocol):
+    """A TCP, TLS or UNIX connection to a server.
 
-    @param listener: gets the replies.
-    @param clock: times the handshake and the lingering close.
+    @param listener: gets what is received.
+    @param clock: times the handshake.
     """
 
     # ITCPTransport, IConsumer and IPushProducer in one, which no interface is.
     transport: Any
 
     refused = False  # a closed port already fails `connect`
-    _linger_timer: IDelayedCall | None = None
 
     def __init__(self, listener: SessionListener, clock: IReactorTime) -> None:
         self._listener = listener
         self._clock = clock
-        self._out = LineCount()
-        self._in = LineCount()
-        self._finished = False
-        self._lost = False
-        self._closed = False
         self._ready: Deferred[None] = Deferred()
 
     def connect(self, server: StreamServer) -> Deferred[Self]:
         """Connect and, with TLS, complete the handshake.
 
-        @return: fires with this session; fails with the endpoint's own kind of error, such as
+        @return: fires with this object; fails with the endpoint's own kind of error, such as
             `ConnectError` or `OpenSSL.SSL.Error`, and with `TimeoutError` if the handshake takes
             longer than `HANDSHAKE_TIMEOUT`.
         """
@@ -172,16 +134,6 @@ class StreamSession(StreamProtocol):
         self.transport.abortConnection()
         raise TimeoutError(f"no handshake within {timeout} s")
 
-    @property
-    def sent(self) -> int:
-        """See `Session.sent`."""
-        return self._out.messages
-
-    @property
-    def missing(self) -> int:
-        """See `Session.missing`."""
-        return self._out.messages - self._in.answered(self._out, self._closed)
-
     def connectionMade(self) -> None:
         """See `IProtocol.connectionMade`: with TLS, the handshake is still to come."""
         if not INegotiated.providedBy(self.transport):
@@ -192,42 +144,177 @@ class StreamSession(StreamProtocol):
         self._ready.callback(None)
 
     def dataReceived(self, data: bytes) -> None:
-        """See `IProtocol.dataReceived`: pass on a piece of the replies."""
-        self._in.add(data)
+        """See `IProtocol.dataReceived`."""
         self._listener.replied(data)
-        if self._finished:
-            self._linger()
-        elif not self.missing:
-            self._listener.answered()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """See `IProtocol.connectionLost`: end, or fail `connect` if the handshake failed."""
-        self._lost = True
-        self._closed = reason.check(ConnectionDone) is not None
-        if self._linger_timer is not None and self._linger_timer.active():
-            self._linger_timer.cancel()
         if not self._ready.called:
             self._ready.errback(reason)
         else:
-            self._listener.over(self._why(reason))
+            self._lost(reason)
 
-    def _why(self, reason: Failure) -> str:
-        """Why the session ended; empty if it was complete, however the connection ended."""
-        if self._finished and not self.missing:
-            return ""
-        if self._closed:
-            return "the server closed the connection"
-        return errors.reason(reason.value)
+    def _lost(self, reason: Failure) -> None:
+        """The connection was lost after it was ready."""
+        self._listener.over(_why(reason))
+
+
+def _why(reason: Failure) -> str:
+    """Why a connection was lost, as text."""
+    if reason.check(ConnectionDone):
+        return "the server closed the connection"
+    return errors.reason(reason.value)
+
+
+class _Timer:
+    """Calls something after a while, unless it is stopped or started again before."""
+
+    _call: IDelayedCall | None = None
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+
+    def start(self, seconds: float, call: Callable[..., object], *arguments: object) -> None:
+        """Make this call after so many seconds, in place of any other."""
+        self.stop()
+        self._call = self._clock.callLater(seconds, self._due, call, *arguments)
+
+    def _due(self, call: Callable[..., object], *arguments: object) -> None:
+        # The reactor runs timers before it reads. Read first what has come by now.
+        self._call = self._clock.callLater(0, call, *arguments)
+
+    def stop(self) -> None:
+        """Make no call."""
+        if self._call is not None and self._call.active():
+            self._call.cancel()
+
+
+@implementer(IPushProducer)
+class _Input:
+    """A producer of lines that the end of the connection does not stop: `over` does."""
+
+    def __init__(self, producer: IPushProducer) -> None:
+        self._producer = producer
+
+    def pauseProducing(self) -> None:
+        """See `IPushProducer`."""
+        self._producer.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """See `IPushProducer`."""
+        self._producer.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """The connection was lost. The input may be at its end: then nothing is missing."""
+
+
+class StreamSession(StreamConnection):
+    """A session over a TCP, TLS or UNIX connection.
+
+    @param listener: gets the replies.
+    @param clock: times the handshake, the wait for a reply and the lingering close.
+    @param timeout: seconds to wait for a reply, or for more of it; None for no limit.
+    """
+
+    def __init__(
+        self, listener: SessionListener, clock: IReactorTime, timeout: float | None = None
+    ) -> None:
+        super().__init__(listener, clock)
+        self._timeout = timeout
+        self._replies = Replies()
+        self._reply_timer = _Timer(clock)
+        self._end_timer = _Timer(clock)
+        self._paused = False
+        self._finished = False
+        self._ended = False
+        self._why_lost = ""
+
+    @property
+    def sent(self) -> int:
+        """See `Session.sent`."""
+        return self._replies.lines
+
+    @property
+    def missing(self) -> int:
+        """See `Session.missing`."""
+        return self._replies.missing
+
+    def dataReceived(self, data: bytes) -> None:
+        """See `IProtocol.dataReceived`: pass on what is verified."""
+        if replies := self._replies.receive(data):
+            self._listener.replied(replies)
+        if self._replies.unexpected:
+            self._refuse()
+            return
+        self._watch()
+        if self._finished:
+            self._linger()
+        elif self._replies.answered:
+            self._listener.answered()
+
+    def _lost(self, reason: Failure) -> None:
+        """The connection was lost. If nothing is missing, the end of the input may still come."""
+        self._why_lost = self._unexpected() or _why(reason)
+        if not self._replies.complete:
+            self._end(self._why_lost)
+        elif self._finished:
+            self._end("")
+        else:
+            self._end_timer.start(LAST_INPUT_TIMEOUT, self._end, self._why_lost)
+
+    def _unexpected(self) -> str:
+        """Describe what came and is no reply, also one that was not awaited; empty if none came."""
+        replies = self._replies
+        if text := replies.unexpected or (b"" if replies.missing else replies.rest):
+            return errors.no_reply(text)
+        return ""
+
+    def _refuse(self) -> None:
+        """End because of what is no reply, once its first line is whole, or in a second."""
+        self._reply_timer.stop()
+        if self._replies.unexpected_line:
+            self._give_up(self._unexpected())
+        else:
+            self._end_timer.start(LINGER_TIMEOUT, lambda: self._give_up(self._unexpected()))
+
+    def _give_up(self, why: str) -> None:
+        """End, because what is awaited will not come."""
+        self.abort()
+        self._end(why)
+
+    def _end(self, why: str) -> None:
+        if not self._ended:
+            self._ended = True
+            self._reply_timer.stop()
+            self._end_timer.stop()
+            self._listener.over(why)
+
+    def _watch(self) -> None:
+        """Limit the wait for the next bytes, if a reply is awaited and can be received."""
+        if self._timeout is None or self._paused or self._replies.answered:
+            self._reply_timer.stop()
+        else:
+            why = f"no reply within {self._timeout:g} s"
+            self._reply_timer.start(self._timeout, self._give_up, why)
 
     def write(self, data: bytes) -> None:
         """See `Session.write`."""
-        self._out.add(data)
+        idle = self._replies.answered
+        self._replies.send(data)
+        if self._why_lost:
+            self._end(self._why_lost)
+            return
         self.transport.write(data)
+        if idle:
+            self._watch()
+        if self._replies.unanswered > MAX_UNANSWERED:
+            self._give_up(f"{MAX_UNANSWERED // 2**20} MiB were sent without a reply")
 
     def finish(self) -> None:
         """See `Session.finish`."""
         self._finished = True
-        if self._lost:
+        if self._why_lost:
+            self._end("")
             return
         # Twisted would resume a paused producer first; its TLS transport waits until there is none.
         self.transport.unregisterProducer()
@@ -247,14 +334,18 @@ class StreamSession(StreamProtocol):
 
     def register_producer(self, producer: IPushProducer) -> None:
         """See `Session.register_producer`."""
-        self.transport.registerProducer(producer, True)
+        self.transport.registerProducer(_Input(producer), True)
 
     def pauseProducing(self) -> None:
         """See `Session.pauseProducing`."""
+        self._paused = True
+        self._watch()
         self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
         """See `Session.resumeProducing`."""
+        self._paused = False
+        self._watch()
         self.transport.resumeProducing()
 
     def stopProducing(self) -> None:
@@ -266,10 +357,7 @@ class StreamSession(StreamProtocol):
 
         The server should close next, because this side has closed. But not every server closes
         (a half-close may be lost on a proxy), and none must keep the client waiting without end. As
-        long as more comes in, the second starts again. A last line without a newline counts as
-        missing until the server closes, so after one this timer never starts.
+        long as more comes in, the second starts again.
         """
-        if self._linger_timer is not None:
-            self._linger_timer.reset(LINGER_TIMEOUT)
-        elif not self.missing:
-            self._linger_timer = self._clock.callLater(LINGER_TIMEOUT, self.abort)
+        if self._replies.answered:
+            self._end_timer.start(LINGER_TIMEOUT, self.abort)

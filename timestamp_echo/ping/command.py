@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import secrets
 import shutil
@@ -21,7 +20,7 @@ from zope.interface import implementer
 
 from timestamp_echo.client import errors
 from timestamp_echo.client.address import DatagramServer, StreamServer
-from timestamp_echo.client.arguments import CommandParser, add_server, chosen_server
+from timestamp_echo.client.arguments import CommandParser, add_server, chosen_server, parse_seconds
 from timestamp_echo.clocks import Clocks, use_monotonic_clock
 from timestamp_echo.ping.live import JSONOutput, TextOutput, Write
 from timestamp_echo.ping.plot import Plot
@@ -271,7 +270,7 @@ _HELP = {
 
 def _add_options(parser: ArgumentParser) -> None:
     pace = parser.add_mutually_exclusive_group()
-    count, seconds = partial(_whole, 1, 10**9), partial(_seconds, 0.001)
+    count, seconds = partial(_whole, 1, 10**9), partial(parse_seconds, 0.001)
     in_flight, size = partial(_whole, 1, 10_000), partial(_whole, MIN_SIZE, MAX_SIZE)
     for group, flag, name, kind, default in (
         (parser, "-c", "count", count, 0),
@@ -298,13 +297,3 @@ def _whole(minimum: int, maximum: int, text: str) -> int:
             f"expected a whole number from {minimum} to {maximum}, not {text!r}"
         )
     return int(text)
-
-
-def _seconds(minimum: float, text: str) -> float:
-    try:
-        value = float(text.replace("_", "?"))  # 1_000 is a number in Python only
-    except ValueError:
-        value = math.nan
-    if not minimum <= value <= 10**6:  # false for nan as well
-        raise ArgumentTypeError(f"expected seconds from {minimum:g} to 1000000, not {text!r}")
-    return value

@@ -17,7 +17,7 @@ from twisted.internet.interfaces import INegotiated, IPushProducer, IReactorTime
 from zope.interface import implementer
 
 from timestamp_echo.client.datagram import DatagramPath
-from timestamp_echo.client.session import StreamSession
+from timestamp_echo.client.session import StreamConnection
 from timestamp_echo.transports.arrivals import LINUX, TimedSocket
 
 # The send buffer is full, or a firewall on this host dropped the datagram: others may get through.
@@ -110,7 +110,7 @@ class _FlowControl:
         """The connection is lost."""
 
 
-class StreamPath(StreamSession):
+class StreamPath(StreamConnection):
     """A path over a connection.
 
     @param listener: receives data and events.
