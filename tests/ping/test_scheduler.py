@@ -251,6 +251,29 @@ class PingerTests(SynchronousTestCase):
         self.assertEqual(self.observer.events, ["seq=3: duplicate reply"])
         pinger.stop()
 
+    def test_refused_in_words(self) -> None:
+        """A line instead of replies is reported when the connection ends, and once if repeated."""
+        pinger, _ = self.connected_pinger(Plan(timeout=9))
+        lost = "connection lost: closed"
+        for read, events in (
+            ([b"tsecho: fu", b"ll\r\n", b"more\n" * 999], ["tsecho: full"]),
+            ([b"tsecho: full\r\n"], []),
+            ([b"other\x1b\n"], ["other\\x1b"]),
+            ([b"x\n", self.probes.message(1)], []),
+            ([b"[x] ", self.probes.message(1)[:20]], []),
+            ([], []),
+        ):
+            for data in read:
+                pinger.replied(data)
+            pinger.over("closed")
+            expected = [f"the server sent '{line}', which is no reply" for line in events]
+            found = [event for event in self.observer.events if "seq" not in event]
+            self.assertEqual(found, [*expected, lost])
+            self.advance(round(RECONNECT_DELAY * 1000))
+            self.open_path()
+            self.observer.events.clear()
+        pinger.stop()
+
     def test_lost_connection(self) -> None:
         """Probes in flight are lost, and so are those due until the connection is back."""
         pinger, first = self.connected_pinger(Plan(timeout=5, interval=200 * MILLI, in_flight=2))

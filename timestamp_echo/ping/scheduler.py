@@ -16,6 +16,7 @@ from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
+from timestamp_echo.client import errors
 from timestamp_echo.clocks import Clocks
 from timestamp_echo.ping.bounds import Sample
 from timestamp_echo.ping.probe import Probes, Reply
@@ -30,6 +31,9 @@ RECONNECT_DELAY = 1.0
 TIMER_SLACK = SECOND // 500
 """Nanoseconds by which a timer fires before its probe is due; the rest is slept. The reactor's
 timers have the resolution of epoll_wait(2): a millisecond."""
+
+MAX_UNMATCHED = 1024
+"""Bytes that are kept of what a server sends instead of replies."""
 
 REMEMBERED_REPLIES = 2**14
 """Numbers of recent replies that are kept in order to recognise duplicates."""
@@ -105,6 +109,8 @@ class Pinger:
         self._in_flight: dict[int, tuple[Probe, IDelayedCall]] = {}
         self._replied: deque[int] = deque(maxlen=REMEMBERED_REPLIES)
         self._highest = 0
+        self._unmatched = b""  # the beginning of what came since the last reply
+        self._refusal = b""  # what was last reported of it
         self.connecting = False
         """Whether a connection attempt is in progress; it cannot always be cancelled."""
         self._timers: dict[str, IDelayedCall] = {}
@@ -240,7 +246,9 @@ class Pinger:
         own_delay = self._own_delay()
         # Read this clock last: a pause in between makes a reply later than it was, never earlier.
         now = self._clocks.monotonic()
-        for reply in self._probes.replies(data):
+        replies = self._probes.replies(data)
+        self._unmatched = b"" if replies else (self._unmatched + data)[:MAX_UNMATCHED]
+        for reply in replies:
             if not self._done.called:
                 self._match(reply, now, own_delay)
         self._send_due()
@@ -345,10 +353,19 @@ class Pinger:
         for _, timer in lost.values():
             timer.cancel()
         self._schedule("connect", RECONNECT_DELAY, self._reconnect)
+        self._notify_refusal()
         self._notify(f"connection lost: {why}")
         for probe, _ in lost.values():
             self._lose(probe, "connection lost")
         self._send_due()
+
+    def _notify_refusal(self) -> None:
+        """Report the line that the server sent instead of replies, unless it was the last one."""
+        line, newline, _ = self._unmatched.partition(b"\n")
+        self._unmatched = b""
+        if newline and line != self._refusal:
+            self._refusal = line
+            self._notify(errors.no_reply(line))
 
     def _reconnect(self) -> None:
         self._open_path().addCallbacks(self._reconnected, self._reconnect_failed).addErrback(
