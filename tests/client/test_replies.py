@@ -147,7 +147,8 @@ class RepliesTests(SynchronousTestCase):
     def test_nothing_sent(self) -> None:
         """Nothing is a reply before something is sent."""
         self.assertEqual(self.receive(b"tsecho: full\n"), b"")
-        self.assertEqual(self.replies.unexpected, b"tsecho: full\n")
+        self.assertEqual(self.receive(b"more\n"), b"")
+        self.assertEqual(self.replies.unexpected, b"tsecho: full\nmore\n")
         self.assertEqual((self.replies.lines, self.replies.missing), (0, 0))
 
     def test_beyond(self) -> None:
