@@ -15,7 +15,13 @@ from tests.fakes import IterationClock
 from timestamp_echo.clocks import Clocks
 from timestamp_echo.ping import transport
 from timestamp_echo.ping.probe import Probes
-from timestamp_echo.ping.scheduler import RECONNECT_DELAY, Pinger, Plan, ProbeObserver
+from timestamp_echo.ping.scheduler import (
+    MAX_UNMATCHED,
+    RECONNECT_DELAY,
+    Pinger,
+    Plan,
+    ProbeObserver,
+)
 from timestamp_echo.ping.stats import Probe, Stats
 from timestamp_echo.stamps import SECOND, Stamp
 
@@ -265,6 +271,7 @@ class PingerTests(SynchronousTestCase):
         ):
             for data in read:
                 pinger.replied(data)
+                self.assertLessEqual(len(pinger._unmatched), MAX_UNMATCHED)
             pinger.over("closed")
             expected = [f"the server sent '{line}', which is no reply" for line in events]
             found = [event for event in self.observer.events if "seq" not in event]
