@@ -100,6 +100,8 @@ class MessageTests(SynchronousTestCase):
         self.assertEqual(printable("a\nb\x1b[\u202e"), "a\\nb\\x1b[\\u202e")
         self.assertEqual(printable(b"\x80\xff".decode(errors="surrogateescape")), "\\x80\\xff")
         self.assertEqual(printable("\ud800"), "\\ud800")
+        for char in "\u061c\u200b\u200e\u200f\ufeff\U000e0041":  # invisible
+            self.assertEqual(printable(char), ascii(char)[1:-1])
 
     def test_quoted(self) -> None:
         """A value is shown as it was typed, unlike by `repr`."""

@@ -45,6 +45,16 @@ class TerminalEscaperTests(SynchronousTestCase):
         """Bidirectional controls and separators become escapes."""
         self.assertEqual(self.escaped("a\u202eb\u2066c\u2028".encode()), "a\\u202eb\\u2066c\\u2028")
 
+    def test_invisible(self) -> None:
+        """Format characters that show nothing become escapes: text could be hidden in a line."""
+        for char in "\u00ad\u061c\u180e\u200b\u200e\u200f\u2060\ufeff\U000e0001\U000e007f":
+            self.assertEqual(self.escaped(f"a{char}b".encode()), f"a{ascii(char)[1:-1]}b")
+
+    def test_script(self) -> None:
+        """Those that scripts and emoji are written with pass: joiners, variation selectors."""
+        text = "می\u200cخواهم क्\u200dष ❤\ufe0f 葛\U000e0100 \u0600١"
+        self.assertEqual(self.escaped(text.encode()), text)
+
     def test_carriage_return(self) -> None:
         """A carriage return passes only in front of a newline."""
         self.assertEqual(self.escaped(b"a\r\nb\rc\n"), "a\r\nb\\rc\n")
@@ -138,7 +148,21 @@ class PipeTests(SynchronousTestCase):
         pipe = self.pipe(terminal=True)
         pipe.replied(b"\x1b\xe4")
         pipe.over("")
-        self.assertEqual(self.stdio.value(), b"\\x1b\\xe4")
+        self.assertEqual(self.stdio.value(), b"\\x1b\\xe4\n")
+
+    def test_last_newline(self) -> None:
+        """The shell's prompt starts a line: a terminal gets the newline that a reply lacks."""
+        for terminal, replies, output in (
+            (True, [b"[] a"], b"[] a\n"),
+            (True, [b"[] a", b"\n"], b"[] a\n"),
+            (True, [], b""),
+            (False, [b"[] a"], b"[] a"),
+        ):
+            pipe = self.pipe(terminal)
+            for reply in replies:
+                pipe.replied(reply)
+            pipe.over("")
+            self.assertEqual(self.stdio.value(), output)
 
     def test_backpressure(self) -> None:
         """Standard input and output, and the session, are each other's producer."""
@@ -246,6 +270,16 @@ class TerminalTests(SynchronousTestCase):
         terminal.readConnectionLost()
         self.assertEqual(self.session.calls, ["finish"])
         self.assertEqual(self.stdio.value(), b"> \n")
+
+    def test_lost(self) -> None:
+        """The error for a connection that is lost at the prompt gets a line of its own."""
+        terminal = self.terminal()
+        terminal.over("why")
+        self.assertEqual(self.stdio.value(), b"> \n")
+        terminal = self.terminal()
+        terminal.dataReceived(b"hello\n")
+        terminal.over("why")
+        self.assertEqual(self.stdio.value(), b"> ")  # Enter has started a line
 
     def test_end_of_input_within_a_line(self) -> None:
         """A line ended by Ctrl-D is sent without a newline."""

@@ -604,4 +604,4 @@ class TerminalTests(SynchronousTestCase):
         self.screen.see("> ")
         self.service.stop(signal.SIGKILL)
         self.assertEqual(self.screen.status(), 1)
-        self.screen.see(r"> tsecho: 127\.0\.0\.1:\d+: .*[Cc]onnection.*\r\n")
+        self.screen.see(r"> \r\ntsecho: 127\.0\.0\.1:\d+: .*[Cc]onnection.*\r\n")

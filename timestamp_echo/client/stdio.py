@@ -29,10 +29,22 @@ else:
 
 PROMPT = b"> "
 
-# C0 and C1 controls, except newline and tab; line and paragraph separators, and the bidirectional
-# embeddings, overrides and isolates (UAX #9), which can make a line look like another one. A
-# carriage return passes in front of a newline only: alone, it would overwrite the line.
-_UNSAFE = re.compile("\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_CONTROLS = "\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029"
+"""C0 and C1 controls, except newline and tab, and the line and paragraph separators. A carriage
+return passes in front of a newline only: alone, it would overwrite the line."""
+
+_INVISIBLE = (
+    "\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e007f]"
+)
+"""Format characters (category Cf) that show nothing: bidirectional controls, with which a line can
+look like another one (UAX #9), and those that can hide a text in a line, such as tags.
+
+Two of them pass, because scripts are written with them: the zero width joiner and non-joiner, in
+emoji, Persian and the scripts of India. So do variation selectors, which are no format characters.
+"""
+
+_UNSAFE = re.compile(_CONTROLS + _INVISIBLE)
 
 
 class TerminalEscaper:
@@ -77,6 +89,7 @@ class Pipe(Protocol):
         self.ended: Deferred[str] = Deferred()
         """Fires with the reason for the end; with an empty one if all went well."""
         self._escaper = TerminalEscaper() if terminal else None
+        self._at_start = True  # of a line, on standard output
 
     def connectionMade(self) -> None:
         """Make standard input and output, and the session, each other's producer and consumer.
@@ -107,7 +120,10 @@ class Pipe(Protocol):
 
     def replied(self, data: bytes) -> None:
         """See `SessionListener.replied`."""
-        self.transport.write(self._escaper.escape(data) if self._escaper else data)
+        if self._escaper:
+            self._show(self._escaper.escape(data))
+        else:
+            self.transport.write(data)
 
     def answered(self) -> None:
         """See `SessionListener.answered`."""
@@ -117,10 +133,22 @@ class Pipe(Protocol):
         if self.transport is not None and not self.ended.called:
             self._why = why
             if self._escaper:
-                self.transport.write(self._escaper.flush())
+                self._show(self._escaper.flush())
+                self._start_line()
             # A registered producer would be asked for more before the output closes.
             self.transport.unregisterProducer()
             self.transport.loseConnection()
+
+    def _show(self, data: bytes) -> None:
+        """Write to a terminal."""
+        if data:
+            self._at_start = data.endswith(b"\n")
+            self.transport.write(data)
+
+    def _start_line(self) -> None:
+        """End an unfinished line on the terminal: an error, or the shell's prompt, comes next."""
+        if not self._at_start:
+            self._show(b"\n")
 
     def _end(self, why: str) -> None:
         if not self.ended.called:
@@ -166,6 +194,7 @@ class Terminal(Pipe):
 
     def dataReceived(self, data: bytes) -> None:
         """See `IProtocol.dataReceived`: a line, or several that were typed ahead or pasted."""
+        self._at_start = data.endswith(b"\n")  # the terminal has echoed it
         *lines, self._partial = (self._partial + data).split(b"\n")
         self._lines.extend(line + b"\n" for line in lines)
         self._next()
@@ -174,7 +203,7 @@ class Terminal(Pipe):
         """See `IHalfCloseableProtocol`: Ctrl-D, within a line twice (the first sends its start)."""
         self._input_ended = True
         if self._escaper:
-            self.transport.write(b"\n")  # so that the shell's prompt starts a line
+            self._start_line()  # so that the shell's prompt starts a line
         if self._partial:
             self._lines.append(self._partial)
         self._next()
@@ -189,7 +218,7 @@ class Terminal(Pipe):
 
     def _prompt(self) -> None:
         if self._escaper and not self._input_ended:
-            self.transport.write(PROMPT)
+            self._show(PROMPT)
 
     def _next(self) -> None:
         """Send the next line, or finish, unless a reply is still awaited."""
