@@ -167,3 +167,38 @@ class FakePort:
     def connection_closed(self) -> None:
         """See `StreamPort`."""
         self.closed += 1
+
+
+class FakeSession:
+    """A session that records its calls."""
+
+    missing = sent = 0
+    refused = False
+
+    def __init__(self) -> None:
+        self.calls: list[object] = []
+
+    def write(self, data: bytes) -> None:
+        """See `Session`."""
+        self.calls.append(data)
+
+    def finish(self) -> None:
+        """See `Session`."""
+        self.calls.append("finish")
+
+    def abort(self) -> None:
+        """See `Session`."""
+        self.calls.append("abort")
+
+    def register_producer(self, producer: object) -> None:
+        """See `Session`."""
+        self.producer = producer
+
+    def pauseProducing(self) -> None:
+        """See `Session`."""
+
+    def resumeProducing(self) -> None:
+        """See `Session`."""
+
+    def stopProducing(self) -> None:
+        """See `Session`."""

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IHalfCloseableProtocol
-from twisted.internet.testing import StringTransport
+from twisted.internet.testing import MemoryReactor, StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyClass
 
+from tests.fakes import FakeSession
 from timestamp_echo.client.stdio import Pipe, Terminal, TerminalEscaper
 
 FULL = "standard output could not be written"
@@ -81,41 +82,6 @@ class TerminalEscaperTests(SynchronousTestCase):
         """No bytes give a control character other than newline, tab and CRLF."""
         escaped = self.escaped(data).replace("\r\n", "").replace("\n", "").replace("\t", "")
         self.assertFalse([c for c in escaped if ord(c) < 32 or 127 <= ord(c) < 160])
-
-
-class FakeSession:
-    """A session that records its calls."""
-
-    missing = sent = 0
-    refused = False
-
-    def __init__(self) -> None:
-        self.calls: list[object] = []
-
-    def write(self, data: bytes) -> None:
-        """See `Session`."""
-        self.calls.append(data)
-
-    def finish(self) -> None:
-        """See `Session`."""
-        self.calls.append("finish")
-
-    def abort(self) -> None:
-        """See `Session`."""
-        self.calls.append("abort")
-
-    def register_producer(self, producer: object) -> None:
-        """See `Session`."""
-        self.producer = producer
-
-    def pauseProducing(self) -> None:
-        """See `Session`."""
-
-    def resumeProducing(self) -> None:
-        """See `Session`."""
-
-    def stopProducing(self) -> None:
-        """See `Session`."""
 
 
 class PipeTests(SynchronousTestCase):
@@ -246,6 +212,21 @@ class TerminalTests(SynchronousTestCase):
         terminal.answered()
         self.assertEqual(self.stdio.value(), b"> [] hello\n> ")
         self.assertEqual(self.stdio.producerState, "producing")
+
+    def test_greeting(self) -> None:
+        """A terminal is told where its lines go, and how to leave; another output is not."""
+        greeting = b"Lines go to h\\x1b:1. An empty line or Ctrl-D ends.\n> "
+        for output, shown in ((True, greeting), (False, b"")):
+            terminal = Terminal(output)
+            terminal.session = FakeSession()
+            stdio = StringTransport()
+            with patch(
+                "timestamp_echo.client.stdio.StandardIO",
+                lambda protocol, reactor, stdio=stdio: protocol.makeConnection(stdio),
+            ):
+                terminal.start("h\x1b:1", MemoryReactor())
+            terminal.restore()
+            self.assertEqual(stdio.value(), shown)
 
     def test_no_prompt(self) -> None:
         """A standard output that is no terminal gets the replies only."""

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -218,19 +219,21 @@ class Screen:
 
     @param case: the test, at whose end the command is killed and the terminal closed.
     @param command: the command.
+    @param term: the kind of terminal that the command takes it for.
     """
 
-    def __init__(self, case: Case, *command: str | Path) -> None:
+    def __init__(self, case: Case, *command: str | Path, term: str = "vt100") -> None:
         self._person, self._terminal = pty.openpty()
         case.addCleanup(os.close, self._person)
         case.addCleanup(os.close, self._terminal)
+        self._mode = termios.tcgetattr(self._terminal)
         self.process = subprocess.Popen(
             # It must be the controlling terminal, or Ctrl-C sends no signal.
             [needs("setsid"), "--ctty", *command],
             stdin=self._terminal,
             stdout=self._terminal,
             stderr=self._terminal,
-            env=os.environ | {"TERM": "vt100"},
+            env=at_terminal(case, term),
         )
         case.addCleanup(self.process.wait, PATIENCE)
         case.addCleanup(self.process.kill)
@@ -245,13 +248,93 @@ class Screen:
 
     def type(self, text: str) -> None:
         """Type this text."""
-        os.write(self._person, text.encode())
+        self.type_bytes(text.encode())
+
+    def type_bytes(self, data: bytes) -> None:
+        """Type these bytes."""
+        os.write(self._person, data)
 
     def status(self) -> int:
-        """Wait for the end; check that the terminal is in blocking mode; return the exit status."""
+        """Wait for the end; check that the terminal is as it was; return the exit status."""
         status = self.process.wait(PATIENCE)
         assert os.get_blocking(self._terminal)
+        assert termios.tcgetattr(self._terminal) == self._mode
         return status
+
+
+class Window:
+    """A window of tmux(1), a real terminal, with a shell in it: what is seen there is what counts.
+
+    @param case: the test, at whose end tmux is ended, and what runs in it.
+    @raise SkipTest: there is no tmux.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self._tmux = [needs("tmux"), "-L", f"tsecho-{os.getpid()}-{id(self)}", "-f", os.devnull]
+        environment = at_terminal(case, "screen") | {"PS1": "$ ", "LC_ALL": "C.UTF-8"}
+        self.home = environment["HOME"]
+        size = ["-x", "60", "-y", "20"]
+        # The control client reports each change of the window.
+        command = [*self._tmux, "-C", "new-session", *size, "bash", "--norc", "--noprofile"]
+        self._control = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        )
+        case.addCleanup(self._close)
+        self.see(r"^\$ $")
+
+    def _close(self) -> None:
+        self._run("kill-server")
+        self._control.communicate(timeout=PATIENCE)
+
+    def _run(self, *arguments: str) -> str:
+        return run([*self._tmux, *arguments]).stdout.decode()
+
+    def see(self, pattern: str) -> str:
+        """Wait until the window shows this, and return all of what it shows.
+
+        @param pattern: a regular expression, for `re.search` with `re.MULTILINE`; the cursor's line
+            is the last, and keeps its spaces.
+        """
+        assert self._control.stdout is not None
+        while True:
+            shown = self._run("capture-pane", "-p", "-N").rstrip("\n")
+            if re.search(pattern, shown, re.MULTILINE):
+                return shown
+            if not select.select([self._control.stdout], [], [], PATIENCE)[0]:
+                raise AssertionError(f"{pattern!r} is not in:\n{shown}")
+            if not os.read(self._control.stdout.fileno(), 2**16):
+                raise AssertionError(f"tmux has ended; it showed:\n{shown}")
+
+    def type(self, text: str) -> None:
+        """Type this text."""
+        self._run("send-keys", "-l", text)
+
+    def press(self, *keys: str) -> None:
+        """Press these keys, by their names in tmux, such as `Up`, `C-r` and `Enter`."""
+        self._run("send-keys", *keys)
+
+    def resize(self, columns: int) -> None:
+        """Give the window another width."""
+        self._run("resize-window", "-x", str(columns))
+
+    def paste(self, text: str) -> None:
+        """Paste this text, in brackets if the program asks for them."""
+        file = Path(self.home, "pasted")
+        file.write_text(text)
+        self._run("load-buffer", str(file))
+        self._run("paste-buffer", "-p")
+
+
+def at_terminal(case: Case, term: str) -> dict[str, str]:
+    """The environment for the client at a terminal: its history and readline's settings are new.
+
+    @param term: the kind of terminal, for TERM.
+    """
+    home = os.path.abspath(case.mktemp())
+    os.makedirs(home)
+    kept = {name: value for name, value in os.environ.items() if name != "TSECHO_HISTORY"}
+    settings = {"TERM": term, "INPUTRC": os.devnull, "HOME": home, "XDG_STATE_HOME": home}
+    return kept | settings
 
 
 def lab_server(case: Case) -> str:

@@ -25,6 +25,7 @@ from tests.system.running import (
     STAMP,
     Screen,
     Service,
+    Window,
     lab_server,
     plain_echo,
     read_all,
@@ -562,18 +563,19 @@ class UsageTests(SynchronousTestCase):
                 self.assertEqual(process.stderr.read(), b"")
 
 
-class TerminalTests(SynchronousTestCase):
-    """`tsecho` on a terminal."""
+class PlainTerminalTests(SynchronousTestCase):
+    """`tsecho` on a terminal that edits lines itself: TERM says that it can do no more."""
 
     def setUp(self) -> None:
         """Start a service, and the client on a pseudo-terminal."""
         self.service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
-        self.screen = Screen(self, BIN / "tsecho", f"127.0.0.1:{self.service.port()}")
+        server = f"127.0.0.1:{self.service.port()}"
+        self.screen = Screen(self, BIN / "tsecho", server, term="dumb")
+        self.screen.see(r"^Lines go to 127\.0\.0\.1:\d+\. An empty line or Ctrl-D ends\.\r\n> ")
 
     def test_lines(self) -> None:
         """After each reply it prompts again; an empty line ends it."""
         stamp = STAMP.decode()
-        self.screen.see("> ")
         self.screen.type("hello\n")
         self.screen.see(f"> hello\r\n{stamp}hello\r\n> ")
         self.screen.type("你好 👋\n")
@@ -583,25 +585,257 @@ class TerminalTests(SynchronousTestCase):
 
     def test_end_of_input(self) -> None:
         """Ctrl-D ends it."""
-        self.screen.see("> ")
         self.screen.type("\x04")
         self.assertEqual(self.screen.status(), 0)
 
     def test_interrupt(self) -> None:
         """Ctrl-C ends it with status 130."""
-        self.screen.see("> ")
         self.screen.type("\x03")
         self.assertEqual(self.screen.status(), 130)
 
     def test_control_characters(self) -> None:
         """Control characters in a reply are escaped."""
-        self.screen.see("> ")
         self.screen.type("a\x16\x1bcb\n")  # Ctrl-V: the next key is literal
         self.screen.see(STAMP.decode() + r"a\\x1bcb\r\n> ")
 
     def test_server_killed(self) -> None:
         """A connection lost at the prompt is reported, with status 1."""
-        self.screen.see("> ")
         self.service.stop(signal.SIGKILL)
         self.assertEqual(self.screen.status(), 1)
         self.screen.see(r"> \r\ntsecho: 127\.0\.0\.1:\d+: .*[Cc]onnection.*\r\n")
+
+
+class TerminalTests(SynchronousTestCase):
+    """`tsecho` on a terminal."""
+
+    def setUp(self) -> None:
+        """Start a service, and the client on a pseudo-terminal."""
+        self.service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        self.screen = Screen(self, BIN / "tsecho", f"127.0.0.1:{self.service.port()}")
+        self.screen.see(r"^Lines go to 127\.0\.0\.1:\d+\. An empty line or Ctrl-D ends\.\r\n.*> ")
+
+    def test_lines(self) -> None:
+        """After each reply it prompts again; an empty line ends it."""
+        stamp = STAMP.decode()
+        self.screen.type("hello\n")
+        self.screen.see(f"> hello\r\n.*{stamp}hello\r\n.*> ")
+        self.screen.type("\n")
+        self.assertEqual(self.screen.status(), 0)
+
+    def test_not_utf8(self) -> None:
+        """Bytes that are not UTF-8 are sent as they are, and shown as escapes; so in any locale."""
+        for locale in ("C.UTF-8", "C"):
+            server = f"127.0.0.1:{self.service.port()}"
+            screen = Screen(self, "env", f"LC_ALL={locale}", BIN / "tsecho", server)
+            screen.see("> ")
+            screen.type_bytes(b"a\xffb\n")
+            screen.see(STAMP.decode() + r"a\\xffb\r\n.*> ")
+
+    def test_end_of_input(self) -> None:
+        """Ctrl-D ends it, on a line of its own."""
+        self.screen.type("\x04")
+        self.assertEqual(self.screen.status(), 0)
+        self.screen.see("> [^\n]*\r\n[^\n]*")
+
+    def test_interrupt(self) -> None:
+        """Ctrl-C and SIGTERM end it with their statuses, and leave the terminal as it was."""
+        for end, status in (
+            (signal.SIGINT, 130),
+            (signal.SIGTERM, 143),
+        ):
+            self.screen.type("unfinished")
+            self.screen.see("unfinished")
+            if end == signal.SIGINT:
+                self.screen.type("\x03")
+            else:
+                self.screen.process.send_signal(end)
+            self.assertEqual(self.screen.status(), status)
+            self.setUp()
+
+    def test_interrupt_while_waiting(self) -> None:
+        """So does Ctrl-C while a reply is awaited."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            screen = Screen(self, BIN / "tsecho", f"127.0.0.1:{listener.getsockname()[1]}")
+            with listener.accept()[0] as connection:
+                screen.see("> ")
+                screen.type("hello\n")
+                self.assertEqual(connection.recv(1024), b"hello\n")
+                screen.type("\x03")
+                self.assertEqual(screen.status(), 130)
+
+    def test_typed_ahead(self) -> None:
+        """What is typed while a reply is awaited is the next line: long, and shown once."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            screen = Screen(self, BIN / "tsecho", f"127.0.0.1:{listener.getsockname()[1]}")
+            with listener.accept()[0] as connection, connection.makefile("rwb", 0) as server:
+                screen.see("> ")
+                screen.type("hello\n")
+                server.write(b"[x] " + server.readline())
+                line = "y" * 3000
+                screen.type(line)
+                screen.see("y")
+                screen.type("\n" + line + "more")
+                self.assertEqual(server.readline(), line.encode() + b"\n")
+                server.write(b"[x] reply\n")
+                screen.see("more")
+                screen.type("\n")
+                self.assertEqual(server.readline(), line.encode() + b"more\n")
+                self.assertEqual(screen.seen.count("more"), 1)
+
+    def test_control_characters(self) -> None:
+        """Control characters in a reply are escaped."""
+        self.screen.type("a\x16\x1bcb\n")  # Ctrl-V: the next key is literal
+        self.screen.see(STAMP.decode() + r"a\\x1bcb\r\n.*> ")
+
+    def test_server_killed(self) -> None:
+        """A connection lost at the prompt is reported, with status 1."""
+        self.screen.type("unfinished")
+        self.screen.see("unfinished")
+        self.service.stop(signal.SIGKILL)
+        self.assertEqual(self.screen.status(), 1)
+        self.screen.see(r"tsecho: 127\.0\.0\.1:\d+: .*[Cc]onnection.*\r\n")
+
+    def test_output_elsewhere(self) -> None:
+        """With standard output elsewhere there is no greeting, no prompt and no escape."""
+        path = Path(self.mktemp())
+        command = f"{BIN}/tsecho 127.0.0.1:{self.service.port()} > {path}"
+        screen = Screen(self, "sh", "-c", command)
+        screen.type("a\x16\x1bb\n\n")
+        self.assertEqual(screen.status(), 0)
+        self.assertRegex(path.read_bytes(), b"^" + STAMP + b"a\x1bb\n$")
+
+    def test_without_readline(self) -> None:
+        """With a Python without GNU readline, the terminal edits the lines."""
+        program = "import sys; sys.modules['readline'] = None; from timestamp_echo.__main__ import"
+        command = [sys.executable, "-c", f"{program} main; sys.exit(main())"]
+        screen = Screen(self, *command, f"127.0.0.1:{self.service.port()}")
+        screen.see(r"Ctrl-D ends\.\r\n> ")
+        screen.type("hello\n")
+        screen.see(f"> hello\r\n{STAMP.decode()}hello\r\n> ")
+
+
+class WindowTests(SynchronousTestCase):
+    """`tsecho` in a window of tmux: what a person sees."""
+
+    def setUp(self) -> None:
+        """Start a service, and the client in a window."""
+        self.window = Window(self)
+        self.service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        self.stamp = STAMP.decode()
+        self.start(self.service.port())
+
+    def start(self, port: int) -> None:
+        """Start the client in an empty window, with the server on this port."""
+        self.window.type(f"clear; {BIN}/tsecho 127.0.0.1:{port}")
+        self.window.press("Enter")
+        self.window.see(r"\ALines go to .*\n> $")
+
+    def test_editing(self) -> None:
+        """Arrow keys, Home and End move within the line; Tab is a tab."""
+        self.window.type("helo")
+        self.window.press("Left", "l", "Home", "H", "DC", "End", "Tab", "!", "Enter")
+        self.window.see(rf"^> Hello\s+! *\n{self.stamp}Hello\s+!\n> $")
+
+    def test_deleted(self) -> None:
+        """Backspace removes one character, however wide."""
+        self.window.type("a你好👍")
+        self.window.press("BSpace", "BSpace")
+        self.window.see("^> a你 *$")
+        self.window.press("BSpace", "b", "Enter")
+        self.window.see(rf"^> ab *\n{self.stamp}ab\n> $")
+
+    def test_history(self) -> None:
+        """Up and Ctrl-R find the lines of this run and of earlier ones."""
+        for line in ("first", "second"):
+            self.window.type(line)
+            self.window.press("Enter")
+            self.window.see(f"{line}\n> $")
+        self.window.press("Up", "Up", "Enter")
+        self.window.see(rf"^> first *\n{self.stamp}first\n> $")
+        self.window.press("C-d")
+        self.window.see(r"^\$ $")
+        self.start(self.service.port())
+        self.window.press("Up", "Up")
+        self.window.see("^> second *$")
+        self.window.press("C-r", "r", "s", "t")
+        self.window.see(r"\(reverse-i-search\)`rst': first")
+        self.window.press("Enter")
+        self.window.see(rf"{self.stamp}first\n> $")
+        self.assertEqual(
+            Path(self.window.home, "tsecho", "history").read_text(), "first\nsecond\nfirst\n"
+        )
+
+    def test_paste(self) -> None:
+        """Pasted lines are sent after Enter, each whole and with its reply."""
+        self.window.paste("one\n\ttwo\n\nthree\n")
+        self.window.see("^> one\n +two *\n *\nthree *")
+        self.window.press("Enter")
+        replies = "\n".join(self.stamp + line for line in ("one", r"\s+two", " *", "three"))
+        self.window.see(rf"^{replies}\n> $")
+
+    def test_long_paste(self) -> None:
+        """A pasted line of 5,000 characters is sent whole."""
+        self.window.paste("z" * 5000)
+        self.window.press("Enter")
+        self.window.see("z\n> $")
+        kept = Path(self.window.home, "tsecho", "history").read_text()
+        self.assertEqual(kept, "z" * 5000 + "\n")
+
+    def test_suspended(self) -> None:
+        """Ctrl-Z gives the shell its terminal, and `fg` shows the line again, to be edited."""
+        self.window.type("heo")
+        self.window.press("Left", "l")
+        self.window.see("^> helo *$")
+        self.window.press("C-z")
+        self.window.see(r"^> helo *\n(\^Z)?\n?\[1\]\+ +Stopped[^$]*\$ $")
+        self.window.type("echo $(stty -a | grep -wo -e -icanon -e -echo -e icanon) here")
+        self.window.press("Enter")
+        self.window.see("^icanon here")
+        self.window.type("fg")
+        self.window.press("Enter")
+        self.window.see(r"^\S+tsecho \S+\n(.*\n)*> helo *$")
+        self.window.press("l", "Enter")
+        self.window.see(rf"^> hello *\n{self.stamp}hello\n> $")
+        self.window.press("C-c")
+        self.window.see(r"^\$ $")
+
+    def test_resized(self) -> None:
+        """A line fits itself to a window that changes its size."""
+        self.window.type("y" * 50)
+        self.window.see("^> y{50}$")
+        self.window.resize(40)
+        self.window.press("Home", "x")
+        self.window.see("^> xy{37}\ny{13} *$")
+        self.window.press("Enter")
+        self.window.see("y\n> $")
+        self.window.press("C-c")
+        self.window.see(r"^\$ $")
+
+    def test_suspended_while_waiting(self) -> None:
+        """Ctrl-Z and another size of the window while a reply is awaited change nothing."""
+        self.window.press("C-d")
+        self.window.see(r"^\$ $")
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.start(listener.getsockname()[1])
+            with listener.accept()[0] as connection:
+                self.window.type("hello")
+                self.window.press("Enter")
+                self.assertEqual(connection.recv(1024), b"hello\n")
+                self.window.resize(50)
+                self.window.press("C-z")
+                self.window.see(r"\[1\]\+ +Stopped[^$]*\$ $")
+                self.window.type("clear; fg")
+                self.window.press("Enter")
+                self.window.see(r"\A\S+tsecho")
+                connection.sendall(b"[x] hello\n")
+                self.window.see(r"^\[x\] hello\n> $")
+                self.window.press("C-c")
+                self.window.see(r"^\$ $")
+
+    def test_server_killed(self) -> None:
+        """A lost connection is reported in place of the prompt and the line, of several rows."""
+        self.window.type("y" * 150)
+        self.window.press("Home", "x")
+        self.window.see("^> xy+\ny+\ny+$")
+        self.service.stop(signal.SIGKILL)
+        self.window.see(r"\ALines go to .*\ntsecho: 127\.0\.0\.1:\d+: .*\n(.*\n)?\$ $")

@@ -7,7 +7,7 @@ import signal
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from functools import partial
-from typing import NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import TimeoutError
@@ -19,8 +19,11 @@ from timestamp_echo.client.address import DatagramServer, IClientReactor, Stream
 from timestamp_echo.client.arguments import CommandParser, add_server, chosen_server, parse_seconds
 from timestamp_echo.client.datagram import REPLY_TIMEOUT, DatagramSession
 from timestamp_echo.client.session import Session, SessionListener, StreamSession
-from timestamp_echo.client.stdio import Pipe, StandardInput, Terminal
+from timestamp_echo.client.stdio import Pipe, Terminal
 from timestamp_echo.clocks import use_monotonic_clock
+
+if TYPE_CHECKING:
+    from timestamp_echo.client.terminal import EditedTerminal
 
 T = TypeVar("T")
 
@@ -72,19 +75,12 @@ def _run(
     @return: the exit status.
     """
     statuses: list[int] = []
-    blocking = [os.get_blocking(fd) for fd in (0, 1)]
-
-    def restore() -> None:
-        # Non-blocking is a flag of the open file (O_NONBLOCK, fcntl(2)), not of the process. The
-        # shell, and every other program on the terminal, has the same open file, and would get
-        # EAGAIN for a read.
-        for fd, was_blocking in enumerate(blocking):
-            os.set_blocking(fd, was_blocking)
+    stdio = _standard_io()
 
     def interrupt(number: int, frame: object) -> None:  # pragma: no cover  # ends the process
         # At once. A normal exit would wait for the thread that looks a name up, which cannot be
         # interrupted and may take a resolver's timeout.
-        restore()
+        stdio.restore()
         if os.isatty(1):
             os.write(1, b"\n")
         os._exit(128 + number)
@@ -92,12 +88,12 @@ def _run(
     def start() -> None:
         for number in (signal.SIGINT, signal.SIGTERM):  # after the reactor has installed its own
             signal.signal(number, interrupt)
-        session = Deferred.fromCoroutine(_session(reactor, server, timeout))
+        session = Deferred.fromCoroutine(_session(reactor, server, stdio, timeout))
         session.addCallback(statuses.append).addBoth(stop)
 
     def stop(result: object) -> object:
         if statuses == [errors.UNREACHABLE]:  # pragma: no cover  # ends the process
-            restore()
+            stdio.restore()
             os._exit(errors.UNREACHABLE)  # as in `interrupt`: after --timeout, a thread may be left
         reactor.stop()
         return result
@@ -106,30 +102,44 @@ def _run(
     try:
         reactor.run()
     finally:
-        restore()
+        stdio.restore()
     return statuses[0]
 
 
+def _standard_io() -> Pipe | EditedTerminal:
+    """What is on standard input and output: a terminal with line editing, a plain one, a pipe."""
+    if not os.isatty(0):
+        return Pipe(os.isatty(1))
+    if os.isatty(1):
+        from timestamp_echo.client.terminal import edited_terminal  # with ctypes and readline
+
+        if edited := edited_terminal():
+            return edited
+    return Terminal(os.isatty(1))
+
+
 async def _session(
-    reactor: IClientReactor, server: StreamServer | DatagramServer, timeout: float | None
+    reactor: IClientReactor,
+    server: StreamServer | DatagramServer,
+    stdio: Pipe | EditedTerminal,
+    timeout: float | None,
 ) -> int:
     """Connect standard input and output to the server until either ends.
 
     @return: the exit status.
     """
-    stdio = Terminal(os.isatty(1)) if os.isatty(0) else Pipe(os.isatty(1))
     try:
         session = await _connect(reactor, server, stdio, timeout)
     except Exception as error:  # any: each kind of endpoint has its own
         errors.print_error(errors.connect_error(server.name, error))
         return errors.UNREACHABLE
     stdio.session = session
-    transport = StandardInput(stdio, reactor=reactor)
+    stdio.start(server.name, reactor)
     why = await stdio.ended
-    if transport.failed:
+    if stdio.input_failed:
         errors.print_error("standard input could not be read")
     if not why:
-        return errors.MISSING if transport.failed else errors.ANSWERED
+        return errors.MISSING if stdio.input_failed else errors.ANSWERED
     errors.print_error(errors.session_error(server.name, why, session.missing, session.sent))
     return _status(session)
 

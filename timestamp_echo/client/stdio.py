@@ -1,12 +1,14 @@
 """Standard input and output: a session's lines come from here, and its replies go here.
 
 `Pipe` and `Terminal` are protocols for Twisted's `StandardIO`: what they receive is standard input,
-what they write is standard output. `StandardIO` makes both non-blocking; `command` undoes that.
+what they write is standard output. `StandardIO` makes both non-blocking; `restore` undoes that.
+A terminal on which lines can be edited has a module of its own, `terminal`.
 """
 
 from __future__ import annotations
 
 import codecs
+import os
 import re
 import stat
 from collections import deque
@@ -15,11 +17,12 @@ from typing import TYPE_CHECKING, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer
+from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer, IReactorFDSet
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from timestamp_echo.client.errors import printable
 from timestamp_echo.client.session import Session
 
 if TYPE_CHECKING:  # mypy takes the public name for that of Windows
@@ -28,6 +31,16 @@ else:
     from twisted.internet.stdio import StandardIO
 
 PROMPT = b"> "
+
+
+def greeting(server: str) -> bytes:
+    """What a terminal shows first: where the lines go, and how to leave.
+
+    @param server: the server's name.
+    """
+    line = f"Lines go to {printable(server)}. An empty line or Ctrl-D ends."
+    return line.encode() + b"\n"
+
 
 _CONTROLS = "\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029"
 """C0 and C1 controls, except newline and tab, and the line and paragraph separators. A carriage
@@ -72,6 +85,16 @@ def _escaped(text: str) -> bytes:
     return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text).encode()
 
 
+class _StandardIO(StandardIO):
+    """Twisted's standard input and output, which also tells whether reading failed."""
+
+    def childConnectionLost(self, fd: str, reason: Failure) -> None:
+        """See `StandardIO`: its reader, or writer, has ended."""
+        if fd == "read" and not reason.check(ConnectionDone):
+            cast(Pipe, self.protocol).input_failed = True
+        super().childConnectionLost(fd, reason)
+
+
 @implementer(IHalfCloseableProtocol)
 class Pipe(Protocol):
     """Standard input that is no terminal: lines are sent as fast as the server takes them.
@@ -83,6 +106,9 @@ class Pipe(Protocol):
     session: Session
     transport: StandardIO  # its type, unlike ITransport, has the methods of a producer
 
+    input_failed = False
+    """Whether standard input could not be read. To the session that is its end, like any other."""
+
     _why = ""
 
     def __init__(self, terminal: bool = False) -> None:
@@ -90,6 +116,26 @@ class Pipe(Protocol):
         """Fires with the reason for the end; with an empty one if all went well."""
         self._escaper = TerminalEscaper() if terminal else None
         self._at_start = True  # of a line, on standard output
+        self._blocking: list[bool] = []
+
+    def start(self, server: str, reactor: IReactorFDSet) -> None:
+        """Connect it to standard input and output.
+
+        @param server: the server's name.
+        @param reactor: the reactor.
+        """
+        self._blocking = [os.get_blocking(fd) for fd in (0, 1)]
+        _StandardIO(self, reactor=reactor)
+
+    def restore(self) -> None:
+        """Make standard input and output as blocking as before.
+
+        Non-blocking is a flag of the open file (O_NONBLOCK, fcntl(2)), not of the process. The
+        shell, and every other program on the terminal, has the same open file, and would get EAGAIN
+        for a read.
+        """
+        for fd, was_blocking in enumerate(self._blocking):
+            os.set_blocking(fd, was_blocking)
 
     def connectionMade(self) -> None:
         """Make standard input and output, and the session, each other's producer and consumer.
@@ -155,28 +201,15 @@ class Pipe(Protocol):
             self.ended.callback(why or self._why)
 
 
-class StandardInput(StandardIO):
-    """Twisted's standard input and output, which also knows whether reading failed.
-
-    To its protocol a failed read is the end of the input, like any other.
-    """
-
-    failed = False
-
-    def childConnectionLost(self, fd: str, reason: Failure) -> None:
-        """See `StandardIO`: its reader, or writer, has ended."""
-        self.failed |= fd == "read" and reason.check(ConnectionDone) is None
-        super().childConnectionLost(fd, reason)
-
-
 class Terminal(Pipe):
-    """Standard input that is a terminal: a prompt, a line, its reply; an empty line ends it.
+    """Standard input that is a plain terminal: a prompt, a line, its reply; an empty line ends it.
 
     The terminal edits and echoes the lines itself (canonical mode, termios(3)): this reads whole
     lines, and Ctrl-D at the start of a line is the end of input. While a reply is awaited, standard
     input is not read: what the user types meanwhile stays in the terminal's queue.
 
-    @param terminal: whether standard output is a terminal, too. If not, it gets no prompt.
+    @param terminal: whether standard output is a terminal, too. If not, it gets no greeting and no
+        prompt.
     """
 
     def __init__(self, terminal: bool) -> None:
@@ -186,10 +219,18 @@ class Terminal(Pipe):
         self._waiting = False  # for the reply to a line
         self._input_ended = False
         self._finished = False
+        self._greeting = b""
+
+    def start(self, server: str, reactor: IReactorFDSet) -> None:
+        """See `Pipe.start`."""
+        if self._escaper:
+            self._greeting = greeting(server)
+        super().start(server, reactor)
 
     def connectionMade(self) -> None:
-        """See `Pipe.connectionMade`; and prompt."""
+        """See `Pipe.connectionMade`; and greet and prompt."""
         super().connectionMade()
+        self._show(self._greeting)
         self._prompt()
 
     def dataReceived(self, data: bytes) -> None:
