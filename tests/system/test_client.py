@@ -624,12 +624,15 @@ class TerminalTests(SynchronousTestCase):
 
     def test_not_utf8(self) -> None:
         """Bytes that are not UTF-8 are sent as they are, and shown as escapes; so in any locale."""
-        for locale in ("C.UTF-8", "C"):
+        for locale, line, shown in (
+            ("C.UTF-8", b"a\xffb", r"a\\xffb"),
+            ("C", b"\xff\xe4d", r"\\xff\\xe4d"),
+        ):
             server = f"127.0.0.1:{self.service.port()}"
             screen = Screen(self, "env", f"LC_ALL={locale}", BIN / "tsecho", server)
             screen.see("> ")
-            screen.type_bytes(b"a\xffb\n")
-            screen.see(STAMP.decode() + r"a\\xffb\r\n.*> ")
+            screen.type_bytes(line + b"\n")
+            screen.see(rf"{STAMP.decode()}{shown}\r\n.*> ")
 
     def test_end_of_input(self) -> None:
         """Ctrl-D ends it, on a line of its own."""
@@ -664,23 +667,19 @@ class TerminalTests(SynchronousTestCase):
                 self.assertEqual(screen.status(), 130)
 
     def test_typed_ahead(self) -> None:
-        """What is typed while a reply is awaited is the next line: long, and shown once."""
+        """What is typed while a reply is awaited is the next line: whole, and shown once."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             screen = Screen(self, BIN / "tsecho", f"127.0.0.1:{listener.getsockname()[1]}")
             with listener.accept()[0] as connection, connection.makefile("rwb", 0) as server:
                 screen.see("> ")
                 screen.type("hello\n")
-                server.write(b"[x] " + server.readline())
-                line = "y" * 3000
-                screen.type(line)
-                screen.see("y")
-                screen.type("\n" + line + "more")
-                self.assertEqual(server.readline(), line.encode() + b"\n")
-                server.write(b"[x] reply\n")
-                screen.see("more")
-                screen.type("\n")
-                self.assertEqual(server.readline(), line.encode() + b"more\n")
-                self.assertEqual(screen.seen.count("more"), 1)
+                self.assertEqual(server.readline(), b"hello\n")
+                screen.type("<" + "y" * 5000 + "\n")
+                server.write(b"[x] hello\n")
+                self.assertEqual(server.readline(), b"<" + b"y" * 5000 + b"\n")
+                server.write(b"[x] y\n")
+                screen.see(r"\[x\] y\r\n.*> ")
+                self.assertEqual(screen.seen.count("<"), 1)
 
     def test_control_characters(self) -> None:
         """Control characters in a reply are escaped."""
@@ -694,6 +693,16 @@ class TerminalTests(SynchronousTestCase):
         self.service.stop(signal.SIGKILL)
         self.assertEqual(self.screen.status(), 1)
         self.screen.see(r"tsecho: 127\.0\.0\.1:\d+: .*[Cc]onnection.*\r\n")
+
+    def test_suspended(self) -> None:
+        """Ctrl-Z leaves the terminal as it was, also where the shell does not see to that."""
+        command = f"{BIN}/tsecho 127.0.0.1:{self.service.port()}; stty -a; fg"
+        screen = Screen(self, "sh", "-mc", command)
+        screen.see("> ")
+        screen.type("\x1a")
+        screen.see(r" icanon(.|\n)* echo (.|\n)*> ")
+        screen.type("\x03")
+        self.assertEqual(screen.status(), 130)
 
     def test_output_elsewhere(self) -> None:
         """With standard output elsewhere there is no greeting, no prompt and no escape."""

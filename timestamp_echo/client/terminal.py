@@ -33,7 +33,6 @@ from timestamp_echo.client.stdio import PROMPT, TerminalEscaper, greeting
 SETTINGS = (
     "set enable-bracketed-paste on",
     "tab: self-insert",
-    "set input-meta on",
     "set convert-meta off",
 )
 """Of readline's (readline(3)): what is pasted, newlines and tabs as well, is part of the line, and
