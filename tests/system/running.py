@@ -7,10 +7,12 @@ import pty
 import re
 import resource
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import termios
 import threading
 from collections.abc import Callable, Sequence
@@ -270,7 +272,9 @@ class Window:
     """
 
     def __init__(self, case: Case) -> None:
-        self._tmux = [needs("tmux"), "-L", f"tsecho-{os.getpid()}-{id(self)}", "-f", os.devnull]
+        folder = tempfile.mkdtemp()  # `mktemp` may be too long for a UNIX address
+        case.addCleanup(shutil.rmtree, folder)
+        self._tmux = [needs("tmux"), "-S", f"{folder}/tmux", "-f", os.devnull]
         environment = at_terminal(case, "screen") | {"PS1": "$ ", "LC_ALL": "C.UTF-8"}
         self.home = environment["HOME"]
         size = ["-x", "60", "-y", "20"]
