@@ -221,7 +221,7 @@ class TerminalTests(SynchronousTestCase):
             terminal.session = FakeSession()
             stdio = StringTransport()
             with patch(
-                "timestamp_echo.client.stdio.StandardIO",
+                "timestamp_echo.client.stdio._StandardIO",
                 lambda protocol, reactor, stdio=stdio: protocol.makeConnection(stdio),
             ):
                 terminal.start("h\x1b:1", MemoryReactor())

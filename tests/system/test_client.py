@@ -677,9 +677,9 @@ class TerminalTests(SynchronousTestCase):
                 screen.type("<" + "y" * 5000 + "\n")
                 server.write(b"[x] hello\n")
                 self.assertEqual(server.readline(), b"<" + b"y" * 5000 + b"\n")
-                server.write(b"[x] y\n")
-                screen.see(r"\[x\] y\r\n.*> ")
-                self.assertEqual(screen.seen.count("<"), 1)
+                server.write(b"[x] <" + b"y" * 5000 + b"\n")
+                screen.see(r"\[x\] <y+\r\n.*> ")
+                self.assertEqual(screen.seen.count("<"), 2)
 
     def test_control_characters(self) -> None:
         """Control characters in a reply are escaped."""
