@@ -1,17 +1,19 @@
 """A simulated server and network path, to check the claims of `timestamp_echo.ping.estimate`.
 
-`python -m tests.ping.simulation` prints how often the bound held, and how wide it was.
+`python -m tests.ping.simulation` prints how often the bound held, and how wide it was: after some
+numbers of probes, and with `ctime` stamps for intervals from 5 ms to 5 s.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from itertools import islice
 from random import Random
 from statistics import median
 from typing import NamedTuple
 
-from timestamp_echo.ping.bounds import Sample
+from timestamp_echo.ping.bounds import TOLERANCE, Sample
 from timestamp_echo.ping.estimate import Estimate, Offset
 from timestamp_echo.stamps import SECOND, Moment
 
@@ -95,21 +97,32 @@ class Path(NamedTuple):
 
 
 def probed(random: Random, server: Server, path: Path, count: int) -> Iterator[Estimate]:
-    """Probe a server, either when the estimate aims to or at a random phase of the second.
+    """Probe a server with one probe in flight, as the scheduler does.
 
     @return: the estimate after each of the `count` replies; always the same object.
     """
     estimate = Estimate()
-    due = START + random.randrange(SECOND)
+    now = start = START + random.randrange(SECOND)
+    number = 0
     while count:
-        sent = estimate.aim(due) if path.aimed else due + random.randrange(SECOND)
-        due = max(due + path.interval, sent)
+        due = start + number * path.interval
+        sent, aimed = _when(random, estimate, due, now, path)
+        number += 1
+        there, back = path.delays(random)
+        now = sent + there + back
         if random.random() < path.loss:
             continue
-        there, back = path.delays(random)
-        estimate.add(Sample(sent, sent + there + back, server.stamp(sent + there)))
+        estimate.add(Sample(sent, now, server.stamp(sent + there)), aimed=aimed)
         yield estimate
         count -= 1
+
+
+def _when(random: Random, estimate: Estimate, due: int, now: int, path: Path) -> tuple[int, bool]:
+    """When the next probe is sent, and whether it is aimed."""
+    if not path.aimed:
+        return max(due + random.randrange(SECOND), now), False
+    moment = estimate.aim(due, due + path.interval) if due > now else None
+    return max(due, now) if moment is None else moment, moment is not None
 
 
 class Row(NamedTuple):
@@ -137,8 +150,50 @@ def table(random: Random, resolution: int, path: Path, runs: int, at: tuple[int,
     return [Row(probes, within[probes], round(median(bounds[probes]))) for probes in at]
 
 
+def settled(random: Random, interval: int, delays: Delays) -> int:
+    """Probe a server with `ctime` stamps for a minute, or with 40 probes if that takes longer.
+
+    @return: the widest bound in the last quarter of the run, in nanoseconds.
+    """
+    server = Server(random.randint(-400 * SECOND, 400 * SECOND), rate=random.randint(-50, 50) * PPM)
+    count = max(60 * SECOND // interval, 40)
+    last = islice(
+        probed(random, server, Path(delays, interval=interval), count), count * 3 // 4, None
+    )
+    offsets = [estimate.offset for estimate in last]
+    assert all(map(server.bound_holds, offsets))
+    return max(offset.bound for offset in offsets if offset)
+
+
+def settled_limit(interval: int, round_trip: int) -> int:
+    """The bound that a run of `settled` must reach, in nanoseconds.
+
+    A round trip, and what the bound widens in the eight aimed probes that renew both of its sides.
+    """
+    return round_trip + 8 * max(interval, SECOND) * TOLERANCE // SECOND
+
+
+INTERVALS = (5, 10, 20, 25, 40, 50, 95, 100, 125, 200, 240, 250, 333, 500, 750, 1000, 2500, 5000)
+"""Milliseconds."""
+
+
+def print_intervals(runs: int) -> None:
+    """Print the bounds for intervals between probes, round ones and random ones."""
+    random = Random(1)
+    print("\nctime, 1 ms round trip, a minute\n")
+    print("interval, ms | median bound, ms | widest, ms | runs over the limit")
+    drawn = [5 * 1000 ** random.random() for _ in INTERVALS]
+    for milliseconds in (*INTERVALS, *drawn):
+        interval = int(milliseconds * MILLISECOND)
+        delays = fixed(MILLISECOND // 2, MILLISECOND // 2)
+        bounds = [settled(random, interval, delays) for _ in range(runs)]
+        over = sum(bound > settled_limit(interval, MILLISECOND) for bound in bounds)
+        middle, widest = median(bounds) / MILLISECOND, max(bounds) / MILLISECOND
+        print(f"{milliseconds:12.3f} | {middle:16.3f} | {widest:10.3f} | {over:4} of {runs:4}")
+
+
 def main() -> None:
-    """Print the table for typical paths and stamps."""
+    """Print the tables for typical paths and stamps, and for many intervals."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
     paths = {
         "1 ms round trip": fixed(MILLISECOND // 2, MILLISECOND // 2),
@@ -153,6 +208,7 @@ def main() -> None:
             for row in rows:
                 bound = row.median_bound / MILLISECOND
                 print(f"{row.probes:6} | {row.within:6} of {runs:6} | {bound:10.3f}")
+    print_intervals(max(1, runs // 20))
 
 
 if __name__ == "__main__":

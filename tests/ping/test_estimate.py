@@ -21,6 +21,8 @@ from tests.ping.simulation import (
     fixed,
     heavy_tailed,
     probed,
+    settled,
+    settled_limit,
     table,
     uniform,
 )
@@ -82,6 +84,13 @@ def last(server: Server, path: Path, count: int, seed: int = 1) -> Estimate:
     return estimate
 
 
+def aimed(estimate: Estimate, due: int) -> int:
+    """The moment that it chooses for a probe, which has time for any."""
+    moment = estimate.aim(due, due + 2 * SECOND)
+    assert moment is not None
+    return moment
+
+
 def size(estimate: Estimate) -> int:
     """Size of all its state, in bytes."""
     return len(pickle.dumps(vars(estimate)))
@@ -111,12 +120,12 @@ class OneSampleTests(EstimateTestCase):
     """The estimate after one probe."""
 
     def test_none(self) -> None:
-        """Without a sample nothing is known, and a probe is sent when it is due."""
+        """Without a sample nothing is known, and a probe is not aimed."""
         estimate = Estimate()
         self.assertIsNone(estimate.offset)
         self.assertIsNone(estimate.drift)
         self.assertEqual(list(estimate.steps), [])
-        self.assertEqual(estimate.aim(START), START)
+        self.assertIsNone(estimate.aim(START, START + SECOND))
 
     def test_half_the_round_trip(self) -> None:
         """The offset is measured at the middle of the round trip; the bound is half of it."""
@@ -258,7 +267,7 @@ class FineTests(EstimateTestCase):
         """Fine stamps need no aiming."""
         for resolution in (1, 1000):
             estimate = last(Server(HOUR, resolution), PATH, 12)
-            self.assertEqual(estimate.aim(START + 20 * SECOND), START + 20 * SECOND)
+            self.assertIsNone(estimate.aim(START + 20 * SECOND, START + 22 * SECOND))
 
 
 class SecondsTests(EstimateTestCase):
@@ -309,17 +318,19 @@ class SecondsTests(EstimateTestCase):
         st.integers(-1000, 1000),
     )
     def test_due(self, offset: int, trips: list[tuple[int, int]], wait: int, rate: int) -> None:
-        """A probe is never sent before it is due, nor more than a second later."""
+        """A probe is never sent before it is due, and the moment comes within a second."""
         server = Server(offset, SECOND, rate * PPM)
-        estimate = Estimate()
+        estimate = estimate_of(sample_from(server, START))
         at = START
         for there, back in trips:
             due = at + wait
-            at = estimate.aim(due)
-            self.assertLessEqual(due, at)
-            self.assertLess(at, due + SECOND + MAX_DRIFT * 2)
-            estimate.add(sample_from(server, at, there, back))
-            at += there + back
+            aimed = estimate.aim(due, due + SECOND + MAX_DRIFT * 2)
+            assert aimed is not None
+            self.assertLessEqual(due, aimed)
+            self.assertIsNone(estimate.aim(due, aimed))
+            self.assertEqual(estimate.aim(due, aimed + 1), aimed)
+            estimate.add(sample_from(server, aimed, there, back), aimed=True)
+            at = aimed + there + back
 
     def test_aim(self) -> None:
         """The second probe is aimed at the change of the second, for the middle of the interval."""
@@ -327,9 +338,9 @@ class SecondsTests(EstimateTestCase):
         estimate = estimate_of(sample)
         # The stamp says START, so that the offset is from -252 to 750 ms, in the middle 249.
         expected = START + (2000 - 249 - 1) * MILLISECOND
-        self.assert_within(estimate.aim(START + SECOND), expected, 2 * TOLERANCE)
+        self.assert_within(aimed(estimate, START + SECOND), expected, 2 * TOLERANCE)
 
-    def aimed(self, cone: Cone, due: int, round_trips: list[int], number: int) -> int:
+    def expected(self, cone: Cone, due: int, round_trips: list[int], number: int) -> int:
         """When to send a probe after `number` replies, computed from the documentation of `aim`."""
         shortest, median = (
             min(round_trips[-8:]),
@@ -358,20 +369,43 @@ class SecondsTests(EstimateTestCase):
         for number in range(1, 40):
             there, back = random.randrange(10_000), random.randrange(10_000)
             sample = sample_from(server, at, there, back)
-            estimate.add(sample)
+            estimate.add(sample, aimed=True)
             narrower = cone.intersect(sample)
             assert narrower is not None
             cone = narrower
             round_trips.append(there + back)
-            at = estimate.aim(at + SECOND)
+            at = aimed(estimate, at + SECOND)
             due = sample.sent + SECOND
-            self.assertEqual(at, self.aimed(cone, due, round_trips, number), number)
+            self.assertEqual(at, self.expected(cone, due, round_trips, number), number)
 
     def test_first_moment(self) -> None:
         """A probe that is due at the right moment is not delayed."""
         estimate = last(Server(0), PATH, 5)
-        aimed = estimate.aim(START + 10 * SECOND)
-        self.assertEqual(estimate.aim(aimed), aimed)
+        moment = aimed(estimate, START + 10 * SECOND)
+        self.assertEqual(aimed(estimate, moment), moment)
+
+    def test_turns(self) -> None:
+        """Only aimed probes that are answered take turns: others leave the next moment as it is."""
+        for probes in range(12, 18):
+            estimate = last(Server(0), PATH, probes)
+            at = START + (probes + 3) * SECOND
+            # This one says nothing new.
+            sample = Sample(at, at + MILLISECOND, Moment(at - DAY, 2 * DAY, False))
+            before = aimed(estimate, at)
+            for _ in range(3):
+                estimate.add(sample)
+                self.assertEqual(aimed(estimate, at), before)
+            estimate.add(sample, aimed=True)
+            self.assertNotEqual(aimed(estimate, at), before)
+
+    def test_intervals(self) -> None:
+        """The bound comes down to the round trip's, however many probes fall into a second."""
+        random = Random(15)
+        even = [SECOND // 2, SECOND // 4, SECOND // 10, SECOND // 20, SECOND // 100]
+        for interval in [*even, SECOND, SECOND // 3, 2 * SECOND, 5 * SECOND]:
+            for _ in range(3):
+                bound = settled(random, interval, PATH.delays)
+                self.assertLess(bound, settled_limit(interval, MILLISECOND), interval)
 
 
 class ZoneTests(EstimateTestCase):

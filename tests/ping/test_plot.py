@@ -38,7 +38,9 @@ def notify(
     """Notify a plot of a run whose last probes are lost."""
     random, stats, at = Random(1), Stats(), START
     for number in range(1, count + 1):
-        at = stats.clock.aim(at + SECOND // 2)
+        at += SECOND // 2
+        aimed = stats.clock.aim(at, at + SECOND)
+        at = aimed or at
         there, back = delays(random)
         stats.sent += 1
         probe = Probe(number, at, at)
@@ -47,7 +49,8 @@ def notify(
             continue
         probe.received = at + there + back
         if server:
-            stats.clock.add(Sample(at, probe.received, server.stamp(at + there)))
+            sample = Sample(at, probe.received, server.stamp(at + there))
+            stats.clock.add(sample, aimed=aimed is not None)
         plot.answered(probe, stats)
 
 

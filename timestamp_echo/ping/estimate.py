@@ -102,25 +102,28 @@ class Estimate:
         """Steps detected, oldest first. One that looks like a drift is added once it is certain."""
         self._last: Sample | None = None
         self._round_trips: deque[int] = deque(maxlen=RECENT)
-        self._since_restart: int
+        self._aimed: int  # aimed probes that were answered, since the cone was last a new one
         self._polygon: Polygon
         self._cone: Cone | None
         self._drifts = False
         self._suspected: Step | None = None  # in `either`: the step, if it was one
 
-    def add(self, sample: Sample) -> None:
-        """Add a sample. Samples have to be added in the order in which the replies arrived."""
+    def add(self, sample: Sample, *, aimed: bool = False) -> None:
+        """Add a sample. Samples have to be added in the order in which the replies arrived.
+
+        @param aimed: whether the probe was sent when `aim` said.
+        """
         if self._last is None:
             self._cone, self._polygon = self._new_cone(sample), Polygon.of(sample)
         else:
+            self._aimed += aimed
             self._update(sample, self._last)
         self._last = sample
         self._round_trips.append(sample.received - sample.sent)
-        self._since_restart += 1
 
     def _new_cone(self, sample: Sample) -> Cone:
         # A new cone is as wide as the first one was, so aiming starts again as well.
-        self._since_restart = 0
+        self._aimed = 0
         return Cone.of(sample)
 
     def _update(self, sample: Sample, previous: Sample) -> None:
@@ -205,18 +208,20 @@ class Estimate:
             return "rate"
         return "either" if self._cone else "drift"
 
-    def aim(self, due: int) -> int:
+    def aim(self, due: int, next_due: int) -> int | None:
         """When to send the next probe, so that its reply narrows the bound most.
 
         Only stamps of whole seconds need it. Their bound starts at half a second, and each aimed
-        probe halves it, down to about a round trip. From then on every second probe is sent well
-        before or after the change of the second.
+        probe halves it, down to about a round trip. From then on every second aimed probe is sent
+        well before or after the change of the second.
 
         @param due: when the probe is due by the client's clock, in nanoseconds.
-        @return: the same moment or up to a second later; plus 1 % if the clocks drift apart.
+        @param next_due: when the probe after it is due.
+        @return: `due` or later, before `next_due`; None if no such moment is worth more than any
+            other.
         """
         if self._last is None or self._last.moment.resolution < SECOND:
-            return due
+            return None
         # A stamp of whole seconds says little, but it does say whether the server's second had
         # already changed when the probe arrived. So ask that question where it is worth most.
         # Were the offset exactly in the middle of the possible ones, there would be a moment to
@@ -228,20 +233,24 @@ class Estimate:
         # the first t >= due at which t + ahead is a whole second. -x % SECOND is the distance from
         # x to the next whole second. If the clock drifts, `ahead` is another one by then.
         first = due + -(due + self._ahead(due)) % SECOND
-        return max(due, first + self._ahead(due) - self._ahead(first))
+        moment = max(due, first + self._ahead(due) - self._ahead(first))
+        # With several probes in each second, only one of them can be sent then.
+        return moment if moment < next_due else None
 
     def _ahead(self, at: int) -> int:
         """How far the server's clock, when the probe arrives, is ahead of the client's at `at`."""
         low, high = self._interval(at)
         ordered = sorted(self._round_trips)
-        turn = self._since_restart % 4
-        if self._since_restart <= HALVINGS or turn in (0, 2):
+        # Aimed probes alone take turns. If all probes did, the same turn could always fall on a
+        # probe that cannot be aimed: with two probes a second, every second one.
+        turn = (self._aimed - HALVINGS) % 4
+        if self._aimed < HALVINGS or turn in (1, 3):
             # The middle of the interval, plus half the shortest round trip for the way there.
             return (low + high + ordered[0]) // 2
         # If every probe arrived at the change, a small step would go unnoticed: each reply would
-        # fit, and the bound would slowly follow the clock. So every second probe is sent when its
+        # fit, and the bound would slowly follow the clock. So every second one is sent when its
         # stamp is known beforehand. If it differs, the clock was stepped.
-        if turn == 1:
+        if turn == 0:
             # Early: even if the server's clock is as far ahead as it can be, the reply is back
             # before the second changes. A stamp that shows the new second is then a contradiction;
             # with a later reply, it could have been made after the change. Most probes are

@@ -106,6 +106,7 @@ class Pinger:
         self._done: Deferred[None] = Deferred()
         self._started = clocks.monotonic()
         self._due: int | None = None
+        self._due_aimed = False
         self._in_flight: dict[int, tuple[Probe, IDelayedCall]] = {}
         self._replied: deque[int] = deque(maxlen=REMEMBERED_REPLIES)
         self._highest = 0
@@ -213,24 +214,27 @@ class Pinger:
         if self._due is None:
             now = self._clocks.monotonic()
             due = self._started + self.stats.sent * self._plan.interval
-            self._due = self._aimed(due) if due > now else due
+            aimed = self._aimed(due) if due > now else None
+            self._due_aimed = aimed is not None
+            self._due = due if aimed is None else aimed
             if not self._plan.interval:
                 self._due = now
         return self._due
 
-    def _aimed(self, due: int) -> int:
-        """When to send a probe to learn most from a stamp of whole seconds.
+    def _aimed(self, due: int) -> int | None:
+        """When to send a probe to learn most from a stamp of whole seconds; None for at any time.
 
-        @return: `due` if the probe after this one would be due before that.
+        @param due: when it is due.
         """
         at = self._clocks.initial_wall_time(due)
-        delay = self.stats.clock.aim(at) - at
-        return due + delay if delay < self._plan.interval else due
+        moment = self.stats.clock.aim(at, at + self._plan.interval)
+        return None if moment is None else due + moment - at
 
     def _send(self, due: int) -> None:
         self._due = None
         self.stats.sent += 1
-        probe = Probe(self.stats.sent, due, self._clocks.monotonic())
+        now = self._clocks.monotonic()
+        probe = Probe(self.stats.sent, due, now, aimed=self._due_aimed)
         self.stats.sent_late += probe.late
         if self._path is None or self._path.full:
             self._lose(probe, "send buffer full" if self._path else "no connection")
@@ -300,7 +304,8 @@ class Pinger:
         self.stats.zoneless = not moment.zoned
         clock, wall_time = self.stats.clock, self._clocks.initial_wall_time
         known = set(clock.steps)
-        clock.add(Sample(wall_time(probe.sent), wall_time(probe.received), moment))
+        sample = Sample(wall_time(probe.sent), wall_time(probe.received), moment)
+        clock.add(sample, aimed=probe.aimed)
         for step in clock.steps:
             if step not in known:
                 size = format_offset(step.nanoseconds, step.bound)

@@ -36,6 +36,8 @@ class Probe:
     reply: Reply | None = None
     lost: str = ""
     """Why there is no reply."""
+    aimed: bool = False
+    """Whether it was due at the moment that `Estimate.aim` chose."""
 
     @property
     def rtt(self) -> int:
