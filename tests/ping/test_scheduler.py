@@ -530,6 +530,13 @@ class PingerTests(SynchronousTestCase):
         assert stats.offset is not None
         self.assertLess(stats.offset.bound, 3 * MILLI)
 
+    def test_never_aimed(self) -> None:
+        """In an exact schedule no probe is moved, and the bound is that of one probe."""
+        stats = self.run_against(Plan(count=14, exact=True), "ctime", 2345 * MILLI)
+        self.assertEqual(self.sent_times, [1000 * number for number in range(14)])
+        assert stats.offset is not None
+        self.assertGreater(stats.offset.bound, 500 * MILLI)
+
     def test_clock_of_nanoseconds(self) -> None:
         """With fine stamps the schedule is exact, and the bound is half the round trip."""
         stats = self.run_against(Plan(count=3), "unix", -7 * SECOND)

@@ -235,6 +235,7 @@ def _plan(arguments: Namespace) -> Plan:
         deadline=arguments.deadline,
         timeout=arguments.timeout,
         in_flight=arguments.in_flight,
+        exact=arguments.exact,
     )
 
 
@@ -262,6 +263,8 @@ _HELP = {
     "-w": "stop after N seconds (default: no limit)",
     "-W": "count a probe as lost after N seconds (default: 1)",
     "-f": "flood: send a probe as soon as another is answered; implies -q",
+    "--exact": "send each probe exactly when it is due: do not move it to where it tells most about"
+    " a clock of whole seconds",
     "-q": "write only the summary; on a terminal, also a progress line",
     "--json": "write one JSON object per line; the README has the schema",
     "--plot": "draw the results to a .png or .svg file (needs the extra: plot)",
@@ -284,6 +287,7 @@ def _add_options(parser: ArgumentParser) -> None:
         group.add_argument(flag, dest=name, type=kind, default=default, metavar="N", help=text)
     for group, flag, name in (
         (pace, "-f", "flood"),
+        (parser, "--exact", "exact"),
         (parser, "-q", "quiet"),
         (parser, "--json", "json"),
     ):

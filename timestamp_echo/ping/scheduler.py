@@ -61,6 +61,9 @@ class Plan:
     in_flight: int = 1
     """Maximum number of probes in flight: another one that is due is sent late."""
 
+    exact: bool = False
+    """Whether to send each probe exactly when it is due, and aim none; see `Estimate.aim`."""
+
 
 class ProbeObserver(Protocol):
     """Is notified of results."""
@@ -214,7 +217,7 @@ class Pinger:
         if self._due is None:
             now = self._clocks.monotonic()
             due = self._started + self.stats.sent * self._plan.interval
-            aimed = self._aimed(due) if due > now else None
+            aimed = self._aimed(due) if due > now and not self._plan.exact else None
             self._due_aimed = aimed is not None
             self._due = due if aimed is None else aimed
             if not self._plan.interval:
