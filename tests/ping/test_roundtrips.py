@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from timestamp_echo.ping import roundtrips
-from timestamp_echo.ping.roundtrips import Figures, RoundTrips
+from timestamp_echo.ping.roundtrips import Figures, Histogram, RoundTrips
 
 TRIPS = st.lists(
     st.integers(0, 3000) | st.integers(0, 10**12) | st.just(10**6), min_size=1, max_size=120
@@ -52,7 +52,7 @@ class FiguresTests(SynchronousTestCase):
         none = RoundTrips()
         self.assertIsNone(none.figures)
         self.assertEqual((none.count, none.mean), (0, 0))
-        self.assertEqual(none.histogram(10), [])
+        self.assertEqual(none.histogram(10), Histogram(0, 1000, [], 0))
 
     def test_one(self) -> None:
         """A single value is its own minimum, mean, maximum and percentile, without deviation."""
@@ -114,8 +114,8 @@ class WindowTests(SynchronousTestCase):
             self.assertEqual(figures[:3], (min(trips), sum(trips) // len(trips), max(trips)))
             self.assertEqual(run.count, len(trips))
             self.assertEqual(len(run._window), min(size, len(trips)))
-            counts = [count for _, _, count in run.histogram(10)]
-            self.assertEqual(sum(counts), min(size, len(trips)))
+            found = run.histogram(10)
+            self.assertEqual(sum(found.counts) + found.beyond, min(size, len(trips)))
 
     def test_bound(self) -> None:
         """The window takes 8 MiB."""
@@ -127,34 +127,38 @@ class HistogramTests(SynchronousTestCase):
 
     @given(TRIPS, st.integers(1, 20))
     def test_any(self, trips: list[int], bins: int) -> None:
-        """Adjacent bins of equal width, from minimum to maximum, count every value."""
-        run, figures = round_trips(trips), figures_of(trips)
-        found = run.histogram(bins)
-        self.assertLessEqual(len(found), bins)
-        self.assertEqual(sum(count for _, _, count in found), len(trips))
-        self.assertEqual(found[0][0], figures.min)
-        self.assertGreaterEqual(found[-1][1], figures.max)
-        self.assertLessEqual(found[-1][0], figures.p99)
-        self.assertLessEqual(len({end - start for start, end, _ in found[:-1]}), 1)
-        for one, other in pairwise(found):
-            self.assertEqual(one[1], other[0])
-        for start, end, count in found[:-1]:
-            self.assertEqual(count, sum(start <= trip < end for trip in trips))
-        self.assertEqual(found[-1][2], sum(found[-1][0] <= trip for trip in trips))
+        """Bins of equal width, from the minimum on, which hold three quarters of all values."""
+        start, width, counts, beyond = round_trips(trips).histogram(bins)
+        self.assertEqual(start, min(trips))
+        self.assertLessEqual(len(counts), bins)
+        for index, count in enumerate(counts):
+            low = start + width * index
+            # The last bin may reach into what is beyond.
+            inside = sorted(trips)[: len(trips) - beyond]
+            self.assertEqual(count, sum(low <= trip < low + width for trip in inside))
+        self.assertEqual(sum(counts) + beyond, len(trips))
+        self.assertGreaterEqual(4 * sum(counts), 3 * len(trips))
 
     def test_by_hand(self) -> None:
-        """Ten values in five bins of two."""
-        self.assertEqual(
-            round_trips([0, 1, 2, 2, 3, 5, 6, 9, 9, 9]).histogram(5),
-            [(0, 2, 2), (2, 4, 3), (4, 6, 1), (6, 8, 1), (8, 10, 3)],
-        )
+        """Ten values in five bins of two microseconds."""
+        trips = [number * 1000 for number in (0, 1, 2, 2, 3, 5, 6, 9, 9, 9)]
+        found = round_trips(trips).histogram(5)
+        self.assertEqual(found, Histogram(0, 1801, [2, 3, 1, 1, 3], 0))
+
+    def test_end(self) -> None:
+        """The bins end at twice the distance of the 75th percentile from the minimum."""
+        for longest, beyond in ((7000, 0), (7001, 1)):
+            found = round_trips([1000, 3000, 4000, longest]).histogram(5)
+            self.assertEqual((sum(found.counts), found.beyond), (4 - beyond, beyond))
 
     def test_outlier(self) -> None:
-        """One outlier in a thousand is in the last bin, and does not widen the others."""
-        found = round_trips([*range(1000), 10**9]).histogram(10)
-        self.assertEqual([count for _, _, count in found[:-1]], [100] * 9)
-        self.assertEqual(found[-1], (900, 10**9, 101))
+        """One outlier does not widen the bins, neither of sixteen values nor of a thousand."""
+        for count in (16, 1000):
+            trips = range(10**6, 10**6 + 1000 * count, 1000)
+            found = round_trips([*trips, 10**9]).histogram(10)
+            self.assertEqual(found.beyond, 1)
+            self.assertEqual(found[:3], round_trips([*trips]).histogram(10)[:3])
 
     def test_alike(self) -> None:
         """Equal values are in one bin."""
-        self.assertEqual(round_trips([5] * 20).histogram(10), [(5, 6, 20)])
+        self.assertEqual(round_trips([5] * 20).histogram(10), Histogram(5, 1000, [20], 0))

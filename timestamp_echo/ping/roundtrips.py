@@ -6,8 +6,12 @@ Integers in, integers out, all in nanoseconds. Knows no connection and no text.
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
 from math import ceil, isqrt
 from typing import NamedTuple
+
+MIN_BIN = 1000
+"""Nanoseconds of the narrowest bin of a histogram, whose edges are shown in microseconds."""
 
 WINDOW = 2**20
 """Latest round trips from which percentiles and the histogram are computed: 8 MiB."""
@@ -26,6 +30,20 @@ class Figures(NamedTuple):
     p99: int
     jitter: int
     """Mean deviation from one to the next, smoothed as in RFC 3550, section 6.4.1."""
+
+
+class Histogram(NamedTuple):
+    """How many round trips are in each of some bins."""
+
+    start: int
+    """Start of the first bin, in nanoseconds."""
+
+    width: int
+    """Width of each bin, in nanoseconds; its end belongs to the next."""
+
+    counts: list[int]
+    beyond: int
+    """Longer round trips than those in the bins."""
 
 
 class RoundTrips:
@@ -68,26 +86,31 @@ class RoundTrips:
             return None
         variance = (self._squares * self.count - self._sum**2) // self.count**2
         ordered = sorted(self._window)
-        p50, p90, p99 = (ordered[ceil(len(ordered) * p / 100) - 1] for p in (50, 90, 99))
+        p50, p90, p99 = (_nearest_rank(ordered, percent) for percent in (50, 90, 99))
         jitter = int(self._jitter)
         return Figures(self.min, self.mean, self.max, isqrt(variance), p50, p90, p99, jitter)
 
-    def histogram(self, bins: int) -> list[tuple[int, int, int]]:
-        """Count the round trips in bins of equal width, from the minimum to the 99th percentile.
+    def histogram(self, bins: int) -> Histogram:
+        """Count the round trips in bins of equal width, from the minimum on.
 
-        The last bin also contains everything beyond, so that one outlier does not flatten the rest.
+        Those farther from it than twice the 75th percentile are beyond the bins. So the shape of
+        most is visible, whatever the longest are.
 
         @param bins: maximum number of bins.
-        @return: start, end and count of each bin. The end belongs to the next bin, except that of
-            the last.
         """
-        figures = self.figures
-        if figures is None:
-            return []
-        width = max(1, -(-(figures.p99 + 1 - figures.min) // bins))
-        counts = [0] * min(bins, (figures.p99 - figures.min) // width + 1)
-        for rtt in self._window:
-            counts[min(max(rtt - figures.min, 0) // width, len(counts) - 1)] += 1
-        starts = [figures.min + width * index for index in range(len(counts))]
-        ends = [*starts[1:], max(figures.max, starts[-1] + width)]
-        return list(zip(starts, ends, counts, strict=True))
+        if not self.count:
+            return Histogram(0, MIN_BIN, [], 0)
+        ordered = sorted(self._window)
+        low = ordered[0]
+        within = bisect_right(ordered, 2 * _nearest_rank(ordered, 75) - low)
+        reach = ordered[within - 1] - low
+        width = max(MIN_BIN, -(-(reach + 1) // bins))
+        counts = [0] * (reach // width + 1)
+        for rtt in ordered[:within]:
+            counts[(rtt - low) // width] += 1
+        return Histogram(low, width, counts, len(ordered) - within)
+
+
+def _nearest_rank(ordered: list[int], percent: int) -> int:
+    """A percentile of values in ascending order."""
+    return ordered[ceil(len(ordered) * percent / 100) - 1]

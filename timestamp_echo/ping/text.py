@@ -5,6 +5,8 @@ Numbers in, text out. Knows no connection and no terminal.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from timestamp_echo.ping.estimate import Drift, Offset
 from timestamp_echo.ping.roundtrips import Figures
 from timestamp_echo.ping.stats import Probe, Stats
@@ -105,15 +107,18 @@ def _round_trips(stats: Stats, figures: Figures) -> list[str]:
 
 
 def _histogram(stats: Stats) -> list[str]:
-    bins = stats.rtt.histogram(_BINS)
-    highest = max(count for _, _, count in bins)
-    width = len(f"{bins[-1][1] / _MILLI:.3f}")
-    lines = []
-    for start, end, count in bins:
-        span = f"{start / _MILLI:{width}.3f} - {end / _MILLI:{width}.3f} ms"
-        bar = "#" * -(-count * _BAR_WIDTH // highest)
-        lines.append(f"  {span} |{bar:{_BAR_WIDTH}}| {count}")
-    return lines
+    start, bin_width, counts, beyond = stats.rtt.histogram(_BINS)
+    edges = [start + bin_width * index for index in range(len(counts) + 1)]
+    digits = len(f"{edges[-1] / _MILLI:.3f}")
+    texts = [f"{edge / _MILLI:{digits}.3f}" for edge in edges]
+    rows = list(zip((f"{low} - {high}" for low, high in pairwise(texts)), counts, strict=True))
+    if beyond:
+        rows.append((f"{'over':>{digits + 2}} {texts[-1]}", beyond))
+    highest = max(count for _, count in rows)
+    return [
+        f"  {span} ms |{'#' * -(-count * _BAR_WIDTH // highest):{_BAR_WIDTH}}| {count}"
+        for span, count in rows
+    ]
 
 
 def _clock(stats: Stats) -> list[str]:
