@@ -439,6 +439,32 @@ class ZoneTests(EstimateTestCase):
             truth = wrong + NEPAL * SECOND
             self.assert_within(stated.nanoseconds, truth, stated.bound)
 
+    def test_no_such_zone(self) -> None:
+        """Beyond the westernmost and the easternmost zone, it is the clock that is wrong."""
+        west, east = -12 * HOUR, 14 * HOUR
+        for wrong, beyond in (
+            (DAY, True),
+            (-45 * HOUR, True),
+            (east + 449 * SECOND, False),
+            (east + 451 * SECOND, True),
+            (west - 449 * SECOND, False),
+            (west - 451 * SECOND, True),
+        ):
+            stated = offset_of(last(Server(wrong, SECOND), PATH, 12))
+            self.assertEqual((stated.zone is None, stated.beyond_zones), (beyond, beyond), wrong)
+            if beyond:
+                self.assert_within(stated.nanoseconds, wrong, stated.bound)
+        self.assertFalse(Offset(DAY, 0, 0, 0, "rate").beyond_zones)
+        for middle, bound, beyond in (
+            (east, 0, False),
+            (east + 1, 0, True),
+            (east + 2, 2, False),
+            (west, 0, False),
+            (west - 1, 0, True),
+            (west - 2, 2, False),
+        ):
+            self.assertEqual(Offset(middle, bound, 0, None, "rate").beyond_zones, beyond)
+
     def test_named(self) -> None:
         """If the stamp names its zone, no zone is estimated, however wrong the clock is."""
         stated = offset_of(last(Server(HOUR, 1000), PATH, 3))

@@ -18,7 +18,7 @@ NAME = "host:1"
 CLEAR_LINE = "\r\033[K"
 """Moves a terminal's cursor to the start of the line, and erases the line."""
 
-ANSWERED = "64 bytes from host:1: seq=1 time=1.000 ms\n"
+ANSWERED = "host:1: seq=1 time=1.000 ms\n"
 LOST = "seq=2 lost: no reply within 1 s\n"
 
 
@@ -37,7 +37,7 @@ class TextOutputTests(SynchronousTestCase):
         self.written: list[str] = []
         write = self.written.append
         columns = (lambda: self.width) if terminal else None
-        return TextOutput(write, NAME, 64, quiet=quiet, columns=columns, colour=colour)
+        return TextOutput(write, NAME, quiet=quiet, columns=columns, colour=colour)
 
     def notified(self, output: TextOutput) -> Stats:
         """Notify an output of a reply, a loss and an event, and return the statistics."""
@@ -112,7 +112,7 @@ class TextOutputTests(SynchronousTestCase):
 
     def test_narrow(self) -> None:
         """The progress line is truncated to the width: a second line could not be erased."""
-        for self.width in (60, 20, 2, 1, 0):
+        for self.width in (45, 20, 2, 1, 0):
             output = self.output(quiet=True, terminal=True)
             self.notified(output)
             shown = self.written[0].removeprefix(CLEAR_LINE)

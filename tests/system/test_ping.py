@@ -106,9 +106,9 @@ class ServerTests(SynchronousTestCase):
         where = f"127.0.0.1:{service.port()}"
         done = ping("-c", "2", "-i", "0.02", "-s", "100", where)
         self.assertEqual((done.returncode, done.stderr), (0, b""))
-        clock = r"clock=[+-]\d+\.\d{3,6} m?s ± \d+\.\d{3,6} m?s\n"
-        late = r"(\(sent late: [\d.]+ ms from due time\) )?"  # on a busy machine
-        line = rf"100 bytes from {where}: seq=\d time=\d+\.\d{{3}} ms {late}{clock}"
+        clock = r"clock=[+-][\d.]+ (to|±) [+-]?[\d.]+ m?s\n"
+        late = r"(late=[\d.]+ ms )?"  # on a busy machine
+        line = rf"{where}: seq=\d time=\d+\.\d{{3}} ms {late}{clock}"
         words = done.stdout.decode()
         self.assertRegex(words, rf"^({line}){{2}}--- {where} tsecho ping ---\n")
         self.assertRegex(
@@ -342,7 +342,7 @@ class UsageTests(SynchronousTestCase):
             process = self.started("-i", "30", "-c", "9", f"127.0.0.1:{service.port()}")
             assert process.stdout and process.stderr
             process.send_signal(signal.SIGQUIT)
-            self.assertRegex(process.stdout.readline(), b"^1 sent, 1 received, 0 % loss, rtt min")
+            self.assertRegex(process.stdout.readline(), b"^1 sent, 1 received, 0 % loss, rtt avg")
             process.send_signal(number)
             self.assertIn(b"1 sent, 1 received, 0 % loss, time ", process.stdout.read())
             self.assertEqual(process.wait(PATIENCE), 0)
@@ -384,8 +384,8 @@ class UsageTests(SynchronousTestCase):
 
     def test_ascii(self) -> None:
         """If the encoding of the output lacks a plus-minus sign, it is escaped."""
-        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
-        command = f"PYTHONIOENCODING=ascii {BIN}/tsecho ping -c 1 127.0.0.1:{service.port()}"
+        service = Service(self, "-l", "unix:socket", "-s", "unix", environment=faketime("+2.345s"))
+        command = f"PYTHONIOENCODING=ascii {BIN}/tsecho ping -c 1 unix:{service.path()}"
         done = run(["bash", "-c", command])
         self.assertEqual((done.returncode, done.stderr), (0, b""))
         self.assertIn(b" \\xb1 ", done.stdout)
@@ -432,7 +432,7 @@ class TerminalTests(SynchronousTestCase):
         r"""Enter and Ctrl-\ show the progress; Ctrl-D is ignored; Ctrl-C stops."""
         screen = self.screen("-i", "30")
         screen.see(r"seq=1 .*\r\n")
-        progress = r"1 sent, 1 received, 0 % loss, rtt min/avg/max [\d./]+ ms, clock .*\r\n"
+        progress = r"1 sent, 1 received, 0 % loss, rtt avg [\d.]+ ms, clock .*\r\n"
         for key in ("\n", "\x1c"):
             screen.type(key)
             screen.see(progress)

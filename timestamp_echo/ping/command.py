@@ -220,7 +220,7 @@ def _output(
     terminal = os.isatty(1) and os.environ.get("TERM", "dumb") != "dumb"
     colour = terminal and not os.environ.get("NO_COLOR")  # no-color.org
     columns = _columns if terminal and _in_foreground(1) else None
-    return TextOutput(write, name, arguments.size, quiet=quiet, columns=columns, colour=colour)
+    return TextOutput(write, name, quiet=quiet, columns=columns, colour=colour)
 
 
 def _columns() -> int:

@@ -22,6 +22,9 @@ from timestamp_echo.stamps import SECOND
 ZONE_STEP = 900 * SECOND
 """All time zones are multiples of this: 15 minutes, in nanoseconds."""
 
+ZONES = range(-12 * 3600, 14 * 3600 + 1)
+"""From the westernmost zone to the easternmost, UTC-12:00 to UTC+14:00, in seconds east of UTC."""
+
 MAX_STEPS = 100
 """Steps that are kept; older ones are dropped."""
 
@@ -50,8 +53,8 @@ class Offset(NamedTuple):
     """Zone of a stamp that names none, in seconds east of UTC; 0 if the stamp names its zone.
 
     This is the multiple of 15 minutes nearest to the measured offset, so a clock that is wrong by
-    more than 7.5 minutes looks as if it were in another zone. None if two multiples are possible;
-    `nanoseconds` then includes the zone.
+    more than 7.5 minutes looks as if it were in another zone. None if two multiples are possible,
+    or if no zone is that far from UTC; `nanoseconds` then includes the zone.
     """
 
     formula: Model
@@ -61,6 +64,14 @@ class Offset(NamedTuple):
     rate that was found, because the samples exclude `TOLERANCE`. `either`: that, or a step; later
     samples will tell, and the bound covers both.
     """
+
+    @property
+    def beyond_zones(self) -> bool:
+        """Whether no time zone explains the offset, so that one of the clocks is wrong."""
+        low, high = self.nanoseconds - self.bound, self.nanoseconds + self.bound
+        return self.zone is None and (
+            high < ZONES.start * SECOND or low > (ZONES.stop - 1) * SECOND
+        )
 
 
 class Drift(NamedTuple):
@@ -275,4 +286,5 @@ class Estimate:
 def _zone(low: int, high: int) -> int | None:
     """The zone nearest to all offsets in an interval, in seconds; None if that is not one zone."""
     nearest, other = ((end + ZONE_STEP // 2) // ZONE_STEP for end in (low, high))
-    return nearest * (ZONE_STEP // SECOND) if nearest == other else None
+    zone = nearest * (ZONE_STEP // SECOND)
+    return zone if nearest == other and zone in ZONES else None

@@ -23,7 +23,6 @@ class TextOutput:
 
     @param write: receives the text.
     @param name: the server.
-    @param size: bytes of a probe.
     @param quiet: write only the summary; on a terminal, also one progress line that is overwritten.
     @param columns: returns the width of the terminal; None if the output is not one.
     @param colour: whether to write lost probes and events in red.
@@ -33,7 +32,6 @@ class TextOutput:
         self,
         write: Write,
         name: str,
-        size: int,
         *,
         quiet: bool,
         columns: Callable[[], int] | None,
@@ -41,7 +39,6 @@ class TextOutput:
     ) -> None:
         self._write = write
         self._name = name
-        self._size = size
         self._quiet = quiet
         self._columns = columns
         self._colour = colour
@@ -53,7 +50,7 @@ class TextOutput:
         if self._quiet:
             self._refresh(probe, stats)
         else:
-            self._write(text.answered(probe, self._name, self._size, stats.offset) + "\n")
+            self._write(text.answered(probe, self._name, stats.offset) + "\n")
 
     def lost(self, probe: Probe, stats: Stats) -> None:
         """See `ProbeObserver.lost`."""

@@ -16,7 +16,6 @@ _BINS = 10
 _MIN_FOR_HISTOGRAM = 10  # round trips; fewer are no distribution
 _BAR_WIDTH = 40  # characters of the longest bar
 _MILLI = SECOND // 1000
-_MICRO = SECOND // 10**6
 
 
 def format_ms(*values: int) -> str:
@@ -25,22 +24,33 @@ def format_ms(*values: int) -> str:
 
 
 def format_offset(nanoseconds: int, bound: int) -> str:
-    """Format an offset between two clocks with its bound, to the microsecond."""
-    middle, limit = _rounded(nanoseconds, bound, _MICRO)
-    if abs(middle) < 10**6 and limit < 10**6:
-        return f"{middle / 1000:+.3f} ms ± {limit / 1000:.3f} ms"
-    return f"{middle / 10**6:+.6f} s ± {limit / 10**6:.6f} s"
+    """Format an offset between two clocks, to three digits of its bound, or to the microsecond.
+
+    A range as long as it may be zero: people take what stands in front of ± for the offset.
+    """
+    unit = 10 ** max(3, len(str(bound)) - 3)  # a microsecond, or about a hundredth of the bound
+    if abs(nanoseconds) <= bound:
+        numbers = (nanoseconds - bound) // unit, -(-(nanoseconds + bound) // unit)
+        template = "{:+.{digits}f} to {:+.{digits}f} {symbol}"
+    else:
+        numbers = _rounded(nanoseconds, bound, unit)
+        template = "{:+.{digits}f} ± {:.{digits}f} {symbol}"
+    small = max(map(abs, numbers)) * unit < SECOND
+    scale, symbol = (_MILLI, "ms") if small else (SECOND, "s")
+    digits = max(0, len(str(scale)) - len(str(unit)))
+    one, other = (number * unit / scale for number in numbers)
+    return template.format(one, other, digits=digits, symbol=symbol)
 
 
-def answered(probe: Probe, name: str, size: int, offset: Offset | None) -> str:
+def answered(probe: Probe, name: str, offset: Offset | None) -> str:
     """The line for a probe that was answered."""
-    parts = [f"{size} bytes from {name}: seq={probe.number}", f"time={format_ms(probe.rtt)}"]
+    parts = [f"{name}: seq={probe.number}", f"time={format_ms(probe.rtt)}"]
     if probe.late:
-        parts.append(f"(sent late: {format_ms(probe.rtt_from_due)} from due time)")
-    if probe.reply is not None and probe.reply.altered:
-        parts.append("(message altered)")
+        parts.append(f"late={format_ms(probe.sent - probe.due)}")
     if probe.reply is not None and probe.reply.moment and offset:
         parts.append(f"clock={format_offset(offset.nanoseconds, offset.bound)}")
+    if probe.reply is not None and probe.reply.altered:
+        parts.append("(message altered)")
     return " ".join(parts)
 
 
@@ -53,8 +63,7 @@ def progress(stats: Stats) -> str:
     """The progress in one line, without statistics that are expensive to compute."""
     parts = [_counts(stats)]
     if stats.received:
-        rtt = stats.rtt
-        parts.append(f"rtt min/avg/max {format_ms(rtt.min, rtt.mean, rtt.max)}")
+        parts.append(f"rtt avg {format_ms(stats.rtt.mean)}")
     if offset := stats.offset:
         parts.append(f"clock {format_offset(offset.nanoseconds, offset.bound)}")
     return ", ".join(parts)
@@ -125,8 +134,8 @@ def _clock(stats: Stats) -> list[str]:
     offset = stats.offset
     if offset is None:
         return ["clock: unknown, the replies have no known stamp"] if stats.unstamped else []
-    line = f"clock offset = {format_offset(offset.nanoseconds, offset.bound)} ({_sign(offset)})"
-    lines = [line + (_zone(offset.zone) if stats.zoneless else "")]
+    line = f"clock offset: {format_offset(offset.nanoseconds, offset.bound)}, {_sign(offset)}"
+    lines = [line + (_zone(offset) if stats.zoneless else "")]
     if drift := stats.clock.drift:
         lines.append(f"drift: {_rate(drift)}")
     lines += [
@@ -140,16 +149,18 @@ def _clock(stats: Stats) -> list[str]:
 
 def _sign(offset: Offset) -> str:
     if abs(offset.nanoseconds) <= offset.bound:
-        return "within the error bound"
+        return "no difference shown"
     return "server ahead" if offset.nanoseconds > 0 else "server behind"
 
 
-def _zone(zone: int | None) -> str:
+def _zone(offset: Offset) -> str:
     """What was assumed about stamps that name no zone."""
-    if zone is None:
-        return "; time zone unknown, included in the offset"
-    hours, minutes = divmod(abs(zone) // 60, 60)
-    return f"; time zone UTC{'-' if zone < 0 else '+'}{hours:02}:{minutes:02}"
+    if offset.beyond_zones:
+        return "\nno time zone is that far from UTC: one of the two clocks is wrong"
+    if offset.zone is None:
+        return "; time zone unknown, included"
+    hours, minutes = divmod(abs(offset.zone) // 60, 60)
+    return f"; time zone UTC{'-' if offset.zone < 0 else '+'}{hours:02}:{minutes:02}"
 
 
 def _rate(drift: Drift) -> str:
