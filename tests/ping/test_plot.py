@@ -174,7 +174,7 @@ class RoundTripTests(PlotTestCase):
         """Without stamps there are only the round trips and their distribution."""
         trips, spread = self.axes(12, None, losses=2)
         self.assertEqual(self.labels(trips), ["answered: 10", "lost: 2"])
-        self.assertEqual(trips.get_ylabel(), "round-trip time, ms")
+        self.assertEqual(trips.get_ylabel(), "round trip, ms")
         dots, crosses = trips.lines
         self.assertEqual(list(dots.get_ydata()), [20] * 10)
         self.assertEqual(list(dots.get_xdata()), [i / 2 for i in range(10)])
@@ -203,7 +203,7 @@ class RoundTripTests(PlotTestCase):
         """The unit depends on the size of the round trips."""
         for half, unit in ((20_000, "µs"), (MILLISECOND, "ms"), (SECOND, "s"), (0, "µs")):
             trips, _ = self.axes(3, None, fixed(half, half))
-            self.assertEqual(trips.get_ylabel(), f"round-trip time, {unit}")
+            self.assertEqual(trips.get_ylabel(), f"round trip, {unit}")
 
     def test_outlier(self) -> None:
         """An outlier makes the axis logarithmic; every round trip is visible and counted."""
@@ -220,6 +220,24 @@ class RoundTripTests(PlotTestCase):
         self.assertEqual(sum(bar.get_width() for bar in spread.patches), 4)
         ticks = axes.yaxis.get_major_formatter()
         self.assertEqual(ticks(20), "20")
+
+    def test_outlier_of_few(self) -> None:
+        """What is more than five times the median is an outlier; the unit fits both axes."""
+        for longest, scale, unit in ((2_000_000, "linear", "ms"), (2_000_001, "log", "µs")):
+            plot = self.plot()
+            for number, trip in enumerate((400_000, 400_000, longest), 1):
+                plot.answered(answered(number, trip), stats_of(0))
+            axes, _ = self.drawn(plot)
+            self.assertEqual(axes.get_yscale(), scale)
+            self.assertEqual(axes.get_ylabel(), f"round trip, {unit}")
+
+    def test_titles(self) -> None:
+        """Titles in plain words."""
+        titles = [axes.get_title("left") for axes in self.axes(3, COARSE)]
+        self.assertEqual(
+            titles,
+            ["Round trip", "Distribution of round trips", "Clock offset", "Bound of the offset"],
+        )
 
     def test_max_probes(self) -> None:
         """Probes beyond the maximum are not kept, whether answered or lost."""
@@ -246,7 +264,7 @@ class ClockTests(PlotTestCase):
         self.assertGreater(high, 343)
         self.assertGreater(abs(clock.lines[0].get_ydata()[0] - 333), 100)
         self.assertLess(abs(clock.lines[0].get_ydata()[-1] - 333), 15)
-        self.assertEqual(clock.get_ylabel(), "server ahead of client, ms")
+        self.assertEqual(clock.get_ylabel(), "server ahead, ms")
         self.assertEqual(self.labels(clock), ["possible offsets", "midpoint"])
         self.assertEqual(bound.get_yscale(), "log")
         self.assertEqual(bound.get_ylabel(), "± ms")
@@ -262,12 +280,21 @@ class ClockTests(PlotTestCase):
         self.assertEqual(len(clock.containers), 1)
         self.assertEqual(bound.get_ylim()[0], 0)
 
+    def test_units(self) -> None:
+        """The units fit numbers that are shown: 500 ms are no 500,000 µs."""
+        for offset, resolution, units in (
+            (0, SECOND, ("server ahead, ms", "± ms")),
+            (300_000, 1, ("server ahead, µs", "± µs")),
+            (2 * MILLISECOND, 1, ("server ahead, ms", "± µs")),
+        ):
+            server = Server(offset, resolution)
+            *_, clock, bound = self.axes(60, server, fixed(150_000, 150_000))
+            self.assertEqual((clock.get_ylabel(), bound.get_ylabel()), units)
+
     def test_far_ahead(self) -> None:
         """An offset of an hour is drawn relative to it, so that the axis has short numbers."""
         *_, clock, _ = self.axes(3, Server(-3600 * SECOND, 1))
-        self.assertEqual(
-            clock.get_ylabel(), "server ahead of client, ms\nrelative to -3600.000000 s"
-        )
+        self.assertEqual(clock.get_ylabel(), "server ahead, ms\nrelative to -3600.000000 s")
         low, high = clock.get_ylim()
         self.assertTrue(-20 < low < -10 < 10 < high < 20)
 
@@ -278,7 +305,7 @@ class ClockTests(PlotTestCase):
         low, high = clock.get_ylim()
         self.assertLess(low, 0)
         self.assertGreater(high, 2)
-        self.assertEqual(clock.get_ylabel(), "server ahead of client, s")
+        self.assertEqual(clock.get_ylabel(), "server ahead, s")
 
     def test_long(self) -> None:
         """Of many offsets a subset is drawn that includes the last, without error bars."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from math import sqrt
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ _BINS = 40
 _FEW = 100  # probes up to which each is a large dot, and each offset has an error bar
 _MANY = 10_000  # probes above which an SVG contains a bitmap of them
 _MAX_POINTS = 4000  # of a line: more than the figure has pixels
-_OUTLIER = 20  # times the median; one such round trip makes the axis logarithmic
+_OUTLIER = 5  # times the median; one such round trip makes the axis logarithmic
 _WIDE = 8  # times the smallest bound; offsets with wider bounds do not extend the axis
 _FAR = 20  # times the height of the axes; a larger offset is drawn relative to its last value
 
@@ -117,7 +118,9 @@ class Plot:
         return figure
 
     def _rtt_unit(self) -> tuple[int, str]:
-        return _unit(median(self._rtts) if self._rtts else SECOND // 1000)
+        if not self._rtts:
+            return _unit(SECOND // 1000)
+        return _axis_unit(self._rtts, logarithmic=self._has_outliers())
 
     def _has_outliers(self) -> bool:
         """Whether the axis is logarithmic: an outlier would flatten all other round trips."""
@@ -128,8 +131,8 @@ class Plot:
         if self._lost:
             self._draw_lost(axes)
         self._set_rtt_limits(axes)
-        axes.set_title("Round-trip time", loc="left")
-        axes.set_ylabel(f"round-trip time, {self._rtt_unit()[1]}" if self._rtts else "no replies")
+        axes.set_title("Round trip", loc="left")
+        axes.set_ylabel(f"round trip, {self._rtt_unit()[1]}" if self._rtts else "no replies")
         _add_legend(axes)
 
     def _draw_answered(self, axes: Axes) -> None:
@@ -177,7 +180,7 @@ class Plot:
             bins = _BINS // 2 if len(rtts) <= _FEW else _BINS
             edges = _edges(min(rtts) if self._has_outliers() else 0, max(rtts), bins)
             axes.hist(rtts, bins=edges, orientation="horizontal", color=_BLUE)
-        axes.set_title("Distribution", loc="left")
+        axes.set_title("Distribution of round trips", loc="left", fontsize="medium")
         axes.set_xlabel("probes")
         axes.locator_params(axis="x", integer=True, nbins=4, min_n_ticks=1)
         axes.tick_params(labelleft=False, which="both")
@@ -195,9 +198,9 @@ class Plot:
     def _draw_clock(self, axes: Axes) -> None:
         times, offsets, bounds = self._steps()
         low, high = _limits(offsets, bounds)
-        factor, unit = _unit((high - low) / 2)
         # A clock that is an hour ahead would have long numbers on its axis.
         far = abs(offsets[-1]) > _FAR * (high - low)
+        factor, unit = _unit((high - low) / 2 if far else max(abs(low), abs(high)))
         base = factor * round(offsets[-1] / factor) if far else 0
         scaled = [(offset - base) / factor for offset in offsets]
         errors = [bound / factor for bound in bounds]
@@ -207,13 +210,14 @@ class Plot:
         axes.set_ylim((low - base) / factor, (high - base) / factor)
         axes.ticklabel_format(axis="y", useOffset=False, style="plain")
         axes.set_title("Clock offset", loc="left")
-        label = f"server ahead of client, {unit}"
+        label = f"server ahead, {unit}"
         axes.set_ylabel(f"{label}\nrelative to {base / SECOND:+.6f} s" if base else label)
         _add_legend(axes)
 
     def _draw_bounds(self, axes: Axes) -> None:
         times, _, bounds = self._steps()
-        factor, unit = _unit(min(bounds))
+        logarithmic = max(bounds) > _WIDE * min(bounds)
+        factor, unit = _axis_unit(bounds, logarithmic=logarithmic)
         axes.plot(
             times,
             [bound / factor for bound in bounds],
@@ -222,11 +226,11 @@ class Plot:
             marker="o" if len(times) <= _FEW else "",
             markersize=4,
         )
-        if max(bounds) > _WIDE * min(bounds):
+        if logarithmic:
             _set_logarithmic(axes)
         else:
             axes.set_ylim(0, 1.15 * max(bounds) / factor)
-        axes.set_title("Error bound", loc="left")
+        axes.set_title("Bound of the offset", loc="left", fontsize="medium")
         axes.set_ylabel(f"± {unit}")
         axes.locator_params(axis="x", nbins=4)
 
@@ -267,6 +271,12 @@ def _unit(nanoseconds: float) -> tuple[int, str]:
         if abs(nanoseconds) >= factor:
             return factor, symbol
     return SECOND // 10**6, "µs"
+
+
+def _axis_unit(values: Sequence[float], *, logarithmic: bool) -> tuple[int, str]:
+    """The unit for an axis that shows these numbers of nanoseconds, most of them above 1."""
+    low, high = min(values), max(values)
+    return _unit(sqrt(low * high) if logarithmic else high)
 
 
 def _edges(low: float, high: float, bins: int) -> list[float]:
