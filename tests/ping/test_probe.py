@@ -28,6 +28,8 @@ NOISE = [
     NONCE.encode() + b"\n",
     NONCE.encode() + b" x \n",
     NONCE.encode() + b" 12345678901 \n",
+    NONCE.encode() + b" 0 \n",
+    PREFIXES[1] + Probes(NONCE, 64).message(0),
 ]
 """Lines that are not replies."""
 
@@ -49,7 +51,7 @@ def streams(draw: st.DrawFn) -> tuple[int, list[bytes], list[Reply]]:
     """Size of a probe; a stream of replies and noise, split anywhere; the expected replies."""
     size = draw(SIZES)
     text, expected = b"", []
-    for number in draw(st.lists(st.none() | st.integers(0, HIGHEST), max_size=6)):
+    for number in draw(st.lists(st.none() | st.integers(1, HIGHEST), max_size=6)):
         if number is None:
             text += draw(st.sampled_from(NOISE))
             continue
@@ -174,6 +176,29 @@ class RepliesTests(SynchronousTestCase):
             for piece in (1000, 10**6):
                 self.assert_read_by(size, 1024, piece)
 
+    @given(
+        st.integers(1, HIGHEST),
+        st.sets(st.integers(1, 63), min_size=1, max_size=4),
+        st.sampled_from(PREFIXES[1:]),
+        st.booleans(),
+    )
+    def test_stamps_anywhere(
+        self, number: int, cuts: set[int], stamp: bytes, stamped: bool
+    ) -> None:
+        """Reads end anywhere under load, so stamps may be within the nonce and the number."""
+        text = probes().message(number)
+        reads = [text[i:j] for i, j in pairwise(sorted(cuts | {0, 64}))]
+        first = stamp if stamped else b""
+        expected = Reply(number, stamp_of(stamp) if stamped else "", False)
+        self.assertEqual(probes().replies(first + stamp.join(reads)), [expected])
+
+    def test_stamps_within_other_text(self) -> None:
+        """What is not a stamp does not belong into a nonce or a number."""
+        for inside in (b"[x]", b"x", b"[x\n] ", b"[" + b"x" * (MAX_STAMP + 1) + b"] "):
+            for at in (5, NONCE_LENGTH, NONCE_LENGTH + 2):
+                text = probes().message(123)
+                self.assertEqual(probes().replies(text[:at] + inside + text[at:]), [])
+
     def test_bounded(self) -> None:
         """Of an endless line, no more is kept than two probes and a stamp."""
         for size in (MIN_SIZE, 1000):
@@ -189,6 +214,8 @@ class RepliesTests(SynchronousTestCase):
         run = probes(MAX_SIZE)  # backtracking would take minutes
         self.assertEqual(run.replies(b"[" * 200_000 + b"\n"), [])
         self.assertEqual(run.replies(b"[" + b"x[" * 100_000 + b"\n"), [])
+        self.assertEqual(run.replies(b"0" + b"[] " * 60_000 + b"\n"), [])
+        self.assertEqual(run.replies(b"0[] 1[] " * 20_000 + b"\n"), [])
 
     def test_reset(self) -> None:
         """A partial reply from a lost connection does not alter the next one."""

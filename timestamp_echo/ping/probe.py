@@ -20,7 +20,8 @@ MAX_SIZE = 65000
 NONCE_LENGTH = 12
 """Characters of the nonce, which distinguishes the probes of one run from all others."""
 
-_STAMP = re.compile(rb"\[[^\[\]\n]{0,%d}\] " % MAX_STAMP)
+_STAMPED = rf"\[[^\[\]\n]{{0,{MAX_STAMP}}}\] "
+_STAMP = re.compile(_STAMPED.encode())
 
 
 class Reply(NamedTuple):
@@ -55,9 +56,10 @@ class Probes:
     def __init__(self, nonce: str, size: int) -> None:
         self._nonce = nonce.encode()
         self._size = size
-        self._pattern = re.compile(
-            rb"(?:\[([^\[\]\n]{0,%d})\] )?(%b (\d{1,10}) .*)" % (MAX_STAMP, self._nonce), re.S
-        )
+        self._pattern = _pattern(nonce, "")
+        # An echo that stamps each of its reads may do so within the nonce or the number. That is
+        # rare, and takes several times as long to look for.
+        self._interrupted = _pattern(nonce, rf"(?:{_STAMPED})*")
         self._partial = b""
 
     def message(self, number: int) -> bytes:
@@ -80,10 +82,23 @@ class Probes:
         self._partial = b""
 
     def _parse(self, line: bytes) -> Reply | None:
-        if not (match := self._pattern.search(line)):
+        match = self._pattern.search(line) or self._interrupted.search(line)
+        if not match:
             return None
         stamp, message, digits = match.groups()
-        number = int(digits)
-        text = stamp.decode(errors="replace") if stamp else ""
+        number = int(_STAMP.sub(b"", digits))
+        if not number:  # they are counted from 1
+            return None
+        text = stamp[1:-2].decode(errors="replace") if stamp else ""
         altered = _STAMP.sub(b"", message) != self.message(number)
         return Reply(number, text, altered)
+
+
+def _pattern(nonce: str, gap: str) -> re.Pattern[bytes]:
+    """A pattern for a reply, whose groups are the stamp, the message and the digits of its number.
+
+    @param gap: a pattern for what may be between the characters of the nonce and of the number.
+    """
+    start = gap.join([*map(re.escape, nonce), " "])
+    text = rf"({_STAMPED})?({start}{gap}((?:\d{gap}){{1,10}}) .*)"
+    return re.compile(text.encode(), re.DOTALL)
