@@ -1,21 +1,33 @@
-"""Tests for `timestamp_echo.ping.json`: the complete schema."""
+"""Tests for `timestamp_echo.ping.json`: every member, and the schema."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+from jsonschema import Draft202012Validator, ValidationError
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.ping.fixtures import MILLISECOND, STAMP, add_stamps, answered, lost, stats_of
+from tests.ping.fixtures import (
+    MILLISECOND,
+    SCHEMA,
+    STAMP,
+    add_stamps,
+    answered,
+    lost,
+    stats_of,
+    validated,
+)
 from timestamp_echo.ping.json import format_event, format_probe, format_summary
 from timestamp_echo.ping.probe import Reply
 from timestamp_echo.ping.stats import Stats
 from timestamp_echo.stamps import SECOND
 
+NAME = "host:1"
+
 NONE: dict[str, Any] = {
     "type": "summary",
-    "server": "host:1",
+    "server": NAME,
     "duration_s": 0.0,
     "sent": 0,
     "received": 0,
@@ -47,7 +59,7 @@ class LineTestCase(SynchronousTestCase):
         self.assertTrue(line.endswith("\n"))
         self.assertEqual(len(line.splitlines()), 1)
         self.assertTrue(line.isascii())
-        self.assertEqual(json.loads(line), expected)
+        self.assertEqual(validated(line), expected)
 
 
 class ProbeTests(LineTestCase):
@@ -60,6 +72,7 @@ class ProbeTests(LineTestCase):
         probe = answered(3, late=20)
         expected = {
             "type": "probe",
+            "server": NAME,
             "seq": 3,
             "sent_ns": 123,
             "late_ns": 20,
@@ -69,7 +82,7 @@ class ProbeTests(LineTestCase):
             "altered": False,
             "offset": {"offset_ns": 5_000_050, "bound_ns": 500_051, "zone_s": 0, "formula": "rate"},
         }
-        self.assert_line(format_probe(probe, 123, stats), expected)
+        self.assert_line(format_probe(probe, 123, stats, NAME), expected)
 
     def test_no_clock(self) -> None:
         """Without a stamp its text is empty, and the offset is null."""
@@ -77,6 +90,7 @@ class ProbeTests(LineTestCase):
         probe.reply = Reply(3, "", True)
         expected = {
             "type": "probe",
+            "server": NAME,
             "seq": 3,
             "sent_ns": 123,
             "late_ns": 0,
@@ -86,26 +100,27 @@ class ProbeTests(LineTestCase):
             "altered": True,
             "offset": None,
         }
-        self.assert_line(format_probe(probe, 123, stats_of(MILLISECOND)), expected)
+        self.assert_line(format_probe(probe, 123, stats_of(MILLISECOND), NAME), expected)
 
     def test_zone(self) -> None:
         """The zone of a stamp that names none is in seconds; null if it is unknown."""
         for ahead, zone in ((28800, 28800), (450, None)):
             stats = stats_of(MILLISECOND)
             add_stamps(stats, (ahead * SECOND, SECOND), rtt=MILLISECOND, zone=False)
-            record = json.loads(format_probe(answered(1), 123, stats))
+            record = validated(format_probe(answered(1), 123, stats, NAME))
             self.assertEqual(record["offset"]["zone_s"], zone)
 
     def test_lost(self) -> None:
         """A lost probe has the reason, and nothing about a reply."""
         expected = {
             "type": "probe",
+            "server": NAME,
             "seq": 4,
             "sent_ns": 5,
             "late_ns": 0,
             "lost": "no reply within 1 s",
         }
-        self.assert_line(format_probe(lost(4), 5, stats_of(lost=1)), expected)
+        self.assert_line(format_probe(lost(4), 5, stats_of(lost=1), NAME), expected)
 
 
 class EventTests(LineTestCase):
@@ -114,7 +129,8 @@ class EventTests(LineTestCase):
     def test_message(self) -> None:
         """Any message is one line."""
         for message in ("reconnected", "±\n\0\u2028", ""):
-            self.assert_line(format_event(message), {"type": "event", "message": message})
+            expected = {"type": "event", "server": NAME, "message": message}
+            self.assert_line(format_event(message, NAME), expected)
 
 
 class SummaryTests(LineTestCase):
@@ -122,7 +138,7 @@ class SummaryTests(LineTestCase):
 
     def test_none(self) -> None:
         """All keys are present from the start; unknown values are null."""
-        self.assert_line(format_summary(Stats(), "host:1"), NONE)
+        self.assert_line(format_summary(Stats(), NAME), NONE)
 
     def test_counts(self) -> None:
         """Each count is under its own name."""
@@ -153,7 +169,7 @@ class SummaryTests(LineTestCase):
             "own_clock_step_ns": -10,
             "duration_s": 8.5,
         }
-        self.assert_line(format_summary(stats, "host:1"), expected)
+        self.assert_line(format_summary(stats, NAME), expected)
 
     def test_figures(self) -> None:
         """Statistics of each kind of time."""
@@ -162,7 +178,7 @@ class SummaryTests(LineTestCase):
             stats.rtt.add(rtt)
             stats.rtt_from_due.add(2 * rtt)
         stats.own_delay.add(5)
-        record = json.loads(format_summary(stats, "host:1"))
+        record = validated(format_summary(stats, NAME))
         names = ["min", "mean", "max", "mdev", "p50", "p90", "p99", "jitter"]
         for key, values in (
             ("rtt_ns", [1000, 2000, 3000, 1000, 1000, 3000, 3000, 125]),
@@ -180,7 +196,7 @@ class SummaryTests(LineTestCase):
         drift, offset = stats.clock.drift, stats.clock.offset
         assert drift is not None and offset is not None
         (step,) = stats.clock.steps
-        record = json.loads(format_summary(stats, "host:1"))
+        record = validated(format_summary(stats, NAME))
         self.assertEqual(record["drift"], {"rate_ppb": drift.rate, "bound_ppb": drift.bound})
         self.assertEqual(record["steps"], [{"offset_ns": step.nanoseconds, "bound_ns": step.bound}])
         self.assertLess(abs(step.nanoseconds - 3600 * SECOND), 200_000)
@@ -193,3 +209,32 @@ class SummaryTests(LineTestCase):
                 "formula": "rate",
             },
         )
+
+
+class SchemaTests(SynchronousTestCase):
+    """`schema.json`."""
+
+    def test_valid(self) -> None:
+        """It is a JSON Schema, which says what may change."""
+        parsed = SCHEMA
+        Draft202012Validator.check_schema(parsed)
+        self.assertIn(
+            "Within a major version of tsecho no member is removed", parsed["description"]
+        )
+
+    def test_described(self) -> None:
+        """Every member has a description, but for those that other text describes."""
+        for name, kind in SCHEMA["$defs"].items():
+            self.assertIn("description", kind, name)
+            for member, value in kind.get("properties", {}).items():
+                self.assertTrue({"description", "enum", "$ref"} & value.keys(), member)
+
+    def test_missing_and_unknown(self) -> None:
+        """Members may be added, as the description says, but none may be missing."""
+        validator = Draft202012Validator(SCHEMA)
+        self.assertTrue(validator.is_valid(NONE | {"added_ns": 1}))
+        self.assertRaises(ValidationError, validated, json.dumps(NONE | {"added_ns": 1}))
+        for member in NONE:
+            less = {name: value for name, value in NONE.items() if name != member}
+            self.assertFalse(validator.is_valid(less), member)
+        self.assertFalse(validator.is_valid(NONE | {"sent": "1"}))

@@ -169,9 +169,9 @@ class JSONOutputTests(SynchronousTestCase):
         self.assertEqual(
             self.written,
             [
-                json.format_probe(answered(1), 86401 * SECOND, stats),
-                json.format_probe(lost(2), 86402 * SECOND, stats),
-                json.format_event("reconnected"),
+                json.format_probe(answered(1), 86401 * SECOND, stats, NAME),
+                json.format_probe(lost(2), 86402 * SECOND, stats, NAME),
+                json.format_event("reconnected", NAME),
                 json.format_summary(stats, NAME, "progress"),
                 json.format_summary(stats, NAME),
             ],

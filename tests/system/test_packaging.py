@@ -87,6 +87,7 @@ class PackagingTests(SynchronousTestCase):
         version = f"tsecho {timestamp_echo.__version__}\n"
         self.assertEqual(self.run_installed("tsecho", "--version"), version)
         self.assertEqual(self.run_installed("python", "-m", "timestamp_echo", "--version"), version)
+        self.assertIn('"$defs"', self.run_installed("tsecho", "ping", "--json-schema"))
         self.pip("uninstall", "--quiet", "--yes", "tsecho")
         self.assertNotIn("tsecho", self.run_installed("twistd", "--help"))
         self.run_installed("python", "-c", "import twisted.internet.reactor, twisted.plugins")
@@ -101,6 +102,7 @@ class PackagingTests(SynchronousTestCase):
             for pattern in (
                 "timestamp_echo/**/*.py",
                 "timestamp_echo/py.typed",
+                "timestamp_echo/ping/schema.json",
                 "twisted/plugins/*.py",
             )
             for path in ROOT.glob(pattern)

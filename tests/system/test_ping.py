@@ -19,6 +19,7 @@ from unittest import SkipTest
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.ping.fixtures import SCHEMA, validated
 from tests.system.certificates import self_signed
 from tests.system.running import (
     BIN,
@@ -44,9 +45,9 @@ def ping(*arguments: str) -> Status:
 
 
 def measured(*arguments: str) -> tuple[int, list[dict[str, Any]]]:
-    """Run `tsecho ping --json`; return its exit status and the objects it wrote."""
+    """Run `tsecho ping --json`; return its exit status and the objects it wrote, all valid."""
     done = ping("--json", *arguments)
-    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
+    return done.returncode, [validated(line) for line in done.stdout.splitlines()]
 
 
 class ServerTests(SynchronousTestCase):
@@ -318,11 +319,47 @@ class UsageTests(SynchronousTestCase):
     def test_help(self) -> None:
         """`--help` lists every option, and the help of `tsecho` mentions this command."""
         words = ping("--help").stdout.decode()
-        for option in ("-c", "-i", "-n", "-s", "-w", "-W", "-f", "-q", "--json", "--plot", "--ca"):
+        for option in (
+            "-c",
+            "-i",
+            "-n",
+            "-s",
+            "-w",
+            "-W",
+            "-f",
+            "-q",
+            "--exact",
+            "--json",
+            "--plot",
+            "--ca",
+        ):
             self.assertIn(f"  {option}", words)
         self.assertIn(b"tsecho ping --help", tsecho("--help").stdout)
 
-    def started(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def test_exact(self) -> None:
+        """`--exact` is part of the plan."""
+        for arguments in ([], ["--exact"]):
+            plan = command._plan(command._parser().parse_args(arguments))
+            self.assertEqual(plan.exact, bool(arguments))
+
+    def test_schema(self) -> None:
+        """`--json-schema` prints the schema; each kind of line of a real run is valid."""
+        done = ping("--json-schema")
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        self.assertEqual(json.loads(done.stdout), SCHEMA)
+        service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
+        process = self.started(
+            *("--json", "-i", "30", "-c", "9", f"127.0.0.1:{service.port()}"), first=b'"seq": 1,'
+        )
+        assert process.stdout
+        process.send_signal(signal.SIGQUIT)
+        self.assertEqual(validated(process.stdout.readline())["type"], "progress")
+        service.stop()
+        self.assertEqual(validated(process.stdout.readline())["type"], "event")
+        process.send_signal(signal.SIGINT)
+        self.assertEqual(validated(process.stdout.read())["type"], "summary")
+
+    def started(self, *arguments: str, first: bytes = b"seq=1 ") -> subprocess.Popen[bytes]:
         """A process that runs until it is stopped, after its first line of output."""
         process = subprocess.Popen(
             [BIN / "tsecho", "ping", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -332,7 +369,7 @@ class UsageTests(SynchronousTestCase):
         self.addCleanup(process.kill)
         self.addCleanup(process.stdout.close)
         self.addCleanup(process.stderr.close)
-        self.assertIn(b"seq=1 ", process.stdout.readline())
+        self.assertIn(first, process.stdout.readline())
         return process
 
     def test_signals(self) -> None:

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import signal
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
 from io import TextIOWrapper
@@ -266,7 +266,8 @@ _HELP = {
     "--exact": "send each probe exactly when it is due: do not move it to where it tells most about"
     " a clock of whole seconds",
     "-q": "write only the summary; on a terminal, also a progress line",
-    "--json": "write one JSON object per line; the README has the schema",
+    "--json": "write one JSON object per line (see --json-schema)",
+    "--json-schema": "print the JSON Schema of what --json writes, and exit",
     "--plot": "draw the results to a .png or .svg file (needs the extra: plot)",
 }
 
@@ -292,7 +293,16 @@ def _add_options(parser: ArgumentParser) -> None:
         (parser, "--json", "json"),
     ):
         group.add_argument(flag, dest=name, action="store_true", help=_HELP[flag])
+    parser.add_argument("--json-schema", action=_PrintSchema, nargs=0, help=_HELP["--json-schema"])
     parser.add_argument("--plot", metavar="FILE", help=_HELP["--plot"])
+
+
+class _PrintSchema(Action):
+    def __call__(self, parser: ArgumentParser, *arguments: object) -> None:
+        from importlib.resources import files
+
+        print(files(__package__).joinpath("schema.json").read_text("utf-8"), end="")
+        parser.exit()
 
 
 def _whole(minimum: int, maximum: int, text: str) -> int:

@@ -1,6 +1,6 @@
 """The output of `tsecho ping --json`: one JSON object per line, for each probe and at the end.
 
-The schema is in the README. A name ends with its unit; `ppb` is parts per billion, which is
+`schema.json` describes them. A name ends with its unit; `ppb` is parts per billion, which is
 nanoseconds per second. Knows no connection.
 """
 
@@ -14,13 +14,15 @@ from timestamp_echo.ping.stats import Probe, Stats
 Object = dict[str, object]
 
 
-def format_probe(probe: Probe, sent: int, stats: Stats) -> str:
+def format_probe(probe: Probe, sent: int, stats: Stats, name: str) -> str:
     """Format one probe, answered or lost.
 
     @param sent: when it was sent, by this host's clock, in nanoseconds since the epoch.
+    @param name: the server.
     """
     record: Object = {
         "type": "probe",
+        "server": name,
         "seq": probe.number,
         "sent_ns": sent,
         "late_ns": probe.sent - probe.due,
@@ -39,9 +41,12 @@ def format_probe(probe: Probe, sent: int, stats: Stats) -> str:
     )
 
 
-def format_event(message: str) -> str:
-    """Format an event."""
-    return _line({"type": "event", "message": message})
+def format_event(message: str, name: str) -> str:
+    """Format an event.
+
+    @param name: the server.
+    """
+    return _line({"type": "event", "server": name, "message": message})
 
 
 def format_summary(stats: Stats, name: str, kind: str = "summary") -> str:

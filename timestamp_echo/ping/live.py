@@ -113,14 +113,15 @@ class JSONOutput:
     def answered(self, probe: Probe, stats: Stats) -> None:
         """See `ProbeObserver.answered`."""
         if not self._quiet:
-            self._write(json.format_probe(probe, self._clocks.wall_time(probe.sent), stats))
+            sent = self._clocks.wall_time(probe.sent)
+            self._write(json.format_probe(probe, sent, stats, self._name))
 
     lost = answered
 
     def event(self, message: str) -> None:
         """See `ProbeObserver.event`."""
         if not self._quiet:
-            self._write(json.format_event(message))
+            self._write(json.format_event(message, self._name))
 
     def progress(self, stats: Stats) -> None:
         """Write the progress on request: the same object as the summary, with another type."""
