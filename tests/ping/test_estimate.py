@@ -681,6 +681,17 @@ class StepTests(EstimateTestCase):
             self.assert_step(step, when, size)
             self.assertEqual(step.before, START + 2 * SECOND + 2000)
 
+    def test_within_a_drift_once(self) -> None:
+        """Such a step is reported once, also if the clock is stepped again later."""
+        steps = ((START + SECOND, MILLISECOND), (START + 10 * SECOND, HOUR))
+        server = Server(0, 1, 0, 0, steps)
+        samples = [sample_from(server, START + i * SECOND, 1000, 1000) for i in range(20)]
+        self.assertEqual(offset_of(estimate_of(*samples[:2])).formula, "either")
+        estimate = estimate_of(*samples)
+        self.assertEqual(len(estimate.steps), 2)
+        for step, expected in zip(estimate.steps, steps, strict=True):
+            self.assert_step(step, *expected)
+
     def test_two_at_once(self) -> None:
         """Two steps in a row are reported separately."""
         steps = ((START + SECOND, MILLISECOND), (START + 2 * SECOND, 4 * MILLISECOND))
@@ -693,6 +704,14 @@ class StepTests(EstimateTestCase):
             self.assert_step(step, *expected)
         # The slope between the first two samples was no drift, so none goes on.
         self.assertEqual(offset_of(estimate).formula, "rate")
+
+    def test_aimed_again(self) -> None:
+        """After a step each aimed probe halves the bound again."""
+        server = Server(0, SECOND, 0, 0, ((START + 30 * SECOND, 10_370 * MILLISECOND),))
+        runs = probed(Random(16), server, PATH, 60)
+        estimate = next(estimate for estimate in runs if estimate.steps)
+        *_, estimate = islice(runs, 12)
+        self.assertLess(offset_of(estimate).bound, 2 * MILLISECOND)
 
     def test_two(self) -> None:
         """A step forward and one back."""

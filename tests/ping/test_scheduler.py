@@ -521,6 +521,12 @@ class PingerTests(SynchronousTestCase):
             self.assertLess(moment - 1000 * number, 1000)
             self.assertGreaterEqual(moment, 1000 * number)
 
+    def test_taking_turns(self) -> None:
+        """Once the bound is narrow, some probes are sent well before the change, and well after."""
+        self.run_against(Plan(count=20), "ctime", 0)
+        phases = [(moment + 500) % 1000 for moment in self.sent_times[13:]]
+        self.assertGreater(max(phases) - min(phases), 5)
+
     def test_no_room_to_aim(self) -> None:
         """A probe is not aimed if the next one would be due before; one or two a second are."""
         stats = self.run_against(Plan(count=200, interval=100 * MILLI), "ctime", 0)
