@@ -21,8 +21,8 @@ TESTS = Path(__file__).parent
 COMMON = {"stamps", "framing", "addresses"}
 
 PURE = COMMON | {
-    *(f"ping.{name}" for name in ("bounds", "estimate", "probe", "roundtrips", "stats")),
-    *(f"ping.{name}" for name in ("text", "json")),
+    *(f"ping.{name}" for name in ("bounds", "compare", "estimate", "probe", "stats")),
+    *(f"ping.{name}" for name in ("roundtrips", "text", "json")),
     "client.replies",
 }
 """Modules that do no I/O and read no clock: they can be tested, and reused, by themselves."""

@@ -271,6 +271,15 @@ class Estimate:
         # before the probe is sent, with the shortest round trip to spare.
         return low - ordered[0]
 
+    def interval(self, at: int) -> tuple[int, int] | None:
+        """The lowest and highest possible offset at a moment; None before the first reply.
+
+        If the stamps name no zone, both contain the unknown one.
+
+        @param at: the client's clock, not earlier than the last sample, in nanoseconds.
+        """
+        return None if self._last is None else self._interval(at)
+
     def _interval(self, at: int) -> tuple[int, int]:
         """The lowest and highest possible offset, in nanoseconds, now or later."""
         if not self._cone:

@@ -1,0 +1,101 @@
+"""Which of several clocks provably differ.
+
+Integers in, integers out, all in nanoseconds. Knows intervals of possible offsets; no probe, no
+connection, and not how the intervals were found.
+
+Each offset is that of a server's clock from the client's. Two servers' clocks provably differ at a
+moment if their intervals at this moment do not meet. For this, all intervals must be of the same
+moment, which `Estimate.interval` widens them to.
+
+A stamp that names no zone shows the offset plus that of an unknown time zone, a multiple of 15
+minutes. A difference that a pair of zones explains is not claimed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Literal, NamedTuple
+
+from timestamp_echo.ping.estimate import ZONE_STEP, ZONES
+from timestamp_echo.stamps import SECOND
+
+Verdict = Literal["within", "exceeded", "can't tell"]
+
+_WEST, _EAST = ZONES.start * SECOND, (ZONES.stop - 1) * SECOND
+
+
+class Interval(NamedTuple):
+    """The possible offsets of one clock at a moment."""
+
+    low: int
+    """Lowest offset, in nanoseconds."""
+
+    high: int
+    """Highest offset, in nanoseconds."""
+
+    zoned: bool = True
+    """Whether the stamps name their zone. Otherwise, both ends contain the unknown one."""
+
+
+def difference(one: Interval, other: Interval) -> int:
+    """By how much two clocks differ at least, in nanoseconds; 0 if they may agree."""
+    low, high = one.low - other.high, one.high - other.low
+    # The zones of two clocks, each of which may be unknown, are apart by a multiple of 15 minutes
+    # from `first` to `last`.
+    first = (0 if one.zoned else _WEST) - (0 if other.zoned else _EAST)
+    last = (0 if one.zoned else _EAST) - (0 if other.zoned else _WEST)
+    # Of these multiples, the nearest to each end of the interval: if one is within it, the zones
+    # explain everything.
+    below = min(max(high // ZONE_STEP * ZONE_STEP, first), last)
+    above = min(max(-(-low // ZONE_STEP) * ZONE_STEP, first), last)
+    return min(max(0, low - apart, apart - high) for apart in (below, above))
+
+
+def verdict(clock: Interval, limit: int) -> Verdict:
+    """Whether a clock's offset is within a limit.
+
+    If its stamps name no zone, it is taken to be in the zone in which its offset is smallest.
+
+    @param limit: the largest offset allowed, in nanoseconds.
+    """
+    if difference(clock, Interval(-limit, limit)):
+        return "exceeded"
+    zone = 0
+    if not clock.zoned:
+        nearest = (clock.low + clock.high + ZONE_STEP) // (2 * ZONE_STEP) * ZONE_STEP
+        zone = min(max(nearest, _WEST), _EAST)
+    within = -limit <= clock.low - zone and clock.high - zone <= limit
+    return "within" if within else "can't tell"
+
+
+def groups(clocks: Sequence[Interval]) -> list[list[int]]:
+    """Groups of clocks that may agree.
+
+    @return: the indices of each group's members. Each clock is in a group, and two clocks provably
+        differ if, and only if, no group has both.
+    """
+    order = sorted(range(len(clocks)), key=clocks.__getitem__)
+    agreeing: dict[int, set[int]] = {index: set() for index in order}
+    for one, other in combinations(order, 2):
+        if not difference(clocks[one], clocks[other]):
+            agreeing[one].add(other)
+            agreeing[other].add(one)
+    found: list[list[int]] = []
+    shown: set[tuple[int, int]] = set()
+    for one in order:
+        # A clock that agrees with no other is a group of one.
+        for other in sorted(agreeing[one], key=order.index) or [one]:
+            if (one, other) not in shown:
+                group = _grown([one, other] if other != one else [one], order, agreeing)
+                shown.update((first, second) for first in group for second in group)
+                found.append(sorted(group))
+    return found
+
+
+def _grown(group: list[int], order: list[int], agreeing: dict[int, set[int]]) -> list[int]:
+    """Add each clock that may agree with all members."""
+    for index in order:
+        if agreeing[index].issuperset(group):
+            group.append(index)
+    return group
