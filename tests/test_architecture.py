@@ -22,7 +22,7 @@ COMMON = {"stamps", "framing", "addresses"}
 
 PURE = COMMON | {
     *(f"ping.{name}" for name in ("bounds", "compare", "estimate", "probe", "stats")),
-    *(f"ping.{name}" for name in ("roundtrips", "text", "json")),
+    *(f"ping.{name}" for name in ("roundtrips", "text", "table", "json", "prometheus")),
     "client.replies",
 }
 """Modules that do no I/O and read no clock: they can be tested, and reused, by themselves."""
@@ -43,7 +43,7 @@ LAYERS: dict[str, set[str]] = {
 PURE_LIBRARY = {
     *("__future__", "abc", "array", "bisect", "calendar", "collections", "dataclasses"),
     *("datetime", "enum", "functools", "heapq", "ipaddress", "itertools", "json", "math"),
-    *("operator", "re", "statistics", "string", "time", "typing"),
+    *("operator", "re", "statistics", "string", "textwrap", "time", "typing"),
 }
 """What a pure module may import of the standard library. No part of it does I/O."""
 

@@ -82,6 +82,18 @@ class CommandParserTests(SynchronousTestCase):
         self.assertEqual((given.server, given.i), ("host", 3))
         self.assertEqual(self.parser.parse_args([]).server, "localhost")
 
+    def test_several(self) -> None:
+        """A command may have several SERVERs, with options between them."""
+        self.parser = CommandParser(prog="tsecho ping")
+        add_server(self.parser, several=True)
+        self.assertEqual(self.parser.parse_args([]).server, [])
+        arguments = self.parser.parse_args(["a", "--insecure", "b", "c"])
+        self.assertEqual((arguments.server, arguments.insecure), (["a", "b", "c"], True))
+        self.assertEqual(
+            self.error("a", "--insecur", "b", "--jsn"),
+            "unknown option '--jsn'; see tsecho ping --help",
+        )
+
 
 class ChosenServerTests(SynchronousTestCase):
     """`chosen_server`: SERVER and the options for TLS."""

@@ -18,9 +18,15 @@ from tests.ping.fixtures import (
     stats_of,
     validated,
 )
-from timestamp_echo.ping.json import format_event, format_probe, format_summary
+from timestamp_echo.ping.json import (
+    format_event,
+    format_fleet,
+    format_probe,
+    format_summary,
+    format_unreachable,
+)
 from timestamp_echo.ping.probe import Reply
-from timestamp_echo.ping.stats import Stats
+from timestamp_echo.ping.stats import Host, Stats
 from timestamp_echo.stamps import SECOND
 
 NAME = "host:1"
@@ -209,6 +215,37 @@ class SummaryTests(LineTestCase):
                 "formula": "rate",
             },
         )
+
+
+class FleetTests(SynchronousTestCase):
+    """`format_unreachable` and `format_fleet`."""
+
+    def test_unreachable(self) -> None:
+        """A server that could not be reached, and why."""
+        self.assertEqual(
+            validated(format_unreachable(Host("a", Stats(), "name not found"))),
+            {"type": "unreachable", "server": "a", "reason": "name not found"},
+        )
+
+    def test_fleet(self) -> None:
+        """The possible offsets at one moment, which may agree, and whose exceed the limit."""
+        hosts = [Host(name, stats_of(MILLISECOND)) for name in ("a", "b", "c", "d")]
+        for host, ahead in zip(hosts, (0, SECOND, MILLISECOND), strict=False):
+            add_stamps(host.stats, (ahead, 1), rtt=MILLISECOND, zone=ahead != SECOND)
+        record = validated(format_fleet(hosts, MILLISECOND))
+        self.assertEqual(
+            [(clock["server"], clock["zoned"]) for clock in record["clocks"]],
+            [("a", True), ("b", False), ("c", True)],
+        )
+        for clock, ahead in zip(record["clocks"], (0, SECOND, MILLISECOND), strict=True):
+            self.assertTrue(clock["low_ns"] < ahead < clock["high_ns"])
+        self.assertEqual(record["may_agree"], [["a", "c"], ["b"]])
+        self.assertEqual(record["max_offset"]["limit_ns"], MILLISECOND)
+        self.assertEqual(
+            [(one["server"], one["verdict"]) for one in record["max_offset"]["verdicts"]],
+            [("a", "within"), ("b", "exceeded"), ("c", "can't tell"), ("d", "can't tell")],
+        )
+        self.assertIsNone(validated(format_fleet(hosts, None))["max_offset"])
 
 
 class SchemaTests(SynchronousTestCase):

@@ -14,11 +14,11 @@ from xml.etree import ElementTree
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.ping.fixtures import MILLISECOND, answered, lost, stats_of
+from tests.ping.fixtures import MILLISECOND, add_stamps, answered, lost, stats_of
 from tests.ping.simulation import START, Delays, Server, fixed, heavy_tailed
 from timestamp_echo.ping import plot
 from timestamp_echo.ping.bounds import Sample
-from timestamp_echo.ping.plot import Plot
+from timestamp_echo.ping.plot import FleetPlot, Plot
 from timestamp_echo.ping.stats import Probe, Stats
 from timestamp_echo.stamps import SECOND
 
@@ -317,3 +317,49 @@ class ClockTests(PlotTestCase):
         self.patch(plot, "_MAX_POINTS", 1000)
         *_, clock, _ = self.axes(1000, Server(MILLISECOND, 1))
         self.assertEqual(len(clock.containers), 0)
+
+
+class FleetTests(PlotTestCase):
+    """`FleetPlot`."""
+
+    def fleet(self, servers: int) -> FleetPlot:
+        """A figure of some servers, of which the last has sent nothing."""
+        self.path = Path(self.mktemp() + ".png")
+        figure = FleetPlot(str(self.path))
+        for number in range(servers):
+            plot = figure.observer(f"host-{number}")
+            stats = stats_of()
+            if number < servers - 1:
+                add_stamps(stats, (number * SECOND, 1), rtt=MILLISECOND, zone=number > 0)
+                for probe in (answered(1, late=number * SECOND), answered(2), lost(3)):
+                    plot.answered(probe, stats if number else Stats())
+        return figure
+
+    def test_lines(self) -> None:
+        """A line for each server, with its name, and the possible offsets of its clock."""
+        rtts: Any
+        rtts, clock = self.fleet(4)._figure().axes
+        self.assertEqual(self.labels(rtts), [f"host-{number}" for number in range(4)])
+        self.assertEqual([list(line.get_xdata())[:1] for line in rtts.lines], [[0], [1], [2], []])
+        self.assertEqual(list(rtts.lines[0].get_ydata())[:2], [1, 1])
+        self.assertEqual(len(clock.collections), 2)
+        low, high = (
+            extent[1] for extent in clock.collections[1].get_datalim(clock.transData).get_points()
+        )
+        self.assertTrue(1.99 < low < 2 < high < 2.01, (low, high))
+
+    def test_many(self) -> None:
+        """The names of very many would fill the figure."""
+        self.assertIsNone(self.fleet(21)._figure().axes[0].get_legend())
+
+    def test_files(self) -> None:
+        """The file is written; that of one server is as without the others."""
+        for servers in (2, 3):
+            self.fleet(servers).draw()
+            self.assertGreater(self.path.stat().st_size, 10_000)
+        one = FleetPlot(str(self.path))
+        with patch.object(Plot, "draw") as drawn:
+            one.observer("host")
+            one.draw()
+        drawn.assert_called_once_with("host")
+        self.assertRaises(ValueError, FleetPlot, "x.gif")

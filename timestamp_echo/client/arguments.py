@@ -33,6 +33,10 @@ A message that no pattern matches, such as one of a later Python, is printed as 
 """
 
 
+DEFAULT_SERVER = "localhost"
+"""SERVER if there is none on the command line."""
+
+
 class CommandParser(ArgumentParser):
     """A parser whose errors are one line on standard error, without the usage page before it.
 
@@ -43,10 +47,12 @@ class CommandParser(ArgumentParser):
         self, args: Iterable[str] | None = None, namespace: Any = None
     ) -> Any:
         """See `ArgumentParser.parse_args`. Unknown arguments get a message of their own."""
-        arguments, unknown = self.parse_known_args(args, namespace)
+        # Intermixed: several SERVERs may have options between them.
+        arguments, unknown = self.parse_known_intermixed_args(args, namespace)
         if unknown:
             # SERVER as well: argparse takes the -4 of `-4 host` for a negative number, so for it.
-            self.error(self._unknown([arguments.server, *unknown]))
+            named = arguments.server
+            self.error(self._unknown([*(named if isinstance(named, list) else [named]), *unknown]))
         return arguments
 
     def error(self, message: str) -> NoReturn:
@@ -71,12 +77,16 @@ class CommandParser(ArgumentParser):
         return f"unknown option {errors.quoted(name)}; {hint}"
 
 
-def add_server(parser: ArgumentParser) -> None:
-    """Add the argument SERVER and the options for TLS to a command."""
+def add_server(parser: ArgumentParser, *, several: bool = False) -> None:
+    """Add the argument SERVER and the options for TLS to a command.
+
+    @param several: whether there may be more than one SERVER. They are a list, empty if there is
+        none.
+    """
     parser.add_argument(
         "server",
-        nargs="?",
-        default="localhost",
+        nargs="*" if several else "?",
+        default=[] if several else DEFAULT_SERVER,
         metavar="SERVER",
         help="connect to host, host:port, [::1]:3000, unix:/path, udp:host:port, tls:host:port or"
         " any Twisted client endpoint (default: localhost:3000)",
@@ -103,14 +113,29 @@ def chosen_server(
     @param arguments: what it parsed.
     @param reactor: makes the connection, so it provides all of `IClientReactor`.
     """
+    server = named_server(parser, arguments, arguments.server, reactor)
+    warn_if_insecure(arguments)
+    return server
+
+
+def named_server(
+    parser: ArgumentParser, arguments: Namespace, text: str, reactor: IReactorTime
+) -> StreamServer | DatagramServer:
+    """The same for a given SERVER.
+
+    @param text: SERVER.
+    """
     trust = Trust(arguments.ca, arguments.insecure)
     try:
-        server = server_from(arguments.server, trust, cast(IClientReactor, reactor))
+        return server_from(text, trust, cast(IClientReactor, reactor))
     except ValueError as error:
         parser.error(str(error))
+
+
+def warn_if_insecure(arguments: Namespace) -> None:
+    """Print a warning if certificates are not verified."""
     if arguments.insecure:
         errors.print_error("warning: --insecure: the server's certificate is not verified")
-    return server
 
 
 def parse_seconds(minimum: float, text: str) -> float:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import signal
 import sys
 from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
 from io import TextIOWrapper
+from pathlib import Path as FilePath
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred
@@ -20,36 +23,61 @@ from zope.interface import implementer
 
 from timestamp_echo.client import errors
 from timestamp_echo.client.address import DatagramServer, StreamServer
-from timestamp_echo.client.arguments import CommandParser, add_server, chosen_server, parse_seconds
+from timestamp_echo.client.arguments import (
+    DEFAULT_SERVER,
+    CommandParser,
+    add_server,
+    named_server,
+    parse_seconds,
+    warn_if_insecure,
+)
 from timestamp_echo.clocks import Clocks, use_monotonic_clock
-from timestamp_echo.ping.live import JSONOutput, TextOutput, Write
-from timestamp_echo.ping.plot import Plot
+from timestamp_echo.ping.compare import clock_verdict
+from timestamp_echo.ping.fleet import Fleet
+from timestamp_echo.ping.live import JSONOutput, TextOutput
+from timestamp_echo.ping.overview import (
+    MetricsOutput,
+    ObjectsOutput,
+    Output,
+    SingleOutput,
+    TableOutput,
+)
+from timestamp_echo.ping.plot import FleetPlot
 from timestamp_echo.ping.probe import MAX_SIZE, MIN_SIZE, NONCE_LENGTH, Probes
 from timestamp_echo.ping.scheduler import Pinger, Plan
+from timestamp_echo.ping.stats import Host
 from timestamp_echo.ping.transport import Path, PathListener, StreamPath, UDPPath
 from timestamp_echo.stamps import SECOND
 
+Server = StreamServer | DatagramServer
+
 INCOMPLETE = 1
-"""Exit status: no reply arrived, or fewer than requested."""
+"""Exit status: a server sent no reply, or fewer than requested, or its clock exceeds a limit."""
+
+UNCERTAIN = 3
+"""Exit status: it is not known whether a clock is within the limit."""
+
+MAX_LOOKUPS = 100
+"""Threads that look up names. One that is not found takes a while, and the others would wait."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Send probes, and write the results.
 
     @param argv: the arguments after `ping`.
-    @return: the exit status: 0, `INCOMPLETE` or `errors.UNREACHABLE`; 130 if interrupted before
-        there was a connection.
+    @return: the exit status: 0, `INCOMPLETE`, `UNCERTAIN` or `errors.UNREACHABLE`; 130 if
+        interrupted before there was a connection.
     """
     from twisted.internet import reactor
 
     parser = _parser()
     arguments = parser.parse_args(argv)
-    server = chosen_server(parser, arguments, reactor)
+    servers = _servers(parser, arguments, reactor)
     try:
-        plot = Plot(arguments.plot) if arguments.plot else None
+        plot = FleetPlot(arguments.plot) if arguments.plot else None
     except ValueError as error:
         parser.error(f"argument --plot: {error}")
-    return Run(reactor, arguments, server, plot).status()
+    return Run(reactor, arguments, servers, plot).status()
 
 
 class Run:
@@ -57,7 +85,7 @@ class Run:
 
     @param reactor: the global reactor, which this class runs and stops.
     @param arguments: of the command line.
-    @param server: the server to probe.
+    @param servers: the servers to probe.
     @param plot: the figure to draw, if any.
     """
 
@@ -65,26 +93,56 @@ class Run:
         self,
         reactor: Any,  # provides many interfaces, and is typed as a module
         arguments: Namespace,
-        server: StreamServer | DatagramServer,
-        plot: Plot | None,
+        servers: Sequence[Server],
+        plot: FleetPlot | None,
     ) -> None:
         self._reactor = reactor
+        self._arguments = arguments
         self._required: int = arguments.count
-        self._server = server
         self._plot = plot
         self._failed = self._interrupted = False
-        clocks = Clocks()
+        self._clocks = Clocks()
         use_monotonic_clock(reactor)
-        self._output = _output(self._write, arguments, server.name, clocks)
-        self._pinger = Pinger(
-            _plan(arguments),
-            Probes(secrets.token_hex(NONCE_LENGTH // 2), arguments.size),
-            partial(_connect, reactor, server),
-            reactor,
-            clocks,
-            [self._output, plot] if plot else [self._output],
+        reactor.suggestThreadPoolSize(min(max(len(servers), 10), MAX_LOOKUPS))
+        several = len(servers) > 1 or arguments.servers_from or arguments.max_offset is not None
+        self._output = self._new_output(several)
+        plan = _plan(arguments)
+        self._fleet = Fleet(
+            [server.name for server in servers],
+            [self._pinger(server, plan) for server in servers],
+            *(plan.interval, reactor),
         )
         self._status = INCOMPLETE
+
+    def _pinger(self, server: Server, plan: Plan) -> Pinger:
+        # Each is told of a step of this host's clock, but all have the same idea of its time.
+        clocks = copy(self._clocks)
+        observers = [self._output.observer(server.name, clocks)]
+        if self._plot:
+            observers.append(self._plot.observer(server.name))
+        probes = Probes(secrets.token_hex(NONCE_LENGTH // 2), self._arguments.size)
+        connect = partial(_connect, self._reactor, server)
+        return Pinger(plan, probes, connect, self._reactor, clocks, observers)
+
+    def _new_output(self, several: bool) -> Output:
+        arguments, write = self._arguments, self._write
+        quiet, limit = arguments.quiet or arguments.flood, arguments.max_offset
+        if arguments.prometheus:
+            return MetricsOutput(write)
+        if arguments.json:
+            if several:
+                return ObjectsOutput(write, quiet=quiet, limit=limit)
+            return SingleOutput(lambda *server: JSONOutput(write, *server, quiet=quiet))
+        terminal = os.isatty(1) and os.environ.get("TERM", "dumb") != "dumb"
+        colour = terminal and not os.environ.get("NO_COLOR")  # no-color.org
+        screen = _screen if terminal and _in_foreground(1) else None
+        if several:
+            shown = partial(TableOutput, quiet=quiet, screen=screen, colour=colour, limit=limit)
+            return shown(write, lambda: self._fleet.hosts)
+        columns = (lambda: _screen()[0]) if screen else None
+        return SingleOutput(
+            lambda name, _: TextOutput(write, name, quiet=quiet, columns=columns, colour=colour)
+        )
 
     def status(self) -> int:
         """Run the command, and return its exit status."""
@@ -100,31 +158,27 @@ class Run:
         signal.signal(signal.SIGQUIT, lambda *_: self._reactor.callFromThread(self._progress))
         if _interactive():
             self._reactor.addReader(Keyboard(self._reactor, self._progress))
-        done = self._pinger.start().addCallbacks(self._summarise, self._unreachable)
+        done = self._fleet.start().addCallback(self._summarise)
         done.addErrback(self._fail).addBoth(self._stop)
 
     def _interrupt(self, number: int, frame: object) -> None:
-        if self._interrupted or not self._pinger.stats.sent:
+        if self._interrupted or not self._fleet.sent:
             # Stopping the reactor would wait for a thread that looks up a name.
             os._exit(128 + number)  # pragma: no cover  # ends the process
         self._interrupted = True
         self._required = 0
-        self._reactor.callFromThread(self._pinger.stop)
+        self._reactor.callFromThread(self._fleet.stop)
 
     def _progress(self) -> None:
-        self._output.progress(self._pinger.current_stats())
+        self._output.progress(self._fleet.current_hosts())
 
     def _summarise(self, _: None) -> None:
-        stats = self._pinger.stats
-        self._output.summary(stats)
-        if self._plot:
-            self._plot.draw(self._server.name)
-        if stats.received >= max(1, self._required) and not self._failed:
-            self._status = 0
-
-    def _unreachable(self, failure: Failure) -> None:
-        self._status = errors.UNREACHABLE
-        errors.print_error(errors.connect_error(self._server.name, failure.value))
+        hosts = self._fleet.hosts
+        self._output.summary(hosts)
+        if self._plot and not all(host.error for host in hosts):
+            self._plot.draw()
+        if not self._failed:
+            self._status = _exit_status(hosts, max(1, self._required), self._arguments.max_offset)
 
     def _fail(self, failure: Failure) -> None:
         self._status = INCOMPLETE
@@ -136,7 +190,7 @@ class Run:
         )
 
     def _stop(self, _: object) -> None:
-        if self._pinger.connecting:
+        if self._fleet.connecting:
             # As in `_interrupt`.
             os._exit(self._status)  # pragma: no cover  # ends the process
         self._reactor.stop()
@@ -151,7 +205,7 @@ class Run:
             if not isinstance(error, BrokenPipeError):
                 self._failed = True
                 errors.print_error(f"cannot write standard output: {error.strerror}")
-            self._pinger.stop()
+            self._fleet.stop()
 
 
 @implementer(IReadDescriptor)
@@ -198,9 +252,32 @@ def _in_foreground(fd: int) -> bool:
         return False
 
 
+def _servers(parser: CommandParser, arguments: Namespace, reactor: Any) -> list[Server]:
+    """The servers to probe, each once."""
+    texts: list[str] = arguments.server
+    if arguments.servers_from:
+        texts = texts + _listed(parser, arguments.servers_from)
+    servers = [named_server(parser, arguments, text, reactor) for text in texts or [DEFAULT_SERVER]]
+    warn_if_insecure(arguments)
+    return list({server.name: server for server in servers}.values())
+
+
+def _listed(parser: CommandParser, path: str) -> list[str]:
+    """The servers that a file lists, one on each line; `#` starts a comment."""
+    try:
+        text = sys.stdin.read() if path == "-" else FilePath(path).read_text()
+    except (OSError, ValueError) as error:  # a ValueError: the file is no text
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        parser.error(f"--from: {path}: {reason}")
+    lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines()]
+    if not any(lines):
+        parser.error(f"--from: expected a SERVER on each line, found none in {path}")
+    return list(filter(None, lines))
+
+
 def _connect(
     reactor: Any,  # see `Run`
-    server: StreamServer | DatagramServer,
+    server: Server,
     listener: PathListener,
 ) -> Deferred[Path]:
     connecting: Deferred[UDPPath] | Deferred[StreamPath] = (
@@ -211,20 +288,25 @@ def _connect(
     return cast(Deferred[Path], connecting)  # a Deferred is invariant
 
 
-def _output(
-    write: Write, arguments: Namespace, name: str, clocks: Clocks
-) -> TextOutput | JSONOutput:
-    quiet = arguments.quiet or arguments.flood
-    if arguments.json:
-        return JSONOutput(write, name, clocks, quiet=quiet)
-    terminal = os.isatty(1) and os.environ.get("TERM", "dumb") != "dumb"
-    colour = terminal and not os.environ.get("NO_COLOR")  # no-color.org
-    columns = _columns if terminal and _in_foreground(1) else None
-    return TextOutput(write, name, quiet=quiet, columns=columns, colour=colour)
+def _exit_status(hosts: Sequence[Host], required: int, limit: int | None) -> int:
+    """The exit status for these results: the first that applies.
+
+    @param required: probes that have to be answered by each server.
+    @param limit: the largest offset allowed, in nanoseconds, if there is one.
+    """
+    verdicts = {clock_verdict(host, limit) for host in hosts} if limit is not None else set()
+    reached = [host for host in hosts if not host.error]
+    if "exceeded" in verdicts or any(host.stats.received < required for host in reached):
+        return INCOMPLETE
+    if len(reached) < len(hosts):
+        return errors.UNREACHABLE
+    return UNCERTAIN if "can't tell" in verdicts else 0
 
 
-def _columns() -> int:
-    return shutil.get_terminal_size().columns or 80  # Python 3.10 returns a terminal's 0 as it is
+def _screen() -> tuple[int, int]:
+    """Columns and lines of the terminal."""
+    columns, lines = shutil.get_terminal_size()
+    return columns or 80, lines or 24  # Python 3.10 returns a terminal's 0 as it is
 
 
 def _plan(arguments: Namespace) -> Plan:
@@ -239,18 +321,19 @@ def _plan(arguments: Namespace) -> Plan:
     )
 
 
-def _parser() -> ArgumentParser:
+def _parser() -> CommandParser:
     parser = CommandParser(
         prog="tsecho ping",
-        usage="%(prog)s [options] [SERVER]",
+        usage="%(prog)s [options] [SERVER ...]",
         description="Measure the round-trip time to a timestamp echo, or to any echo, and how wrong"
-        " its clock is.",
+        " its clock is. Of several, tell whose clocks differ.",
         epilog="Enter or Ctrl-\\ shows the progress; Ctrl-C stops and shows the summary."
-        " Exit status: 0 success; 1 no reply, or fewer than -c requests, or output could not be"
-        " written; 2 usage error, name not found or connection refused; 130 interrupted before"
-        " the connection was made.",
+        " Exit status: 0 success; 1 no reply, or fewer than -c requests, or a clock exceeds"
+        " --max-offset, or output could not be written; 2 usage error, name not found or connection"
+        " refused; 3 not known whether a clock exceeds --max-offset; 130 interrupted before the"
+        " connection was made. Of several servers' the first of these that applies.",
     )
-    add_server(parser)
+    add_server(parser, several=True)
     _add_options(parser)
     return parser
 
@@ -268,12 +351,17 @@ _HELP = {
     "-q": "write only the summary; on a terminal, also a progress line",
     "--json": "write one JSON object per line (see --json-schema)",
     "--json-schema": "print the JSON Schema of what --json writes, and exit",
+    "--from": "also probe the servers in FILE, one on each line (- for standard input)",
+    "--max-offset": "check that no clock is off by more than TIME, such as 50ms or 2s (see Exit"
+    " status)",
+    "--prometheus": "write the final results in Prometheus's text format",
     "--plot": "draw the results to a .png or .svg file (needs the extra: plot)",
 }
 
 
 def _add_options(parser: ArgumentParser) -> None:
     pace = parser.add_mutually_exclusive_group()
+    form = parser.add_mutually_exclusive_group()
     count, seconds = partial(_whole, 1, 10**9), partial(parse_seconds, 0.001)
     in_flight, size = partial(_whole, 1, 10_000), partial(_whole, MIN_SIZE, MAX_SIZE)
     for group, flag, name, kind, default in (
@@ -290,11 +378,14 @@ def _add_options(parser: ArgumentParser) -> None:
         (pace, "-f", "flood"),
         (parser, "--exact", "exact"),
         (parser, "-q", "quiet"),
-        (parser, "--json", "json"),
+        (form, "--json", "json"),
+        (form, "--prometheus", "prometheus"),
     ):
         group.add_argument(flag, dest=name, action="store_true", help=_HELP[flag])
     parser.add_argument("--json-schema", action=_PrintSchema, nargs=0, help=_HELP["--json-schema"])
     parser.add_argument("--plot", metavar="FILE", help=_HELP["--plot"])
+    parser.add_argument("--from", dest="servers_from", metavar="FILE", help=_HELP["--from"])
+    parser.add_argument("--max-offset", type=_duration, metavar="TIME", help=_HELP["--max-offset"])
 
 
 class _PrintSchema(Action):
@@ -311,3 +402,14 @@ def _whole(minimum: int, maximum: int, text: str) -> int:
             f"expected a whole number from {minimum} to {maximum}, not {text!r}"
         )
     return int(text)
+
+
+def _duration(text: str) -> int:
+    """Parse a time such as 50ms, 2s or 0.05; return nanoseconds."""
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)(us|ms|s|)", text, re.ASCII)
+    if not match or not 0 < (value := float(match[1]) * _UNITS[match[2]]) <= 10**6 * SECOND:
+        raise ArgumentTypeError(f"expected a time such as 50ms, 2s or 0.05, not {text!r}")
+    return round(value)
+
+
+_UNITS = {"us": SECOND // 10**6, "ms": SECOND // 1000, "s": SECOND, "": SECOND}

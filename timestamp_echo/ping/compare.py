@@ -1,7 +1,6 @@
 """Which of several clocks provably differ.
 
-Integers in, integers out, all in nanoseconds. Knows intervals of possible offsets; no probe, no
-connection, and not how the intervals were found.
+Integers in, integers out, all in nanoseconds. Knows no connection and no text.
 
 Each offset is that of a server's clock from the client's. Two servers' clocks provably differ at a
 moment if their intervals at this moment do not meet. For this, all intervals must be of the same
@@ -18,6 +17,7 @@ from itertools import combinations
 from typing import Literal, NamedTuple
 
 from timestamp_echo.ping.estimate import ZONE_STEP, ZONES
+from timestamp_echo.ping.stats import Host
 from timestamp_echo.stamps import SECOND
 
 Verdict = Literal["within", "exceeded", "can't tell"]
@@ -67,6 +67,34 @@ def verdict(clock: Interval, limit: int) -> Verdict:
         zone = min(max(nearest, _WEST), _EAST)
     within = -limit <= clock.low - zone and clock.high - zone <= limit
     return "within" if within else "can't tell"
+
+
+def clock_verdict(host: Host, limit: int) -> Verdict:
+    """Whether a server's clock is within a limit of this host's clock, as that is set now.
+
+    @param limit: the largest offset allowed, in nanoseconds.
+    """
+    stats = host.stats
+    if not (offset := stats.clock.offset) or not (clock := _interval(host, offset.at)):
+        return "can't tell"
+    step = stats.own_clock_step
+    return verdict(clock._replace(low=clock.low - step, high=clock.high - step), limit)
+
+
+def known_clocks(hosts: Sequence[Host]) -> dict[str, Interval]:
+    """The possible offsets of all clocks that are known, by server, at the same moment.
+
+    They are offsets from this host's clock as if it was never set, so it does not matter when it
+    was, nor whether all of the servers were asked after that.
+    """
+    at = max((offset.at for host in hosts if (offset := host.stats.clock.offset)), default=0)
+    found = ((host.name, _interval(host, at)) for host in hosts)
+    return {name: clock for name, clock in found if clock}
+
+
+def _interval(host: Host, at: int) -> Interval | None:
+    interval = host.stats.clock.interval(at)
+    return interval and Interval(*interval, not host.stats.zoneless)
 
 
 def groups(clocks: Sequence[Interval]) -> list[list[int]]:

@@ -7,9 +7,11 @@ nanoseconds per second. Knows no connection.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
+from timestamp_echo.ping.compare import clock_verdict, groups, known_clocks
 from timestamp_echo.ping.roundtrips import RoundTrips
-from timestamp_echo.ping.stats import Probe, Stats
+from timestamp_echo.ping.stats import Host, Probe, Stats
 
 Object = dict[str, object]
 
@@ -82,6 +84,39 @@ def format_summary(stats: Stats, name: str, kind: str = "summary") -> str:
             ],
             "own_clock_step_ns": stats.own_clock_step,
             "offset": _offset(stats),
+        }
+    )
+
+
+def format_unreachable(host: Host) -> str:
+    """Format a server that could not be reached."""
+    return _line({"type": "unreachable", "server": host.name, "reason": host.error})
+
+
+def format_fleet(hosts: Sequence[Host], limit: int | None) -> str:
+    """Format the comparison of several servers' clocks.
+
+    @param limit: the largest offset allowed, in nanoseconds, if there is one.
+    """
+    clocks = known_clocks(hosts)
+    names = list(clocks)
+    return _line(
+        {
+            "type": "fleet",
+            "clocks": [
+                {"server": name, "low_ns": low, "high_ns": high, "zoned": zoned}
+                for name, (low, high, zoned) in clocks.items()
+            ],
+            "may_agree": [
+                [names[index] for index in group] for group in groups(list(clocks.values()))
+            ],
+            "max_offset": limit
+            and {
+                "limit_ns": limit,
+                "verdicts": [
+                    {"server": host.name, "verdict": clock_verdict(host, limit)} for host in hosts
+                ],
+            },
         }
     )
 

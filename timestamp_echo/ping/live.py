@@ -75,14 +75,14 @@ class TextOutput:
         self._write(text.summary(stats, self._name))
 
     def _warn(self, message: str) -> None:
-        self._write(f"{_RED}{message}{_RESET}\n" if self._colour else f"{message}\n")
+        self._write((coloured(message) if self._colour else message) + "\n")
 
     def _refresh(self, probe: Probe, stats: Stats) -> None:
         if self._columns is None:
             return
         if self._refreshed is None or probe.sent - self._refreshed >= _REFRESH:
             self._progress_shown, self._refreshed = True, probe.sent
-            self._write(_CLEAR_LINE + _truncated(text.progress(stats), self._columns() - 1))
+            self._write(_CLEAR_LINE + truncated(text.progress(stats), self._columns() - 1))
 
     def _clear(self) -> None:
         if self._progress_shown:
@@ -90,7 +90,12 @@ class TextOutput:
             self._write(_CLEAR_LINE)
 
 
-def _truncated(line: str, columns: int) -> str:
+def coloured(line: str) -> str:
+    """The same line in red."""
+    return f"{_RED}{line}{_RESET}"
+
+
+def truncated(line: str, columns: int) -> str:
     """The part of a line that fits; an ellipsis shows that a number may have been cut."""
     return line if len(line) <= columns else line[: max(columns - 1, 0)] + "…"
 

@@ -29,6 +29,7 @@ SUFFIXES = (".png", ".svg")
 _BLUE, _RED, _GREEN = "#0072B2", "#D55E00", "#009E73"
 
 _BINS = 40
+_MANY_SERVERS = 20  # above which their names would fill the figure
 _FEW = 100  # probes up to which each is a large dot, and each offset has an error bar
 _MANY = 10_000  # probes above which an SVG contains a bitmap of them
 _MAX_POINTS = 4000  # of a line: more than the figure has pixels
@@ -58,7 +59,8 @@ class Plot:
             raise ValueError("matplotlib is not installed: pip install 'tsecho[plot]'") from error
         mpl.use("agg")
         self._path = path
-        self._start = 0
+        self.start = 0
+        """When the first probe was sent, in nanoseconds; 0 if none was."""
         # Times are seconds since the first probe; all else is nanoseconds.
         self._times, self._rtts, self._lost = array("d"), array("d"), array("d")
         self._offset_times, self._offsets, self._bounds = array("d"), array("d"), array("d")
@@ -83,8 +85,8 @@ class Plot:
         """See `ProbeObserver.event`; its effects are visible in the figure."""
 
     def _time(self, probe: Probe) -> float:
-        self._start = self._start or probe.sent
-        return (probe.sent - self._start) / SECOND
+        self.start = self.start or probe.sent
+        return (probe.sent - self.start) / SECOND
 
     def draw(self, name: str) -> None:
         """Write the file.
@@ -93,6 +95,31 @@ class Plot:
         @raise OSError: the file cannot be written.
         """
         self._figure(name).savefig(Path(self._path), dpi=120)
+
+    def draw_lines(self, rtts: Axes, clock: Axes, shift: float, colour: str, name: str) -> None:
+        """Draw round trips and possible offsets as one of several servers.
+
+        @param rtts: gets the round trips, in milliseconds.
+        @param clock: gets the offsets, in seconds.
+        @param shift: seconds from the start of the figure to this server's first probe.
+        @param colour: as matplotlib names it.
+        @param name: the server.
+        """
+        times = [shift + time for time in self._times]
+        milliseconds = [1000 * rtt / SECOND for rtt in self._rtts]
+        rtts.plot(times, milliseconds, ".-", color=colour, linewidth=0.8, label=name)
+        if self._offsets:
+            times, offsets, bounds = self._steps()
+            low, high = (
+                [
+                    (offset + sign * bound) / SECOND
+                    for offset, bound in zip(offsets, bounds, strict=True)
+                ]
+                for sign in (-1, 1)
+            )
+            clock.fill_between(
+                [shift + time for time in times], low, high, step="post", alpha=0.4, color=colour
+            )
 
     def _figure(self, name: str) -> Figure:
         from matplotlib.figure import Figure
@@ -233,6 +260,57 @@ class Plot:
         axes.set_title("Bound of the offset", loc="left", fontsize="medium")
         axes.set_ylabel(f"± {unit}")
         axes.locator_params(axis="x", nbins=4)
+
+
+class FleetPlot:
+    """The figure of all servers; that of one has more in it.
+
+    @param path: the file to write.
+    @raise ValueError: as `Plot`.
+    """
+
+    def __init__(self, path: str) -> None:
+        Plot(path)  # checks it
+        self._path = path
+        self._plots: dict[str, Plot] = {}
+
+    def observer(self, name: str) -> Plot:
+        """The `ProbeObserver` of one server.
+
+        @param name: the server.
+        """
+        self._plots[name] = Plot(self._path)
+        return self._plots[name]
+
+    def draw(self) -> None:
+        """Write the file.
+
+        @raise OSError: it cannot be written.
+        """
+        if len(self._plots) == 1:
+            ((name, plot),) = self._plots.items()
+            plot.draw(name)
+        else:
+            self._figure().savefig(Path(self._path), dpi=120)
+
+    def _figure(self) -> Figure:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(10, 7), layout="constrained")
+        figure.suptitle(f"tsecho ping, {len(self._plots)} servers", parse_math=False)
+        rtts, clock = figure.subplots(2, 1, sharex=True)
+        start = min((plot.start for plot in self._plots.values() if plot.start), default=0)
+        for index, (name, plot) in enumerate(self._plots.items()):
+            shift = (plot.start - start) / SECOND
+            plot.draw_lines(rtts, clock, shift, f"C{index}", name)
+        rtts.set(title="Round trip", ylabel="ms", yscale="log")
+        clock.set(title="Clock offset", xlabel="time, s", ylabel="server ahead, s")
+        clock.set_yscale("symlog", linthresh=0.001)
+        for axes in (rtts, clock):
+            axes.grid(alpha=0.3)
+        if len(self._plots) <= _MANY_SERVERS:
+            rtts.legend(fontsize="small", ncols=3)
+        return figure
 
 
 def _draw_band(axes: Axes, times: list[float], offsets: list[float], errors: list[float]) -> None:

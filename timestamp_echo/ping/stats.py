@@ -99,3 +99,13 @@ class Stats:
     def in_flight(self) -> int:
         """Probes that are neither answered nor lost yet."""
         return self.sent - self.received - self.lost
+
+
+@dataclass
+class Host:
+    """One of several servers that are asked at the same time."""
+
+    name: str
+    stats: Stats
+    error: str = ""
+    """Why it could not be reached; empty otherwise."""

@@ -80,12 +80,17 @@ def summary(stats: Stats, name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _counts(stats: Stats) -> str:
+def format_loss(stats: Stats) -> str:
+    """Format the share of probes that were lost, of those whose result is known."""
     known = stats.received + stats.lost
     share = 100 * stats.lost / known if known else 0
     if 0 < stats.lost < known:
         share = min(max(share, 0.01), 99.99)  # not rounded to none or all
-    counts = f"{stats.sent} sent, {stats.received} received, {share:.4g} % loss"
+    return f"{share:.4g} %"
+
+
+def _counts(stats: Stats) -> str:
+    counts = f"{stats.sent} sent, {stats.received} received, {format_loss(stats)} loss"
     return counts + (f", {stats.in_flight} in flight" if stats.in_flight else "")
 
 
@@ -137,7 +142,7 @@ def _clock(stats: Stats) -> list[str]:
     line = f"clock offset: {format_offset(offset.nanoseconds, offset.bound)}, {_sign(offset)}"
     lines = [line + (_zone(offset) if stats.zoneless else "")]
     if drift := stats.clock.drift:
-        lines.append(f"drift: {_rate(drift)}")
+        lines.append(f"drift: {format_rate(drift)}")
     lines += [
         f"server's clock was set by {format_offset(step.nanoseconds, step.bound)}"
         for step in stats.clock.steps
@@ -159,11 +164,17 @@ def _zone(offset: Offset) -> str:
         return "\nno time zone is that far from UTC: one of the two clocks is wrong"
     if offset.zone is None:
         return "; time zone unknown, included"
-    hours, minutes = divmod(abs(offset.zone) // 60, 60)
-    return f"; time zone UTC{'-' if offset.zone < 0 else '+'}{hours:02}:{minutes:02}"
+    return f"; time zone {format_zone(offset.zone)}"
 
 
-def _rate(drift: Drift) -> str:
+def format_zone(zone: int) -> str:
+    """Format a time zone, given in seconds east of UTC."""
+    hours, minutes = divmod(abs(zone) // 60, 60)
+    return f"UTC{'-' if zone < 0 else '+'}{hours:02}:{minutes:02}"
+
+
+def format_rate(drift: Drift) -> str:
+    """Format the rate of a clock relative to another, with its bound."""
     rate, bound = _rounded(drift.rate, drift.bound, 100)  # nanoseconds a second: 0.1 ppm
     return f"{rate / 10:+.1f} ppm ± {bound / 10:.1f} ppm"
 

@@ -1,0 +1,112 @@
+"""The text about several servers: a table with a line for each, and which clocks differ.
+
+Numbers in, text out. Knows no connection and no terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from textwrap import wrap
+
+from timestamp_echo.ping.compare import Verdict, clock_verdict, groups, known_clocks
+from timestamp_echo.ping.stats import Host, Stats
+from timestamp_echo.ping.text import format_loss, format_ms, format_offset, format_rate, format_zone
+
+_WIDTH = 79
+_HEADER = ("server", "loss", "rtt avg", "clock", "zone", "drift")
+_NUMBERS = (1, 2)  # columns that are aligned at the right
+_VERDICTS: tuple[tuple[Verdict, str], ...] = (
+    ("exceeded", "offset provably over"),
+    ("can't tell", "can't tell whether the offset is over"),
+    ("within", "offset within"),
+)
+
+
+def table(hosts: Sequence[Host], longest: int | None = None) -> list[str]:
+    """A line for each server, in columns, under a header.
+
+    @param longest: characters of a name of which only the end is shown; None for any number.
+    """
+    rows = [_HEADER, *((_end(host.name, longest), *_row(host)) for host in hosts)]
+    columns = list(zip_longest(*(row for row in rows if len(row) > 2), fillvalue=""))
+    widths = [max(map(len, column)) for column in columns]
+    widths[0] = max(len(row[0]) for row in rows)
+    # A column without entries is left out.
+    shown = [index for index, column in enumerate(columns) if any(column[1:]) or index < 3]
+    lines = []
+    for row in rows:
+        if len(row) == 2:  # the reason is longer than a column
+            lines.append(f"{row[0]:{widths[0]}}  {row[1]}")
+        else:
+            cells = (f"{row[i]:{'>' if i in _NUMBERS else '<'}{widths[i]}}" for i in shown)
+            lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _end(name: str, longest: int | None) -> str:
+    return name if longest is None or len(name) <= longest else "…" + name[1 - longest :]
+
+
+def _row(host: Host) -> tuple[str, ...]:
+    stats = host.stats
+    if host.error:
+        return (host.error,)
+    loss = format_loss(stats) if stats.received + stats.lost else "-"
+    rtt = format_ms(stats.rtt.mean) if stats.received else "-"
+    drift = stats.clock.drift
+    return loss, rtt, *_clock(stats), format_rate(drift) if drift else ""
+
+
+def _clock(stats: Stats) -> tuple[str, str]:
+    offset = stats.offset
+    if offset is None:
+        return "no known stamp" if stats.unstamped else "", ""
+    clock = format_offset(offset.nanoseconds, offset.bound)
+    if not stats.zoneless:
+        return clock, ""
+    return clock, "?" if offset.zone is None else format_zone(offset.zone)
+
+
+def comparison(hosts: Sequence[Host]) -> list[str]:
+    """Which clocks provably differ, and which may agree."""
+    clocks = known_clocks(hosts)
+    if len(clocks) < 2:
+        return []
+    names, found = list(clocks), groups(list(clocks.values()))
+    if len(found) == 1:
+        lines = [f"all {len(names)} clocks may agree"]
+    elif len(found) == len(names) == sum(map(len, found)):
+        lines = [f"all {len(names)} clocks provably differ from each other"]
+    else:
+        lines = ["groups of clocks that may agree; two that share no group provably differ:"]
+        for group in found:
+            lines += _listed([names[index] for index in group])
+    if not all(clock.zoned for clock in clocks.values()):
+        lines.append("(not counting what an unknown time zone would explain)")
+    return lines
+
+
+def verdicts(hosts: Sequence[Host], limit: int) -> list[str]:
+    """Whose offset exceeds a limit, whose may, and whose does not.
+
+    @param limit: the largest offset allowed, in nanoseconds.
+    """
+    found = [clock_verdict(host, limit) for host in hosts]
+    lines = []
+    for verdict, words in _VERDICTS:
+        names = [host.name for host, one in zip(hosts, found, strict=True) if one == verdict]
+        if names:
+            lines += [f"{words} {format_ms(limit)}:", *_listed(names)]
+    return lines
+
+
+def _listed(names: Sequence[str]) -> list[str]:
+    return wrap(
+        ", ".join(names),
+        _WIDTH,
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
