@@ -290,20 +290,21 @@ class UsageTests(SynchronousTestCase):
         """A bad value: one line says what was expected and what was given; status 2."""
         self.assertEqual(ping("-c", "0").returncode, 2)
         for arguments, words in (
-            (["-c", "0"], "-c: expected a whole number from 1 to 1000000000, not '0'"),
-            (["-c", "x"], "-c: expected a whole number from 1 to 1000000000, not 'x'"),
-            (["-n", "10001"], "-n: expected a whole number from 1 to 10000, not '10001'"),
-            (["-s", "24"], "-s: expected a whole number from 25 to 65000, not '24'"),
-            (["-s", "٣٣"], "-s: expected a whole number from 25 to 65000, not '٣٣'"),
-            (["-i", "0"], "-i: expected seconds from 0.001 to 1000000, not '0'"),
-            (["-W", "nan"], "-W: expected seconds from 0.001 to 1000000, not 'nan'"),
-            (["-i", "1_0"], "-i: expected seconds from 0.001 to 1000000, not '1_0'"),
-            (["-w", "soon"], "-w: expected seconds from 0.001 to 1000000, not 'soon'"),
+            (["-c", "0"], "-c/--count: expected a whole number from 1 to 1000000000, not '0'"),
+            (["-c", "x"], "-c/--count: expected a whole number from 1 to 1000000000, not 'x'"),
+            (["-n", "0"], "-n/--in-flight: expected a whole number from 1 to 10000, not '0'"),
+            (["-n", "10001"], "expected a whole number from 1 to 10000, not '10001'"),
+            (["-s", "24"], "-s/--size: expected a whole number from 25 to 65000, not '24'"),
+            (["-s", "٣٣"], "-s/--size: expected a whole number from 25 to 65000, not '٣٣'"),
+            (["-i", "0"], "-i/--interval: expected seconds from 0.001 to 1000000, not '0'"),
+            (["-W", "nan"], "-W/--timeout: expected seconds from 0.001 to 1000000, not 'nan'"),
+            (["-i", "1_0"], "-i/--interval: expected seconds from 0.001 to 1000000, not '1_0'"),
+            (["-w", "soon"], "-w/--deadline: expected seconds from 0.001 to 1000000, not 'soon'"),
             (
                 ["--plot", "x.gif"],
                 "--plot: expected a name that ends with .png or .svg, not 'x.gif'",
             ),
-            (["-f", "-i", "1"], "-i: cannot be combined with -f"),
+            (["-f", "-i", "1"], "-i/--interval: cannot be combined with -f/--flood"),
             (["localhost:0"], "expected a port from 1 to 65535, not 0 in 'localhost:0'"),
             (["--ca", "x", "localhost"], "--ca and --insecure are for tls:host:port"),
         ):
@@ -315,6 +316,18 @@ class UsageTests(SynchronousTestCase):
             self.assertEqual(rest, "")
             self.assertTrue(error.startswith("tsecho ping: "), error)
             self.assertIn(words, error)
+
+    def test_long_names(self) -> None:
+        """Each option of one letter has a long name too."""
+        parser = command._parser()
+        for short, long in (
+            *(("-c", "--count"), ("-i", "--interval"), ("-n", "--in-flight"), ("-s", "--size")),
+            *(("-w", "--deadline"), ("-W", "--timeout"), ("-f", "--flood"), ("-q", "--quiet")),
+        ):
+            value = [] if short in ("-f", "-q") else ["30"]
+            given = parser.parse_args([short, *value])
+            self.assertEqual(parser.parse_args([long, *value]), given)
+            self.assertNotEqual(given, parser.parse_args([]))
 
     def test_help(self) -> None:
         """`--help` lists every option, and the help of `tsecho` mentions this command."""

@@ -373,7 +373,7 @@ def _add_options(parser: ArgumentParser) -> None:
         (parser, "-W", "timeout", seconds, 1.0),
     ):
         text = _HELP[flag]
-        group.add_argument(flag, dest=name, type=kind, default=default, metavar="N", help=text)
+        group.add_argument(*_names(flag, name), type=kind, default=default, metavar="N", help=text)
     for group, flag, name in (
         (pace, "-f", "flood"),
         (parser, "--exact", "exact"),
@@ -381,7 +381,7 @@ def _add_options(parser: ArgumentParser) -> None:
         (form, "--json", "json"),
         (form, "--prometheus", "prometheus"),
     ):
-        group.add_argument(flag, dest=name, action="store_true", help=_HELP[flag])
+        group.add_argument(*_names(flag, name), action="store_true", help=_HELP[flag])
     parser.add_argument("--json-schema", action=_PrintSchema, nargs=0, help=_HELP["--json-schema"])
     parser.add_argument("--plot", metavar="FILE", help=_HELP["--plot"])
     parser.add_argument("--from", dest="servers_from", metavar="FILE", help=_HELP["--from"])
@@ -394,6 +394,11 @@ class _PrintSchema(Action):
 
         print(files(__package__).joinpath("schema.json").read_text("utf-8"), end="")
         parser.exit()
+
+
+def _names(flag: str, name: str) -> list[str]:
+    """The names of an option: a short one has a long one beside it, by which argparse stores it."""
+    return list(dict.fromkeys((flag, f"--{name.replace('_', '-')}")))
 
 
 def _whole(minimum: int, maximum: int, text: str) -> int:
