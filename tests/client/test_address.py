@@ -227,6 +227,10 @@ class ServerTests(SynchronousTestCase):
             self.assertTrue(self.error(text).endswith(f"not '{text}' ({cause})"), self.error(text))
 
     def test_extra_not_installed(self) -> None:
-        """Without pyOpenSSL the message says how to install it."""
+        """Without pyOpenSSL the message names the package and the extra."""
         with patch.dict(sys.modules, {"OpenSSL": None}):
-            self.assertIn("needs the extra 'tls'", self.error("tls:localhost:7"))
+            self.assertEqual(
+                self.error("tls:localhost:7"),
+                "tls: needs the package pyOpenSSL (the extra 'tls' of tsecho), which is not"
+                " installed",
+            )

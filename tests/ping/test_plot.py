@@ -73,10 +73,13 @@ class ArgumentTests(SynchronousTestCase):
             self.assertIn("expected a file in an existing folder", str(error))
 
     def test_not_installed(self) -> None:
-        """Without matplotlib the message names the extra."""
+        """Without matplotlib the message names the package and the extra."""
         with patch.dict(sys.modules, {"matplotlib": None}):
             error = self.assertRaises(ValueError, Plot, "x.png")
-        self.assertEqual(str(error), "matplotlib is not installed: pip install 'tsecho[plot]'")
+        self.assertEqual(
+            str(error),
+            "needs the package matplotlib (the extra 'plot' of tsecho), which is not installed",
+        )
 
 
 class PlotTestCase(SynchronousTestCase):

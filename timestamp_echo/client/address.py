@@ -32,7 +32,7 @@ from twisted.internet.interfaces import (
 from zope.interface import implementer
 
 from timestamp_echo.addresses import host_port
-from timestamp_echo.client.errors import openssl_reason, quoted
+from timestamp_echo.client.errors import not_installed, openssl_reason, quoted
 
 if TYPE_CHECKING:  # the extra `tls` may be missing
     from twisted.internet.ssl import Certificate
@@ -205,7 +205,7 @@ def _tls_server(host: str, port: int, trust: Trust, reactor: IClientReactor) -> 
     try:
         import OpenSSL  # noqa: F401  # only to know whether it is installed
     except ImportError as error:
-        raise ValueError("tls: needs the extra 'tls': pip install 'tsecho[tls]'") from error
+        raise ValueError(f"tls: {not_installed('pyOpenSSL', 'tls')}") from error
     creator = _unverified(host) if trust.insecure else _verified(host, trust.ca)
     plain = HostnameEndpoint(reactor, host, port)
     return StreamServer(f"tls:{host_port(host, port)}", wrapClientTLS(creator, plain, reactor))

@@ -80,6 +80,14 @@ def session_error(name: str, why: str, missing: int, sent: int) -> str:
     return f"{name}: {why}"
 
 
+def not_installed(package: str, extra: str) -> str:
+    """Say that a package is missing, and by which extra it comes.
+
+    It does not say how to install it: tsecho may come from pip, pipx, a distribution or a clone.
+    """
+    return f"needs the package {package} (the extra '{extra}' of tsecho), which is not installed"
+
+
 def openssl_reason(error: object) -> str:
     """The last reason in an error of pyOpenSSL's; empty if it is none.
 

@@ -355,7 +355,7 @@ _HELP = {
     "--max-offset": "check that no clock is off by more than TIME, such as 50ms or 2s (see Exit"
     " status)",
     "--prometheus": "write the final results in Prometheus's text format",
-    "--plot": "draw the results to a .png or .svg file (needs the extra: plot)",
+    "--plot": "draw the results to a .png or .svg file (needs matplotlib)",
 }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from timestamp_echo.client.errors import not_installed
 from timestamp_echo.ping.stats import Probe, Stats
 from timestamp_echo.stamps import SECOND
 
@@ -56,7 +57,7 @@ class Plot:
         try:
             import matplotlib as mpl
         except ImportError as error:
-            raise ValueError("matplotlib is not installed: pip install 'tsecho[plot]'") from error
+            raise ValueError(not_installed("matplotlib", "plot")) from error
         mpl.use("agg")
         self._path = path
         self.start = 0
