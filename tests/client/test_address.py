@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
-from typing import Any, cast
-from unittest.mock import patch
+from typing import cast
 
 from twisted.internet.endpoints import (
     HostnameEndpoint,
     TCP4ClientEndpoint,
     UNIXClientEndpoint,
 )
-from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
-from twisted.internet.ssl import trustRootFromCertificates
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface.verify import verifyObject
 
 from tests.system.certificates import self_signed
 from timestamp_echo.client import address
@@ -25,9 +20,9 @@ from timestamp_echo.client.address import (
     DatagramServer,
     IClientReactor,
     StreamServer,
-    Trust,
     server_from,
 )
+from timestamp_echo.client.tls import Trust
 
 
 class ServerTests(SynchronousTestCase):
@@ -94,47 +89,6 @@ class ServerTests(SynchronousTestCase):
         for trust in ({}, {"ca": files.certificate}, {"insecure": True}):
             self.assertEqual(self.stream("tls:localhost:7", **trust).name, "tls:localhost:7")
 
-    def test_trust(self) -> None:
-        """The options for TLS decide what verifies the certificate."""
-        for trust, verified, ca in (
-            ({}, True, None),
-            ({"ca": "file"}, True, "file"),
-            ({"insecure": True}, False, None),
-        ):
-            with (
-                patch.object(address, "_verified") as by_authority,
-                patch.object(address, "_unverified") as by_nothing,
-            ):
-                self.stream("tls:localhost:7", **trust)
-            if verified:
-                by_authority.assert_called_once_with("localhost", ca)
-            self.assertEqual((by_authority.called, by_nothing.called), (verified, not verified))
-
-    def test_authorities(self) -> None:
-        """Every certificate of the file is read."""
-        one, two = (Path(self_signed(self.mktemp()).certificate) for _ in range(2))
-        both = Path(self.mktemp())
-        both.write_text(f"first\n{one.read_text()}\nsecond\n{two.read_text()}")
-        self.assertEqual(len(address._certificates(str(both))), 2)
-
-    def test_trust_root(self) -> None:
-        """The certificates of the file are the trust root, in place of the system's."""
-        files = self_signed(self.mktemp())
-        with patch("twisted.internet.ssl.optionsForClientTLS") as options:
-            address._verified("localhost", files.certificate)
-            address._verified("localhost", None)
-        given, system = (call.kwargs["trustRoot"] for call in options.call_args_list)
-        self.assertIsInstance(given, type(trustRootFromCertificates([])))
-        self.assertIsNone(system)
-
-    def test_unverified(self) -> None:
-        """Without verification the server's name is still sent, but not an address (SNI)."""
-        for host, name in (("localhost", b"localhost"), ("127.0.0.1", None), ("::1", None)):
-            creator = address._unverified(host)
-            verifyObject(IOpenSSLClientConnectionCreator, creator)
-            connection = creator.clientConnectionForTLS(cast(Any, None))
-            self.assertEqual(connection.get_servername(), name)
-
     def test_port(self) -> None:
         """A port out of range, or that is no number, is refused."""
         for text, port in (
@@ -192,28 +146,13 @@ class ServerTests(SynchronousTestCase):
 
     def test_trust_without_tls(self) -> None:
         """The options for TLS are refused with any other server."""
-        for trust in ({"ca": "x"}, {"insecure": True}):
+        for trust in ({"ca": "x"}, {"cert": "x"}, {"key": "x"}, {"insecure": True}):
             self.assertEqual(
                 self.error("localhost", **trust),
-                "--ca and --insecure are for tls:host:port, not 'localhost';"
+                "--ca, --cert, --key and --insecure are for tls:host:port, not 'localhost';"
                 " did you mean 'tls:localhost'?",
             )
             self.assertTrue(self.error("unix:/a", **trust).endswith("not 'unix:/a'"))
-
-    def test_no_authorities(self) -> None:
-        """A file that is missing, has no certificate, or has a damaged one, is refused."""
-        self.assertEqual(
-            self.error("tls:localhost:7", ca="/nonexistent"),
-            "--ca: /nonexistent: No such file or directory",
-        )
-        path = Path(os.path.abspath(self.mktemp()))
-        path.write_text("nothing")
-        self.assertIn("found none in", self.error("tls:localhost:7", ca=str(path)))
-        path.write_text("-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----")
-        self.assertEqual(
-            self.error("tls:localhost:7", ca=str(path)),
-            f"--ca: {path}: damaged certificate (bad base64 decode)",
-        )
 
     def test_client_certificate(self) -> None:
         """A certificate in an endpoint that cannot be read: the file and the reason."""
@@ -225,12 +164,3 @@ class ServerTests(SynchronousTestCase):
         ):
             text = f"ssl:localhost:7:certKey={file}:privateKey={file}"
             self.assertTrue(self.error(text).endswith(f"not '{text}' ({cause})"), self.error(text))
-
-    def test_extra_not_installed(self) -> None:
-        """Without pyOpenSSL the message names the package and the extra."""
-        with patch.dict(sys.modules, {"OpenSSL": None}):
-            self.assertEqual(
-                self.error("tls:localhost:7"),
-                "tls: needs the package pyOpenSSL (the extra 'tls' of tsecho), which is not"
-                " installed",
-            )

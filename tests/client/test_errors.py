@@ -48,7 +48,11 @@ class MessageTests(SynchronousTestCase):
             ),
             (FileNotFoundError(2, "No such file or directory"), "No such file or directory"),
             (ValueError(), "ValueError"),
-            (Error([("SSL routines", "", "wrong version number")]), "wrong version number"),
+            (
+                Error([("SSL routines", "", "wrong version number")]),
+                "the server does not speak TLS on this port",
+            ),
+            (Error([("SSL routines", "", "no cipher match")]), "no cipher match"),
             (OSError("no\nnumber"), "no number"),
             (
                 Error([("SSL routines", "", "certificate verify failed")]),
@@ -75,10 +79,25 @@ class MessageTests(SynchronousTestCase):
         ):
             self.assertEqual(no_reply(text), f"the server sent '{shown}', which is no reply")
 
-    def test_alert(self) -> None:
-        """A server that wants a certificate of the client gets no hint about `--ca`."""
-        alert = "tlsv13 alert certificate required"
-        self.assertEqual(reason(Error([("SSL routines", "", alert)])), alert)
+    def test_alerts(self) -> None:
+        """The server's alerts, whatever version of TLS OpenSSL names, and however."""
+        for alert, message in (
+            (
+                "tlsv13 alert certificate required",
+                "the server asks for a client certificate (--cert FILE)",
+            ),
+            (
+                "tls alert handshake failure",
+                "the server refuses the TLS handshake;"
+                " does it ask for a client certificate (--cert FILE)?",
+            ),
+            (
+                "tlsv1 alert unknown ca",
+                "the server does not know the authority of the client certificate",
+            ),
+            ("tlsv1 alert internal error", "tlsv1 alert internal error"),
+        ):
+            self.assertEqual(reason(Error([("SSL routines", "", alert)])), message)
 
     def test_openssl_reason(self) -> None:
         """Of several errors in OpenSSL's queue the last is the reason; others have none."""

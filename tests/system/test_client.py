@@ -116,12 +116,41 @@ class PipeTests(SynchronousTestCase):
         self.assertRegex(done.stdout, REPLIES)
         self.assertIn(b"tsecho: warning: --insecure", done.stderr)
 
+    def test_client_certificate(self) -> None:
+        """A server that asks for a client's certificate: `--cert` and `--key` show one."""
+        files, alice, bob = (
+            self_signed(self.mktemp(), name) for name in ("localhost", "alice", "bob")
+        )
+        service = Service(
+            self,
+            *("-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}"),
+            *("--client-ca", alice.certificate),
+        )
+        server = (f"tls:localhost:{service.port()}", "--ca", files.certificate)
+        shown = ("--cert", alice.certificate, "--key", alice.key)
+        done = tsecho(*server, *shown, stdin=LINES)
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        self.assertRegex(done.stdout, REPLIES)
+        self.assertEqual(tsecho("ping", "-c", "1", *server, *shown).returncode, 0)
+        for arguments, words in (
+            ([], b"the server asks for a client certificate (--cert FILE)\n"),
+            (
+                ["--cert", bob.certificate, "--key", bob.key],
+                b"the server does not know the authority of the client certificate\n",
+            ),
+        ):
+            done = tsecho(*server, *arguments, stdin=LINES)
+            self.assertEqual((done.returncode, done.stdout), (1, b""))
+            self.assertTrue(done.stderr.endswith(words), done.stderr)
+
     def test_no_tls_there(self) -> None:
-        """A server without TLS: the reason is OpenSSL's, without its data structure."""
+        """A server without TLS: the message says so."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1")
         done = tsecho(f"tls:localhost:{service.port()}", "--insecure")
         self.assertEqual(done.returncode, 2)
-        self.assertTrue(done.stderr.endswith(b": wrong version number\n"), done.stderr)
+        self.assertTrue(
+            done.stderr.endswith(b": the server does not speak TLS on this port\n"), done.stderr
+        )
 
     def test_file_as_input(self) -> None:
         """A regular file as standard input, which epoll(7) cannot watch."""
@@ -435,7 +464,7 @@ class UsageTests(SynchronousTestCase):
         """Wrong arguments: one line on standard error, status 2."""
         for arguments in (
             *(["bogus:x:y"], ["host:99999"], ["--nonsense"], ["--ca", "x"], ["a", "b"], ["--ca"]),
-            *(["--timeout", "0"], ["--timeout", "x"], ["--timeout"]),
+            *(["--timeout", "0"], ["--timeout", "x"], ["--timeout"], ["--key", "x"]),
             *(["a\n\x1bb:c:d"], [b"\xff:x:y".decode(errors="surrogateescape")]),
         ):
             done = tsecho(*arguments)

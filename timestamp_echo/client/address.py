@@ -1,6 +1,6 @@
 """SERVER on the command line: from its text to an endpoint, or to a host and port for datagrams.
 
-Knows names, ports and certificates; opens no connection.
+Knows names and ports; opens no connection.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ import os
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.abstract import isIPv6Address
 from twisted.internet.endpoints import (
     HostnameEndpoint,
     UNIXClientEndpoint,
@@ -20,7 +18,6 @@ from twisted.internet.endpoints import (
     wrapClientTLS,
 )
 from twisted.internet.interfaces import (
-    IOpenSSLClientConnectionCreator,
     IReactorCore,
     IReactorFDSet,
     IReactorTCP,
@@ -29,13 +26,10 @@ from twisted.internet.interfaces import (
     IReactorUNIX,
     IStreamClientEndpoint,
 )
-from zope.interface import implementer
 
 from timestamp_echo.addresses import host_port
-from timestamp_echo.client.errors import not_installed, openssl_reason, quoted
-
-if TYPE_CHECKING:  # the extra `tls` may be missing
-    from twisted.internet.ssl import Certificate
+from timestamp_echo.client.errors import openssl_reason, quoted
+from timestamp_echo.client.tls import Trust, connection_creator
 
 PORT = 3000
 """The default port."""
@@ -63,17 +57,6 @@ class IClientReactor(
 
     mypy has no intersection types. This interface is one; nothing but a cast provides it.
     """
-
-
-@dataclass(frozen=True)
-class Trust:
-    """Which certificates of a server the client accepts."""
-
-    ca: str | None = None
-    """The path of a PEM file of certificate authorities; None for the system's."""
-
-    insecure: bool = False
-    """Accept any certificate."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +128,9 @@ def _check_no_trust(text: str, trust: Trust) -> None:
     """
     if trust != Trust():
         meant = f"; did you mean {quoted(f'tls:{text}')}?" if _host_and_port(text) else ""
-        raise ValueError(f"--ca and --insecure are for tls:host:port, not {quoted(text)}{meant}")
+        raise ValueError(
+            f"--ca, --cert, --key and --insecure are for tls:host:port, not {quoted(text)}{meant}"
+        )
 
 
 def _udp_server(text: str, rest: str) -> DatagramServer:
@@ -202,61 +187,6 @@ def _cause(error: Exception) -> str:
 
 
 def _tls_server(host: str, port: int, trust: Trust, reactor: IClientReactor) -> StreamServer:
-    try:
-        import OpenSSL  # noqa: F401  # only to know whether it is installed
-    except ImportError as error:
-        raise ValueError(f"tls: {not_installed('pyOpenSSL', 'tls')}") from error
-    creator = _unverified(host) if trust.insecure else _verified(host, trust.ca)
+    creator = connection_creator(host, trust)
     plain = HostnameEndpoint(reactor, host, port)
     return StreamServer(f"tls:{host_port(host, port)}", wrapClientTLS(creator, plain, reactor))
-
-
-def _verified(host: str, ca: str | None) -> IOpenSSLClientConnectionCreator:
-    from twisted.internet.ssl import optionsForClientTLS, trustRootFromCertificates
-
-    # Without trust root, Twisted takes those of the system.
-    return optionsForClientTLS(
-        host, trustRoot=trustRootFromCertificates(_certificates(ca)) if ca else None
-    )
-
-
-def _certificates(path: str) -> list[Certificate]:
-    """Read all certificates of a PEM file; what is between them is comment (RFC 7468, section 2).
-
-    @raise ValueError: the file cannot be read, or has no certificate, or a damaged one.
-    """
-    try:
-        pem = Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"--ca: {path}: {error.strerror}") from error
-    blocks = re.findall(b"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", pem, re.S)
-    if not blocks:
-        raise ValueError(f"--ca: expected certificates in PEM format, found none in {path}")
-    return [_certificate(block, path) for block in blocks]
-
-
-def _certificate(pem: bytes, path: str) -> Certificate:
-    from twisted.internet.ssl import Certificate
-
-    try:
-        return Certificate.loadPEM(pem)
-    except Exception as error:  # cryptography and pyOpenSSL have several, and no common base
-        detail = openssl_reason(error) or "not X.509"
-        raise ValueError(f"--ca: {path}: damaged certificate ({detail})") from error
-
-
-def _unverified(host: str) -> IOpenSSLClientConnectionCreator:
-    from OpenSSL import SSL
-    from twisted.internet.ssl import CertificateOptions
-
-    @implementer(IOpenSSLClientConnectionCreator)
-    class Unverified:
-        """Verifies no certificate, but still sends the server's name (SNI, RFC 6066, section 3)."""
-
-        def clientConnectionForTLS(self, tlsProtocol: object) -> SSL.Connection:
-            connection = SSL.Connection(CertificateOptions().getContext(), None)
-            if not (isIPAddress(host) or isIPv6Address(host)):  # SNI has names, not addresses
-                connection.set_tlsext_host_name(host.encode("idna"))
-            return connection
-
-    return Unverified()

@@ -16,9 +16,9 @@ from timestamp_echo.client.address import (
     DatagramServer,
     IClientReactor,
     StreamServer,
-    Trust,
     server_from,
 )
+from timestamp_echo.client.tls import Trust
 
 _REWORDED = (
     (r"argument (\S+): expected one argument", r"\1: expected a value, got none"),
@@ -98,6 +98,16 @@ def add_server(parser: ArgumentParser, *, several: bool = False) -> None:
         " (default: the system's)",
     )
     parser.add_argument(
+        "--cert",
+        metavar="FILE",
+        help="show a tls: server the certificate in this PEM file",
+    )
+    parser.add_argument(
+        "--key",
+        metavar="FILE",
+        help="its private key, a PEM file without a password (default: in the file of --cert)",
+    )
+    parser.add_argument(
         "--insecure",
         action="store_true",
         help="accept any certificate of a tls: server (default: verify it)",
@@ -125,7 +135,9 @@ def named_server(
 
     @param text: SERVER.
     """
-    trust = Trust(arguments.ca, arguments.insecure)
+    if arguments.key and not arguments.cert:
+        parser.error("--key: expected --cert FILE too, the certificate of the key")
+    trust = Trust(arguments.ca, arguments.insecure, arguments.cert, arguments.key)
     try:
         return server_from(text, trust, cast(IClientReactor, reactor))
     except ValueError as error:

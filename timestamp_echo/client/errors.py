@@ -20,6 +20,22 @@ UNREACHABLE = 2
 MAX_QUOTED = 200
 """Characters of a server's own words that are shown."""
 
+_NO_TLS = "the server does not speak TLS on this port"
+_TLS_REASONS = {
+    # What OpenSSL finds where it expects the server's first record.
+    "wrong version number": _NO_TLS,
+    "record layer failure": _NO_TLS,
+    "packet length too long": _NO_TLS,
+    "unexpected message": _NO_TLS,  # a plain echo returns the client's own record
+    # The server's alerts (RFC 8446, section 6.2).
+    "alert certificate required": "the server asks for a client certificate (--cert FILE)",
+    # So says a server with TLS 1.2 instead, but also one that has no cipher in common.
+    "alert handshake failure": "the server refuses the TLS handshake;"
+    " does it ask for a client certificate (--cert FILE)?",
+    "alert unknown ca": "the server does not know the authority of the client certificate",
+}
+"""OpenSSL's reasons, without the version of TLS in front of an alert, and what they mean."""
+
 _OTHER_NAME = "the certificate is for another name"
 _NOT_VERIFIED = (_OTHER_NAME, "certificate verify failed")  # the second is OpenSSL's
 _TRUST_HINT = "(--ca FILE trusts another authority, --insecure skips the verification)"
@@ -108,6 +124,7 @@ def reason(error: object) -> str:
     own; pyOpenSSL's and service_identity's cannot have one, because the extra may be missing.
     """
     text = openssl_reason(error) or _one_line(error)
+    text = _TLS_REASONS.get(text[max(0, text.find("alert ")) :], text)
     if type(error).__name__ == "VerificationError":  # service_identity's
         text = _OTHER_NAME
     return f"{text} {_TRUST_HINT}" if text in _NOT_VERIFIED else text
