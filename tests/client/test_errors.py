@@ -8,6 +8,8 @@ from unittest.mock import Mock, patch
 from OpenSSL.SSL import Error
 from twisted.internet.error import (
     ConnectError,
+    ConnectionDone,
+    ConnectionLost,
     ConnectionRefusedError,
     DNSLookupError,
     TimeoutError,
@@ -40,6 +42,8 @@ class MessageTests(SynchronousTestCase):
         for error, message in (
             (DNSLookupError("x"), "name not found"),
             (TimeoutError(), "no answer in time"),
+            (ConnectionDone(), "the server closed the connection"),
+            (ConnectionLost(), "the connection was lost"),
             (ConnectionRefusedError(111, "x"), "Connection refused"),
             (ConnectError("text"), "An error occurred while connecting: text."),
             (
@@ -78,6 +82,13 @@ class MessageTests(SynchronousTestCase):
             (b"x" * (MAX_QUOTED + 1), "x" * MAX_QUOTED + "..."),
         ):
             self.assertEqual(no_reply(text), f"the server sent '{shown}', which is no reply")
+
+    def test_server_of_tls(self) -> None:
+        """Its alert for plain text is not shown as text."""
+        self.assertEqual(
+            no_reply(b"\x15\x03\x01\0\x02\x02\x46"),
+            "the server speaks TLS on this port; use tls:host:port",
+        )
 
     def test_alerts(self) -> None:
         """The server's alerts, whatever version of TLS OpenSSL names, and however."""

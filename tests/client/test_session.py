@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from twisted.internet.address import IPv4Address
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost, TimeoutError
 from twisted.internet.interfaces import (
@@ -21,7 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import directlyProvides, implementer
 from zope.interface.verify import verifyClass
 
-from tests.fakes import IterationClock, Listener, Producer, TCPTransport
+from tests.fakes import IterationClock, Listener, Producer, TCPTransport, TLSTransport
 from timestamp_echo.client import session
 from timestamp_echo.client.address import StreamServer
 from timestamp_echo.client.session import (
@@ -128,7 +128,7 @@ class StreamSessionTests(SynchronousTestCase):
         """A reply that is cut short is missing, also if the server closes in order."""
         for sent, received in ((b"aaa", b"[] aa"), (b"aaa\n", b"[] aaa")):
             for reason, why in (
-                (ConnectionLost(), "non-clean"),
+                (ConnectionLost(), "the connection was lost"),
                 (ConnectionDone(), "the server closed the connection"),
             ):
                 self.setUp()
@@ -137,14 +137,16 @@ class StreamSessionTests(SynchronousTestCase):
                 self.session.dataReceived(received)
                 self.session.connectionLost(Failure(reason))
                 self.assertEqual((self.session.missing, self.listener.replies), (1, b""))
-                self.assertIn(why, self.listener.ends[0])
+                self.assertEqual(self.listener.ends, [why])
 
     def test_lost(self) -> None:
         """A connection lost before the last reply is reported."""
         self.session.write(b"a\n")
         self.session.finish()
         self.session.connectionLost(Failure(ConnectionLost()))
-        self.assertIn("non-clean", self.listener.ends[0])
+        self.assertEqual(
+            self.listener.ends, ["the connection was lost (if it speaks TLS, use tls:host:port)"]
+        )
         self.assertEqual(self.session.missing, 1)
 
     def test_finish_after_loss(self) -> None:
@@ -350,7 +352,7 @@ class StreamConnectionTests(SynchronousTestCase):
         """It passes on what it receives, and why it was lost."""
         for reason, why in (
             (ConnectionDone(), "the server closed the connection"),
-            (ConnectionLost("reset"), "reset"),
+            (ConnectionLost(), "the connection was lost"),
         ):
             listener = Listener()
             connection = StreamConnection(listener, Clock())
@@ -358,7 +360,25 @@ class StreamConnectionTests(SynchronousTestCase):
             connection.dataReceived(b"anything")
             connection.connectionLost(Failure(reason))
             self.assertEqual(listener.replies, b"anything")
-            self.assertIn(why, listener.ends[0])
+            self.assertEqual(listener.ends, [why])
+
+    def test_hint(self) -> None:
+        """A server that returns nothing may speak TLS: not through TLS or a UNIX socket."""
+        for transport, hint in (
+            (TCPTransport(peerAddress=IPv4Address("TCP", "192.0.2.1", 1)), True),
+            (TCPTransport(peerAddress=IPv6Address("TCP", "2001:db8::1", 1)), True),
+            (TCPTransport(peerAddress=UNIXAddress("socket")), False),
+            (TLSTransport(), False),
+        ):
+            listener = Listener()
+            connection = StreamConnection(listener, Clock())
+            connection.makeConnection(transport)
+            if not connection._ready.called:
+                connection.handshakeCompleted()
+            connection.connectionLost(Failure(ConnectionDone()))
+            why = "the server closed the connection"
+            words = f"{why} (if it speaks TLS, use tls:host:port)" if hint else why
+            self.assertEqual(listener.ends, [words])
 
 
 @implementer(IStreamClientEndpoint)

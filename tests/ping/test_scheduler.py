@@ -281,6 +281,14 @@ class PingerTests(SynchronousTestCase):
             self.observer.events.clear()
         pinger.stop()
 
+    def test_server_of_tls(self) -> None:
+        """A server of TLS sends an alert, which has no newline."""
+        pinger, _ = self.connected_pinger(Plan())
+        pinger.replied(b"\x15\x03\x01\0\x02\x02\x46")
+        pinger.over("closed")
+        self.assertIn("the server speaks TLS on this port; use tls:host:port", self.observer.events)
+        pinger.stop()
+
     def test_lost_connection(self) -> None:
         """Probes in flight are lost, and so are those due until the connection is back."""
         pinger, first = self.connected_pinger(Plan(timeout=5, interval=200 * MILLI, in_flight=2))

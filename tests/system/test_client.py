@@ -152,6 +152,16 @@ class PipeTests(SynchronousTestCase):
             done.stderr.endswith(b": the server does not speak TLS on this port\n"), done.stderr
         )
 
+    def test_tls_there(self) -> None:
+        """Plain text to a server of TLS, which closes the connection: the message asks."""
+        files = self_signed(self.mktemp())
+        service = Service(self, "-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}")
+        done = tsecho(f"localhost:{service.port()}", stdin=LINES)
+        self.assertEqual((done.returncode, done.stdout), (1, b""))
+        self.assertTrue(
+            done.stderr.endswith(b" (if it speaks TLS, use tls:host:port)\n"), done.stderr
+        )
+
     def test_file_as_input(self) -> None:
         """A regular file as standard input, which epoll(7) cannot watch."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1")

@@ -6,7 +6,13 @@ import os
 import sys
 from functools import singledispatch
 
-from twisted.internet.error import ConnectError, DNSLookupError, TimeoutError
+from twisted.internet.error import (
+    ConnectError,
+    ConnectionDone,
+    ConnectionLost,
+    DNSLookupError,
+    TimeoutError,
+)
 
 ANSWERED = 0
 """Exit status: every line was answered, and nothing else came."""
@@ -19,6 +25,9 @@ UNREACHABLE = 2
 
 MAX_QUOTED = 200
 """Characters of a server's own words that are shown."""
+
+TLS_ALERT = b"\x15\x03"
+"""How an alert of TLS begins (RFC 8446, section 5.1), with which many refuse plain text."""
 
 _NO_TLS = "the server does not speak TLS on this port"
 _TLS_REASONS = {
@@ -75,6 +84,8 @@ def first_line(text: bytes) -> str:
 
 def no_reply(text: bytes) -> str:
     """Say what a server sent that is no reply."""
+    if text.startswith(TLS_ALERT):
+        return "the server speaks TLS on this port; use tls:host:port"
     return f"the server sent {first_line(text)}, which is no reply"
 
 
@@ -133,6 +144,16 @@ def reason(error: object) -> str:
 @reason.register
 def _(error: DNSLookupError) -> str:
     return "name not found"
+
+
+@reason.register
+def _(error: ConnectionDone) -> str:
+    return "the server closed the connection"
+
+
+@reason.register
+def _(error: ConnectionLost) -> str:
+    return "the connection was lost"
 
 
 @reason.register

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import connectProtocol
-from twisted.internet.error import ConnectionDone, TimeoutError
+from twisted.internet.error import TimeoutError
 from twisted.internet.interfaces import (
     IDelayedCall,
     IHandshakeListener,
@@ -116,6 +117,7 @@ class StreamConnection(StreamProtocol):
         self._listener = listener
         self._clock = clock
         self._ready: Deferred[None] = Deferred()
+        self._silent = True  # nothing has been received
 
     def connect(self, server: StreamServer) -> Deferred[Self]:
         """Connect and, with TLS, complete the handshake.
@@ -145,6 +147,7 @@ class StreamConnection(StreamProtocol):
 
     def dataReceived(self, data: bytes) -> None:
         """See `IProtocol.dataReceived`."""
+        self._silent = False
         self._listener.replied(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -156,14 +159,19 @@ class StreamConnection(StreamProtocol):
 
     def _lost(self, reason: Failure) -> None:
         """The connection was lost after it was ready."""
-        self._listener.over(_why(reason))
+        self._listener.over(self._why(reason, self._silent))
 
+    def _why(self, reason: Failure, silent: bool) -> str:
+        """Why the connection was lost, as text.
 
-def _why(reason: Failure) -> str:
-    """Why a connection was lost, as text."""
-    if reason.check(ConnectionDone):
-        return "the server closed the connection"
-    return errors.reason(reason.value)
+        @param silent: the server has returned nothing for what was sent. A server of TLS does so,
+            unless it sends an alert, see `errors.no_reply`.
+        """
+        why = errors.reason(reason.value)
+        over_ip = isinstance(self.transport.getPeer(), IPv4Address | IPv6Address)
+        if silent and over_ip and not INegotiated.providedBy(self.transport):
+            return f"{why} (if it speaks TLS, use tls:host:port)"
+        return why
 
 
 class _Timer:
@@ -241,6 +249,7 @@ class StreamSession(StreamConnection):
 
     def dataReceived(self, data: bytes) -> None:
         """See `IProtocol.dataReceived`: pass on what is verified."""
+        self._silent = False
         if replies := self._replies.receive(data):
             self._listener.replied(replies)
         if self._replies.unexpected:
@@ -254,7 +263,8 @@ class StreamSession(StreamConnection):
 
     def _lost(self, reason: Failure) -> None:
         """The connection was lost. If nothing is missing, the end of the input may still come."""
-        self._why_lost = self._unexpected() or _why(reason)
+        silent = self._silent and self.missing > 0
+        self._why_lost = self._unexpected() or self._why(reason, silent)
         if not self._replies.complete:
             self._end(self._why_lost)
         elif self._finished:

@@ -371,7 +371,8 @@ class Pinger:
         """Report the line that the server sent instead of replies, unless it was the last one."""
         line, newline, _ = self._unmatched.partition(b"\n")
         self._unmatched = b""
-        if newline and line != self._refusal:
+        whole = newline or line.startswith(errors.TLS_ALERT)
+        if whole and line != self._refusal:
             self._refusal = line
             self._notify(errors.no_reply(line))
 
