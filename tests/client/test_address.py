@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import cast
+from unittest.mock import patch
 
 from twisted.internet.endpoints import (
     HostnameEndpoint,
     TCP4ClientEndpoint,
+    TCP6ClientEndpoint,
     UNIXClientEndpoint,
 )
 from twisted.internet.testing import MemoryReactorClock
@@ -95,12 +98,12 @@ class ServerTests(SynchronousTestCase):
             ("example.com:70000", "70000"),
             ("example.com:0", "0"),
             ("udp:example.com:65536", "65536"),
+            ("tls:example.com:x", "'x'"),
             ("localhost:http", "'http'"),
             ("localhost:", "''"),
         ):
-            rest = text.removeprefix("udp:")
-            self.assertEqual(
-                self.error(text), f"SERVER: expected a port from 1 to 65535, not {port} in '{rest}'"
+            self.assertRegex(
+                self.error(text), f"^SERVER: expected a port from 1 to 65535, not {port} in '.*'$"
             )
 
     def test_no_server(self) -> None:
@@ -113,12 +116,45 @@ class ServerTests(SynchronousTestCase):
             "tcp:a:b",
             "ssl:a",
             "a\\b:c:d",
+            "localhost 3000",
         ):
             message = self.error(text)
             self.assertIn("SERVER: expected host, host:port", message)
             self.assertTrue(message.endswith(f", not '{text}'"), message)
         self.assertIn("not 'a\\nb:c:d'", self.error("a\nb:c:d"))
         self.assertIn("SERVER: expected udp:host:port, not 'udp:'", self.error("udp:"))
+
+    def test_zones(self) -> None:
+        """A link-local address needs its interface, which its name or its number tells."""
+        number, name = socket.if_nameindex()[0]
+        for zone in (name, number):
+            for text in (f"fe80::1%{zone}", f"[fe80::1%{zone}]:3000"):
+                server = self.stream(text)
+                self.assertEqual(server.name, f"[fe80::1%{zone}]:3000")
+                self.assertIsInstance(server.endpoint, TCP6ClientEndpoint)
+                with patch.object(address, "connection_creator") as creator:
+                    self.assertEqual(self.server(f"tls:{text}").name, f"tls:{server.name}")
+                self.assertEqual(creator.call_args.args[0], "fe80::1")
+                udp = DatagramServer(f"udp:{server.name}", f"fe80::1%{zone}", 3000)
+                self.assertEqual(self.server(f"udp:{text}"), udp)
+        for text in ("fe80::1", "[fe80::1]:7", "udp:fe80::1", "tls:[fe80::1]"):
+            self.assertEqual(
+                self.error(text),
+                "SERVER: expected a link-local address with its interface, as in fe80::1%eth0,"
+                " not 'fe80::1'",
+            )
+
+    def test_no_such_zone(self) -> None:
+        """A zone that is no interface of this host; a port may have been taken for a part of it."""
+        for text, rest in (
+            ("fe80::1%none", "'none' in 'fe80::1%none'"),
+            ("[fe80::1%none]:7", "'none' in 'fe80::1%none'"),
+            ("::1%", "'' in '::1%'"),
+            ("::1%lo:7", "'lo:7' in '::1%lo:7'; did you mean '[::1%lo]:7'?"),
+        ):
+            self.assertEqual(
+                self.error(text), f"SERVER: expected a network interface of this host, not {rest}"
+            )
 
     def test_unix_path(self) -> None:
         """The path of a UNIX socket has 1 to 107 bytes."""
@@ -130,7 +166,19 @@ class ServerTests(SynchronousTestCase):
         """Where it is obvious what was meant, the message asks."""
         for text, meant in (
             ("http://localhost:3000/", "localhost:3000"),
-            ("https://[::1]:7", "[::1]:7"),
+            ("http://localhost:3000/x", "localhost:3000"),
+            ("https://[::1]:7", "tls:[::1]:7"),
+            ("tls://localhost:7", "tls:localhost:7"),
+            ("UDP://localhost:7", "udp:localhost:7"),
+            ("tcp://localhost:7", "localhost:7"),
+            ("3000", "localhost:3000"),
+            ("udp:3000", "udp:localhost:3000"),
+            ("tls:3000", "tls:localhost:3000"),
+            ("tcp:3000", "localhost:3000"),
+            ("ssl:3001", "tls:localhost:3001"),
+            ("::1:3000", "[::1]:3000"),
+            ("udp:::1:3000", "udp:[::1]:3000"),
+            ("2001:db8::1:30000", "[2001:db8::1]:30000"),
             ("upd:localhost:7", "udp:localhost:7"),
             ("tcp6:localhost:7", "tcp:localhost:7"),
             ("unx:/run/socket", "unix:/run/socket"),
@@ -141,7 +189,8 @@ class ServerTests(SynchronousTestCase):
                 self.error(text).endswith(f", not '{text}'; did you mean '{meant}'?"),
                 self.error(text),
             )
-        for text in ("http://a:b:c", "tcp:a:b", "udp"):
+            self.server(meant)
+        for text in ("http://a:b:c", "tcp:a:b", "udp", "tcp"):
             self.assertEqual(address._meant(text), "")
 
     def test_trust_without_tls(self) -> None:

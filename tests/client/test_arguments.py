@@ -62,6 +62,7 @@ class CommandParserTests(SynchronousTestCase):
             (["-f", "-i", "1"], "-i: cannot be combined with -f"),
             (["--pl=a"], "--pl=a: expected one option, it may be any of --plot, --places"),
             (["a", "b", "c"], "SERVER: expected one, got 'a' and 'b' and 'c'"),
+            (["a", "7"], "SERVER: expected one, got 'a' and '7'; did you mean a:7?"),
             (["--inscure", "a"], "unknown option '--inscure'; did you mean --insecure?"),
             (["--jsn=1"], "unknown option '--jsn'; see tsecho ping --help"),
             (["-4", "localhost"], "unknown option '-4'; see tsecho ping --help"),

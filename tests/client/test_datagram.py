@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from typing import Any, cast
+from unittest.mock import Mock, patch
 
 from twisted.internet.error import MessageLengthError
 from twisted.internet.task import Clock
@@ -33,6 +34,7 @@ class FakePort:
     connected: tuple[str, int] | None = None
 
     def __init__(self) -> None:
+        self.socket = Mock()
         self.sent: list[bytes] = []
         self.closed = 0
         self.error: Exception | None = None
@@ -318,6 +320,17 @@ class AddressTests(SynchronousTestCase):
         self.assertEqual(self.reactor.interfaces, ["::"])
         self.assertEqual(self.reactor.ports[0].connected, ("::1", 7))
         self.assertEqual(self.reactor.ports[0].sent, [b"a\n"])
+
+    def test_zone(self) -> None:
+        """To a link-local address the socket is connected with its zone as well, before."""
+        address = ("fe80::1", 7, 0, 2)
+        tested = DatagramSession(self.listener, cast(IClientReactor, self.reactor))
+        with patch("timestamp_echo.client.datagram._has_route", return_value=True):
+            tested._open([(socket.AF_INET6, socket.SOCK_DGRAM, 0, "", address)])
+        port = self.reactor.ports[-1]
+        port.socket.connect.assert_called_once_with(address)
+        self.assertEqual(port.connected, ("fe80::1", 7))
+        self.reactor.ports[0].socket.connect.assert_not_called()
 
     def test_second(self) -> None:
         """A first line that is refused is sent to the second address; both may refuse."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.system.certificates import self_signed
 from tests.system.namespaces import FAR, NEAR, Machines
 from tests.system.running import BIN, PATIENCE, Service, run
 from tests.system.wire import Frame
@@ -98,13 +99,29 @@ class NamespaceTests(SynchronousTestCase):
         return [Frame(*frame) for frame in json.loads(done.stdout)]
 
     def test_link_local(self) -> None:
-        """A client with nothing but a link-local address is answered."""
+        """A client with nothing but a link-local address is answered; so is `tsecho`."""
         for name, address in ((self.near, "fe80::1"), (self.far, "fe80::2")):
             command = f"-n {name} address add {address}/64 dev eth0 nodad"
             self.machines.do(*command.split())
-        there = Service(self, "-l", r"udp:3000:interface=\:\:", prefix=self.inside(self.far))
+        files = self_signed(self.mktemp())
+        there = Service(
+            self,
+            *("-l", r"udp:3000:interface=\:\:", "-l", r"tcp:3000:interface=\:\:"),
+            *("-l", rf"ssl:3001:interface=\:\::{files.endpoint}"),
+            prefix=self.inside(self.far),
+        )
         done = run([*self.inside(self.near), sys.executable, "-c", ASK, "fe80::2%eth0", "3000"])
         self.assertIn(b"] hello", done.stdout, done.stderr)
+        client = [*self.inside(self.near), str(BIN / "tsecho")]
+        for server in (
+            *(["fe80::2%eth0"], ["[fe80::2%eth0]:3000"], ["udp:fe80::2%eth0"]),
+            ["tls:[fe80::2%eth0]:3001", "--insecure"],
+        ):
+            done = run([*client, *server], input=b"hello\n")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertIn(b"] hello", done.stdout)
+            done = run([*client, "ping", "-c", "1", *server])
+            self.assertEqual(done.returncode, 0, done.stderr)
         there.stop()
 
     def shout(self, port: str, *hosts: str) -> str:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from dataclasses import dataclass
 from difflib import get_close_matches
+from ipaddress import ip_address
 
 from twisted.internet.abstract import isIPv6Address
 from twisted.internet.endpoints import (
     HostnameEndpoint,
+    TCP6ClientEndpoint,
     UNIXClientEndpoint,
     clientFromString,
     wrapClientTLS,
@@ -44,10 +47,17 @@ _EXPECTED = (
     "SERVER: expected host, host:port, [::1]:port, unix:/path, udp:host:port, tls:host:port"
     " or a Twisted client endpoint"
 )
-_HOST_PORT = re.compile(r"(?:\[(?P<v6>[^]]+)\]|(?P<host>[^:\[\]]+))(?::(?P<port>\d+))?", re.ASCII)
+_HOST_PORT = re.compile(
+    r"(?:\[(?P<v6>[^]]+)\]|(?P<host>[^:/\s\[\]]+))(?::(?P<port>\d+))?", re.ASCII
+)
 _HOST_AND_WORD = re.compile(r"(?P<host>[^:\[\]]+):(?P<port>[^:]*)")
-_URL = re.compile(r"[A-Za-z]+://(?P<server>[^/]+)/?")
+# The system takes both for addresses: 3000 for 0.0.11.184 (inet_aton(3)), and ::1:3000 for one of a
+# range that is not in use (RFC 4291, section 2.5.5.1).
+_LONE_PORT = re.compile(r"(?:::1:)?(\d+)", re.ASCII)
+_URL = re.compile(r"(?P<scheme>[A-Za-z]+)://(?P<server>[^/]+)(?:/.*)?")
 _KINDS = ("udp", "tls", "unix", "tcp", "ssl")
+_PREFIXES = {"https": "tls:", "ssl": "tls:", "tls": "tls:", "udp": "udp:"}
+"""What SERVER has in front of the host, for the schemes of URLs, and for kinds that it lacks."""
 
 
 class IClientReactor(
@@ -86,7 +96,9 @@ def server_from(text: str, trust: Trust, reactor: IClientReactor) -> StreamServe
         given.
     """
     kind, _, rest = text.partition(":")
-    if kind == "tls" and (address := _host_and_port(rest)):
+    if _URL.fullmatch(text) or (kind in ("tcp", "ssl") and _LONE_PORT.fullmatch(rest)):
+        raise ValueError(_not_a_server(text))
+    if kind == "tls" and (address := _host_and_port(rest, "tls:")):
         return _tls_server(*address, trust, reactor)
     _check_no_trust(text, trust)
     if kind == "udp":
@@ -94,22 +106,56 @@ def server_from(text: str, trust: Trust, reactor: IClientReactor) -> StreamServe
     if kind == "unix" and not rest.startswith("path="):
         return _unix_server(text, rest, reactor)
     if address := _host_and_port(text):
-        return StreamServer(host_port(*address), HostnameEndpoint(reactor, *address))
+        return StreamServer(host_port(*address), _tcp(*address, reactor))
     return StreamServer(text, _endpoint(text, reactor))
 
 
-def _host_and_port(text: str) -> tuple[str, int] | None:
+def _host_and_port(text: str, kind: str = "") -> tuple[str, int] | None:
     """Parse `host`, `host:port`, `[v6]`, `[v6]:port` or a bare IPv6 address.
 
+    @param kind: what precedes it in SERVER, such as `udp:`.
     @return: None for anything else.
-    @raise ValueError: the port is out of range.
+    @raise ValueError: it is a port alone, or the port or the zone is none.
     """
+    if port := _LONE_PORT.fullmatch(text):
+        host = "[::1]" if text.startswith(":") else "localhost"
+        meant = quoted(f"{kind}{host}:{port[1]}")
+        raise ValueError(f"{_EXPECTED}, not {quoted(kind + text)}; did you mean {meant}?")
     if isIPv6Address(text):
+        _check_zone(text)
         return text, PORT
     match = _HOST_PORT.fullmatch(text)
     if match is None or (match["v6"] and not isIPv6Address(match["v6"])):
         return None
+    if match["v6"]:
+        _check_zone(match["v6"])
     return match["v6"] or match["host"], _port(match["port"], text) if match["port"] else PORT
+
+
+def _check_zone(address: str) -> None:
+    """Check that a link-local IPv6 address has a zone, and that a zone is an interface (RFC 4007).
+
+    @raise ValueError: it is not so.
+    """
+    ip, percent, zone = address.partition("%")
+    if percent and zone not in [str(part) for pair in socket.if_nameindex() for part in pair]:
+        name, colon, port = zone.rpartition(":")
+        meant = f"; did you mean {quoted(f'[{ip}%{name}]:{port}')}?" if colon else ""
+        raise ValueError(
+            f"SERVER: expected a network interface of this host, not {quoted(zone)}"
+            f" in {quoted(address)}{meant}"
+        )
+    if ip_address(ip).is_link_local and not percent:
+        raise ValueError(
+            f"SERVER: expected a link-local address with its interface, as in {ip}%eth0,"
+            f" not {quoted(address)}"
+        )
+
+
+def _tcp(host: str, port: int, reactor: IClientReactor) -> IStreamClientEndpoint:
+    if "%" in host:  # HostnameEndpoint would lose the zone
+        return TCP6ClientEndpoint(reactor, host, port)
+    return HostnameEndpoint(reactor, host, port)
 
 
 def _port(digits: str, text: str) -> int:
@@ -134,7 +180,7 @@ def _check_no_trust(text: str, trust: Trust) -> None:
 
 
 def _udp_server(text: str, rest: str) -> DatagramServer:
-    if not (address := _host_and_port(rest)):
+    if not (address := _host_and_port(rest, "udp:")):
         raise ValueError(f"SERVER: expected udp:host:port, not {quoted(text)}")
     return DatagramServer(f"udp:{host_port(*address)}", *address)
 
@@ -160,7 +206,7 @@ def _not_a_server(text: str) -> str:
     """Say what was expected, what was given, and, where it is obvious, what was meant."""
     if meant := _meant(text):
         return f"{_EXPECTED}, not {quoted(text)}; did you mean {quoted(meant)}?"
-    match = _HOST_AND_WORD.fullmatch(text)
+    match = _HOST_AND_WORD.fullmatch(text.removeprefix("tls:"))
     if match and match["host"] not in _KINDS:
         expected = f"SERVER: expected a port from 1 to {_MAX_PORT}, not {quoted(match['port'])}"
         return f"{expected} in {quoted(text)}"
@@ -168,12 +214,17 @@ def _not_a_server(text: str) -> str:
 
 
 def _meant(text: str) -> str:
-    """The SERVER that a URL, `tcp:[v6]:port` or a misspelt kind probably means; empty if none."""
+    """The SERVER that a text probably means, such as a URL or a misspelt kind; empty if none."""
     if (url := _URL.fullmatch(text)) and _host_and_port(url["server"]):
-        return url["server"]
+        return _PREFIXES.get(url["scheme"].lower(), "") + url["server"]
     kind, colon, rest = text.partition(":")
+    if kind in ("tcp", "ssl") and (port := _LONE_PORT.fullmatch(rest)):
+        return f"{_PREFIXES.get(kind, '')}localhost:{port[1]}"
     if kind == "tcp" and (address := _host_and_port(rest)):
         return host_port(*address)
+    host, _, word = text.rpartition(":")
+    if isIPv6Address(host):  # with a port of more digits than the last part of an address has
+        return f"[{host}]:{word}"
     similar = get_close_matches(kind, _KINDS, n=1)
     return f"{similar[0]}:{rest}" if colon and similar and kind not in _KINDS else ""
 
@@ -187,6 +238,6 @@ def _cause(error: Exception) -> str:
 
 
 def _tls_server(host: str, port: int, trust: Trust, reactor: IClientReactor) -> StreamServer:
-    creator = connection_creator(host, trust)
-    plain = HostnameEndpoint(reactor, host, port)
-    return StreamServer(f"tls:{host_port(host, port)}", wrapClientTLS(creator, plain, reactor))
+    creator = connection_creator(host.partition("%")[0], trust)  # no certificate has a zone
+    endpoint = wrapClientTLS(creator, _tcp(host, port, reactor), reactor)
+    return StreamServer(f"tls:{host_port(host, port)}", endpoint)

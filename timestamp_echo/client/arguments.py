@@ -69,7 +69,9 @@ class CommandParser(ArgumentParser):
         """
         options = [argument for argument in arguments if argument.startswith("-")]
         if not options:
-            return f"SERVER: expected one, got {' and '.join(map(errors.quoted, arguments))}"
+            given = " and ".join(map(errors.quoted, arguments))
+            meant = f"; did you mean {':'.join(arguments)}?" if arguments[-1].isdecimal() else ""
+            return f"SERVER: expected one, got {given}{meant}"
         name = options[0].partition("=")[0]
         # The one place that lists a parser's options; argparse has no public name for it.
         similar = get_close_matches(name, self._option_string_actions, n=1, cutoff=0.7)

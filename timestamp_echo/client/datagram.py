@@ -77,11 +77,14 @@ class DatagramPath(DatagramProtocol):
 
     def _open_next(self) -> None:
         """Open a port to the next address; it receives datagrams from this address only."""
-        family, _, _, _, (host, port, *_) = self._addresses.popleft()
+        family, _, _, _, address = self._addresses.popleft()
         local = "::" if family == socket.AF_INET6 else "0.0.0.0"
         self._stopping = False
         self._port = self._reactor.listenUDP(0, self, local, MAX_DATAGRAM)
-        self._port.connect(host, port)
+        if any(address[3:]):  # a link-local address, with its zone (RFC 4007)
+            # Twisted connects without the zone. But a socket stays with one it has had before.
+            self._port.socket.connect(address)
+        self._port.connect(*address[:2])
 
     def connectionRefused(self) -> None:
         """See `ConnectedDatagramProtocol`: the server's port is closed (ICMP port unreachable).
