@@ -5,22 +5,29 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import cast
-from unittest.mock import patch
+from typing import Any, cast
+from unittest.mock import Mock, patch
 
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.endpoints import (
     HostnameEndpoint,
     TCP4ClientEndpoint,
     TCP6ClientEndpoint,
     UNIXClientEndpoint,
 )
+from twisted.internet.interfaces import IHostnameResolver
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
 
 from tests.system.certificates import self_signed
 from timestamp_echo.client import address
 from timestamp_echo.client.address import (
+    IPV4,
+    IPV6,
     DatagramServer,
+    Family,
+    FamilyResolver,
     IClientReactor,
     StreamServer,
     server_from,
@@ -31,20 +38,22 @@ from timestamp_echo.client.tls import Trust
 class ServerTests(SynchronousTestCase):
     """`server_from`: each form of SERVER."""
 
-    def server(self, text: str, **trust: object) -> StreamServer | DatagramServer:
-        """Parse SERVER, with these options for TLS."""
+    def server(
+        self, text: str, family: Family | None = None, **trust: Any
+    ) -> StreamServer | DatagramServer:
+        """Parse SERVER, with these options."""
         reactor = cast(IClientReactor, MemoryReactorClock())
-        return server_from(text, Trust(**trust), reactor)  # type: ignore[arg-type]
+        return server_from(text, Trust(**trust), reactor, family)
 
-    def stream(self, text: str, **trust: object) -> StreamServer:
+    def stream(self, text: str, **trust: Any) -> StreamServer:
         """Parse SERVER, which is one for stream connections."""
         server = self.server(text, **trust)
         assert isinstance(server, StreamServer)
         return server
 
-    def error(self, text: str, **trust: object) -> str:
+    def error(self, text: str, family: Family | None = None, **trust: Any) -> str:
         """The message for a SERVER that is refused."""
-        return str(self.assertRaises(ValueError, self.server, text, **trust))
+        return str(self.assertRaises(ValueError, self.server, text, family, **trust))
 
     def test_hosts(self) -> None:
         """A host with or without port, by name or by address; the default port is 3000."""
@@ -156,6 +165,25 @@ class ServerTests(SynchronousTestCase):
                 self.error(text), f"SERVER: expected a network interface of this host, not {rest}"
             )
 
+    def test_family(self) -> None:
+        """-4 and -6 accept names, and addresses of their family."""
+        for family, host in ((IPV4, "192.0.2.1"), (IPV6, "[2001:db8::1]"), (IPV6, "::1")):
+            for text in (host, f"tls:{host}", "name", "name:7", "tls:name"):
+                self.assertIsInstance(self.server(text, family), StreamServer)
+        for family, number in ((IPV4, socket.AF_INET), (IPV6, socket.AF_INET6)):
+            server = self.server("udp:name:7", family)
+            self.assertEqual(server, DatagramServer("udp:name:7", "name", 7, number))
+
+    def test_other_family(self) -> None:
+        """An address of the other family is refused, as is a SERVER without a host."""
+        for family, name, texts in (
+            (IPV4, "-4: expected a SERVER with a name or an IPv4 address", ("::1", "tls:[::1]:7")),
+            (IPV6, "-6: expected a SERVER with a name or an IPv6 address", ("127.0.0.1:7",)),
+            (IPV6, "-6: expected a SERVER with a name or an IPv6 address", ("udp:127.0.0.1",)),
+        ):
+            for text in (*texts, "unix:/run/a", "unix:7", "tcp:name:7:timeout=3"):
+                self.assertEqual(self.error(text, family), f"{name}, not '{text}'")
+
     def test_unix_path(self) -> None:
         """The path of a UNIX socket has 1 to 107 bytes."""
         for text in ("unix:", "unix:/" + "x" * 107, "unix:/" + "é" * 54):
@@ -213,3 +241,17 @@ class ServerTests(SynchronousTestCase):
         ):
             text = f"ssl:localhost:7:certKey={file}:privateKey={file}"
             self.assertTrue(self.error(text).endswith(f"not '{text}' ({cause})"), self.error(text))
+
+
+class FamilyResolverTests(SynchronousTestCase):
+    """`FamilyResolver`: names in one family."""
+
+    def test_resolver(self) -> None:
+        """It asks another resolver, for this family."""
+        for family, kind in ((IPV4, IPv4Address), (IPV6, IPv6Address)):
+            below, receiver = Mock(), Mock()
+            resolver = FamilyResolver(below, family)
+            verifyObject(IHostnameResolver, resolver)
+            found = resolver.resolveHostName(receiver, "name", 7, [IPv4Address, IPv6Address], "UDP")
+            self.assertIs(found, below.resolveHostName.return_value)
+            below.resolveHostName.assert_called_once_with(receiver, "name", 7, [kind], "UDP")

@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
-from timestamp_echo.client.address import StreamServer
+from timestamp_echo.client.address import IPV4, IPV6, FamilyResolver, StreamServer
 from timestamp_echo.client.arguments import (
     CommandParser,
     add_server,
@@ -65,7 +65,8 @@ class CommandParserTests(SynchronousTestCase):
             (["a", "7"], "SERVER: expected one, got 'a' and '7'; did you mean a:7?"),
             (["--inscure", "a"], "unknown option '--inscure'; did you mean --insecure?"),
             (["--jsn=1"], "unknown option '--jsn'; see tsecho ping --help"),
-            (["-4", "localhost"], "unknown option '-4'; see tsecho ping --help"),
+            (["-4", "-6"], "-6/--ipv6: cannot be combined with -4/--ipv4"),
+            (["-5", "localhost"], "unknown option '-5'; see tsecho ping --help"),
             (["a", "b\n\x1b"], "SERVER: expected one, got 'a' and 'b\\n\\x1b'"),
         ):
             self.assertEqual(self.error(*arguments), message)
@@ -82,6 +83,9 @@ class CommandParserTests(SynchronousTestCase):
         self.assertIs(self.parser.parse_args(["-i", "3", "host"], given), given)
         self.assertEqual((given.server, given.i), ("host", 3))
         self.assertEqual(self.parser.parse_args([]).server, "localhost")
+        for option in ("-4", "--ipv4"):
+            given = self.parser.parse_args([option, "host"])
+            self.assertEqual((given.server, given.family), ("host", IPV4))
 
     def test_several(self) -> None:
         """A command may have several SERVERs, with options between them."""
@@ -129,6 +133,22 @@ class ChosenServerTests(SynchronousTestCase):
             self.stderr.getvalue(),
             "tsecho: warning: --insecure: the server's certificate is not verified\n",
         )
+
+    def test_family(self) -> None:
+        """-4 and -6 restrict what the reactor's resolver finds."""
+        for option, family in (("-4", IPV4), ("--ipv6", IPV6), (None, None)):
+            reactor = MemoryReactorClock()
+            before = reactor.nameResolver
+            parser = CommandParser(prog="tsecho")
+            add_server(parser)
+            arguments = parser.parse_args([option] if option else [])
+            chosen_server(parser, arguments, cast(IReactorTime, reactor))
+            resolver = reactor.nameResolver
+            if family:
+                assert isinstance(resolver, FamilyResolver)
+                self.assertEqual((resolver._resolver, resolver._family), (before, family))
+            else:
+                self.assertIs(resolver, before)
 
     def test_wrong(self) -> None:
         """A SERVER that cannot be parsed is an error of the command line."""

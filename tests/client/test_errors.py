@@ -40,7 +40,7 @@ class MessageTests(SynchronousTestCase):
         """A failed connection: the server and the reason, in one line."""
         hint = " (--ca FILE trusts another authority, --insecure skips the verification)"
         for error, message in (
-            (DNSLookupError("x"), "name not found"),
+            (DNSLookupError("x"), "no address found for this name"),
             (TimeoutError(), "no answer in time"),
             (ConnectionDone(), "the server closed the connection"),
             (ConnectionLost(), "the connection was lost"),

@@ -76,6 +76,16 @@ class PipeTests(SynchronousTestCase):
                 self.assert_answered(server)
             self.assert_answered("connect", f"localhost:{port}")
 
+    def test_one_family(self) -> None:
+        """-4 and -6 use addresses of one family only."""
+        listen = ("-l", "tcp:0:interface=127.0.0.1", "-l", "udp:0:interface=127.0.0.1")
+        service = Service(self, *listen)
+        for server in (f"localhost:{service.port()}", f"udp:localhost:{service.port(1)}"):
+            self.assert_answered("-4", server)
+            self.assertEqual(tsecho("ping", "-c", "1", "--ipv4", server).returncode, 0)
+            done = tsecho("-6", server, stdin=LINES)
+            self.assertEqual((done.returncode, done.stdout), (2, b""))
+
     def test_many_datagrams(self) -> None:
         """More lines than the server answers in a second are all answered, in order."""
         service = Service(self, "-l", "udp:0:interface=127.0.0.1")

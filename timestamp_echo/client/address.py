@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from ipaddress import ip_address
+from typing import NamedTuple
 
-from twisted.internet.abstract import isIPv6Address
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.endpoints import (
     HostnameEndpoint,
     TCP6ClientEndpoint,
@@ -21,14 +24,20 @@ from twisted.internet.endpoints import (
     wrapClientTLS,
 )
 from twisted.internet.interfaces import (
+    IAddress,
+    IHostnameResolver,
+    IHostResolution,
     IReactorCore,
     IReactorFDSet,
+    IReactorPluggableNameResolver,
     IReactorTCP,
     IReactorTime,
     IReactorUDP,
     IReactorUNIX,
+    IResolutionReceiver,
     IStreamClientEndpoint,
 )
+from zope.interface import implementer
 
 from timestamp_echo.addresses import host_port
 from timestamp_echo.client.errors import openssl_reason, quoted
@@ -61,12 +70,60 @@ _PREFIXES = {"https": "tls:", "ssl": "tls:", "tls": "tls:", "udp": "udp:"}
 
 
 class IClientReactor(
-    IReactorCore, IReactorFDSet, IReactorTCP, IReactorTime, IReactorUDP, IReactorUNIX
+    IReactorCore,
+    IReactorFDSet,
+    IReactorPluggableNameResolver,
+    IReactorTCP,
+    IReactorTime,
+    IReactorUDP,
+    IReactorUNIX,
 ):
     """What the client uses of a reactor: all of Twisted's reactors on POSIX provide it.
 
     mypy has no intersection types. This interface is one; nothing but a cast provides it.
     """
+
+
+class Family(NamedTuple):
+    """A family of addresses, to which an option restricts those of a name."""
+
+    option: str
+    name: str
+    number: int
+    """As in getaddrinfo(3)."""
+    address: type[IPv4Address] | type[IPv6Address]
+    """As in `IHostnameResolver`."""
+
+
+IPV4 = Family("-4", "IPv4", socket.AF_INET, IPv4Address)
+IPV6 = Family("-6", "IPv6", socket.AF_INET6, IPv6Address)
+
+
+@implementer(IHostnameResolver)
+class FamilyResolver:
+    """Finds the addresses of one family only.
+
+    @param resolver: finds them.
+    @param family: the family.
+    """
+
+    def __init__(self, resolver: IHostnameResolver, family: Family) -> None:
+        self._resolver = resolver
+        self._family = family
+
+    def resolveHostName(
+        self,
+        resolutionReceiver: IResolutionReceiver,
+        hostName: str,
+        portNumber: int = 0,
+        addressTypes: Sequence[type[IAddress]] | None = None,
+        transportSemantics: str = "TCP",
+    ) -> IHostResolution:
+        """See `IHostnameResolver.resolveHostName`."""
+        types = [self._family.address]
+        return self._resolver.resolveHostName(
+            resolutionReceiver, hostName, portNumber, types, transportSemantics
+        )
 
 
 @dataclass(frozen=True)
@@ -84,25 +141,32 @@ class DatagramServer:
     name: str
     host: str
     port: int
+    family: int = socket.AF_UNSPEC
+    """Of the host's addresses, as in getaddrinfo(3)."""
 
 
-def server_from(text: str, trust: Trust, reactor: IClientReactor) -> StreamServer | DatagramServer:
+def server_from(
+    text: str, trust: Trust, reactor: IClientReactor, family: Family | None = None
+) -> StreamServer | DatagramServer:
     """Parse SERVER.
 
     @param text: SERVER, as on the command line.
     @param trust: the options for TLS.
-    @param reactor: makes the connection.
+    @param reactor: makes the connection; its resolver finds addresses of the family only.
+    @param family: the only one that may be used; None for both.
     @raise ValueError: the message names the argument or option, what was expected and what was
         given.
     """
     kind, _, rest = text.partition(":")
     if _URL.fullmatch(text) or (kind in ("tcp", "ssl") and _LONE_PORT.fullmatch(rest)):
         raise ValueError(_not_a_server(text))
+    if family:
+        _check_family(text, family)
     if kind == "tls" and (address := _host_and_port(rest, "tls:")):
         return _tls_server(*address, trust, reactor)
     _check_no_trust(text, trust)
     if kind == "udp":
-        return _udp_server(text, rest)
+        return _udp_server(text, rest, family.number if family else socket.AF_UNSPEC)
     if kind == "unix" and not rest.startswith("path="):
         return _unix_server(text, rest, reactor)
     if address := _host_and_port(text):
@@ -152,6 +216,21 @@ def _check_zone(address: str) -> None:
         )
 
 
+def _check_family(text: str, family: Family) -> None:
+    """Refuse a SERVER that is no host, or an address of the other family.
+
+    @raise ValueError: it is.
+    """
+    kind, _, rest = text.partition(":")
+    address = _host_and_port(rest, f"{kind}:") if kind in ("tls", "udp") else _host_and_port(text)
+    other = isIPAddress if family is IPV6 else isIPv6Address
+    if address is None or other(address[0]) or kind == "unix":
+        raise ValueError(
+            f"{family.option}: expected a SERVER with a name or an {family.name} address,"
+            f" not {quoted(text)}"
+        )
+
+
 def _tcp(host: str, port: int, reactor: IClientReactor) -> IStreamClientEndpoint:
     if "%" in host:  # HostnameEndpoint would lose the zone
         return TCP6ClientEndpoint(reactor, host, port)
@@ -179,10 +258,10 @@ def _check_no_trust(text: str, trust: Trust) -> None:
         )
 
 
-def _udp_server(text: str, rest: str) -> DatagramServer:
+def _udp_server(text: str, rest: str, family: int) -> DatagramServer:
     if not (address := _host_and_port(rest, "udp:")):
         raise ValueError(f"SERVER: expected udp:host:port, not {quoted(text)}")
-    return DatagramServer(f"udp:{host_port(*address)}", *address)
+    return DatagramServer(f"udp:{host_port(*address)}", *address, family)
 
 
 def _unix_server(text: str, path: str, reactor: IClientReactor) -> StreamServer:

@@ -13,7 +13,10 @@ from twisted.internet.interfaces import IReactorTime
 
 from timestamp_echo.client import errors
 from timestamp_echo.client.address import (
+    IPV4,
+    IPV6,
     DatagramServer,
+    FamilyResolver,
     IClientReactor,
     StreamServer,
     server_from,
@@ -80,7 +83,7 @@ class CommandParser(ArgumentParser):
 
 
 def add_server(parser: ArgumentParser, *, several: bool = False) -> None:
-    """Add the argument SERVER and the options for TLS to a command.
+    """Add the argument SERVER, and the options for TLS and for addresses, to a command.
 
     @param several: whether there may be more than one SERVER. They are a list, empty if there is
         none.
@@ -114,6 +117,16 @@ def add_server(parser: ArgumentParser, *, several: bool = False) -> None:
         action="store_true",
         help="accept any certificate of a tls: server (default: verify it)",
     )
+    families = parser.add_mutually_exclusive_group()
+    for family in (IPV4, IPV6):
+        families.add_argument(
+            family.option,
+            f"--{family.name.lower()}",
+            action="store_const",
+            dest="family",
+            const=family,
+            help=f"use only {family.name} addresses of SERVER",
+        )
 
 
 def chosen_server(
@@ -140,8 +153,13 @@ def named_server(
     if arguments.key and not arguments.cert:
         parser.error("--key: expected --cert FILE too, the certificate of the key")
     trust = Trust(arguments.ca, arguments.insecure, arguments.cert, arguments.key)
+    client_reactor, family = cast(IClientReactor, reactor), arguments.family
+    if family and not isinstance(client_reactor.nameResolver, FamilyResolver):
+        # HostnameEndpoint has no such option, but looks names up by the reactor's resolver.
+        resolver = FamilyResolver(client_reactor.nameResolver, family)
+        client_reactor.installNameResolver(resolver)
     try:
-        return server_from(text, trust, cast(IClientReactor, reactor))
+        return server_from(text, trust, client_reactor, family)
     except ValueError as error:
         parser.error(str(error))
 

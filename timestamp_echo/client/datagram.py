@@ -64,7 +64,9 @@ class DatagramPath(DatagramProtocol):
         # A Python without IPv6 returns such addresses as bytes; it has no port for them either.
         found = cast(
             "Deferred[list[AddressInfo]]",
-            deferToThread(socket.getaddrinfo, server.host, server.port, 0, socket.SOCK_DGRAM),
+            deferToThread(
+                socket.getaddrinfo, server.host, server.port, server.family, socket.SOCK_DGRAM
+            ),
         )
         return found.addCallback(self._open)
 

@@ -143,7 +143,7 @@ def reason(error: object) -> str:
 
 @reason.register
 def _(error: DNSLookupError) -> str:
-    return "name not found"
+    return "no address found for this name"  # or none of the family that -4 or -6 asks for
 
 
 @reason.register
