@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `tsecho connect`, the default, or `tsecho ping`.
+    """Run `tsecho connect`, the default, or `tsecho ping`; or show the help of one of them.
 
     @param argv: the arguments; by default those of the process.
     @return: the exit status.
@@ -29,6 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             errors.print_error(f"expected an open {name}; it is closed")
             return errors.UNREACHABLE
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["help"]:
+        command = [word for word in arguments[1:] if word not in ("-h", "--help")]
+        if command not in ([], ["connect"], ["ping"]):
+            given = errors.quoted(" ".join(command))
+            errors.print_error(f"expected connect or ping, not {given}", "tsecho help")
+            return errors.UNREACHABLE
+        arguments = [*command, "--help"]
     if arguments[:1] == ["ping"]:
         from timestamp_echo.ping.command import main as ping
 

@@ -491,11 +491,40 @@ class UsageTests(SynchronousTestCase):
             self.assertEqual((done.returncode, done.stdout), (2, b""))
             self.assertRegex(done.stderr, rb"^tsecho: [ -~]+\n$")
 
-    def test_version_and_help(self) -> None:
-        """`--version` and `--help` print what they should."""
-        self.assertRegex(tsecho("--version").stdout, rb"^tsecho \d+\.\d+\.\d+\n$")
-        help_ = re.sub(rb"\s+", b" ", tsecho("--help").stdout)
-        self.assertIn(b"Exit status: 0 if every line", help_)
+    def test_version(self) -> None:
+        """Each command has `--version`."""
+        for command in ([], ["connect"], ["ping"]):
+            done = tsecho(*command, "--version")
+            self.assertEqual((done.returncode, done.stderr), (0, b""))
+            self.assertRegex(done.stdout, rb"^tsecho \d+\.\d+\.\d+\n$")
+
+    def test_help(self) -> None:
+        """`tsecho help` lists the commands, a line each; `tsecho help ping` is that of `ping`."""
+        general, ping = (tsecho(*command, "--help").stdout for command in ([], ["ping"]))
+        for command in (b"connect", b"ping", b"help"):
+            self.assertRegex(general, rb"\n  %b +\S" % command)
+        self.assertIn(b"\n  0    every line was answered", general)
+        for arguments, words in (
+            (["help"], general),
+            (["help", "--help"], general),
+            (["help", "connect"], general),
+            (["help", "ping"], ping),
+            (["connect", "-h"], general),
+        ):
+            done = tsecho(*arguments)
+            self.assertEqual((done.returncode, done.stdout, done.stderr), (0, words, b""))
+
+    def test_no_such_help(self) -> None:
+        """The help of anything else is an error."""
+        done = tsecho("help", "localhost")
+        self.assertEqual((done.returncode, done.stdout), (2, b""))
+        self.assertEqual(done.stderr, b"tsecho help: expected connect or ping, not 'localhost'\n")
+
+    def test_server_named_like_a_command(self) -> None:
+        """`tsecho connect help` is a connection to a server of that name."""
+        for name in ("help", "ping"):
+            done = tsecho("connect", name, "another")
+            self.assertIn(f"expected one, got '{name}' and 'another'".encode(), done.stderr)
 
     def test_reader_gone(self) -> None:
         """A reader that leaves, as in `| head -1`, is no error."""

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, cast
 
 from twisted.internet.interfaces import IReactorTime
 
+from timestamp_echo import __version__
 from timestamp_echo.client import errors
 from timestamp_echo.client.address import (
     IPV4,
@@ -83,7 +84,7 @@ class CommandParser(ArgumentParser):
 
 
 def add_server(parser: ArgumentParser, *, several: bool = False) -> None:
-    """Add the argument SERVER, and the options for TLS and for addresses, to a command.
+    """Add the argument SERVER, and the options that both commands have.
 
     @param several: whether there may be more than one SERVER. They are a list, empty if there is
         none.
@@ -127,6 +128,7 @@ def add_server(parser: ArgumentParser, *, several: bool = False) -> None:
             const=family,
             help=f"use only {family.name} addresses of SERVER",
         )
+    parser.add_argument("--version", action="version", version=f"tsecho {__version__}")
 
 
 def chosen_server(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from argparse import ArgumentParser
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
@@ -13,7 +13,6 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import TimeoutError
 from twisted.internet.interfaces import IReactorTime
 
-from timestamp_echo import __version__
 from timestamp_echo.client import errors
 from timestamp_echo.client.address import DatagramServer, IClientReactor, StreamServer
 from timestamp_echo.client.arguments import CommandParser, add_server, chosen_server, parse_seconds
@@ -26,6 +25,24 @@ if TYPE_CHECKING:
     from timestamp_echo.client.terminal import EditedTerminal
 
 T = TypeVar("T")
+
+_DESCRIPTION = """\
+Send lines to a timestamp echo and print its replies.
+
+commands:
+  connect         do that: the default, and the way to a server that is named
+                  like a command (tsecho connect ping)
+  ping            measure round trips, and how wrong the server's clock is
+  help [COMMAND]  show the help of a command"""
+
+_EPILOG = """\
+On a terminal, enter an empty line or press Ctrl-D to quit.
+
+exit status:
+  0    every line was answered, and nothing else came
+  1    the connection was lost, replies are missing, or something else came
+  2    wrong usage, or no connection: name not found, connection refused
+  130  Ctrl-C"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,13 +63,10 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> ArgumentParser:
     parser = CommandParser(
         prog="tsecho",
-        usage="%(prog)s [connect|ping] [options] [SERVER]",
-        description="Send lines to a timestamp echo and print its replies. To measure round trips"
-        " and the server's clock, use `tsecho ping`; see `tsecho ping --help`.",
-        epilog="On a terminal, enter an empty line or press Ctrl-D to quit. Exit status: 0 if every"
-        " line was answered, and nothing else came; 1 if the connection was lost, replies are"
-        " missing or something else came; 2 if the usage was wrong, the name was not found or the"
-        " connection was refused; 130 after Ctrl-C.",
+        usage="%(prog)s [COMMAND] [options] [SERVER]",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
     )
     add_server(parser)
     parser.add_argument(
@@ -62,7 +76,6 @@ def _parser() -> ArgumentParser:
         help="give up when nothing has come for so long while a connection or a reply is awaited"
         f" (default: never; over UDP, where only the line is given up, {REPLY_TIMEOUT:g})",
     )
-    parser.add_argument("--version", action="version", version=f"tsecho {__version__}")
     return parser
 
 
