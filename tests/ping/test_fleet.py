@@ -94,7 +94,7 @@ class FleetTests(SynchronousTestCase):
         self.successResultOf(done)
         self.assertEqual(
             [(host.name, host.error, host.stats.received) for host in self.fleet.hosts],
-            [("a", "", 1), ("b", "name not found", 0), ("c", "", 1)],
+            [("a", "", 1), ("b", "no address found for this name", 0), ("c", "", 1)],
         )
 
     def test_stop(self) -> None:

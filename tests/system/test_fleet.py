@@ -70,7 +70,7 @@ class FleetTests(SynchronousTestCase):
         self.assertEqual((done.returncode, done.stderr), (2, b""))
         words = done.stdout.decode()
         self.assertRegex(words, r"\n127[.:\d]+ +Connection refused\n")
-        self.assertRegex(words, r"\na.invalid:7 +name not found\n")
+        self.assertRegex(words, r"\na.invalid:7 +no address found for this name\n")
         self.assertEqual(len(re.findall(rf"^{right}: seq=", words, re.MULTILINE)), 2)
 
     def test_list(self) -> None:
