@@ -20,7 +20,12 @@ FILES = (
     *("setup.cfg", "setup.py", "pyproject.toml", "tox.ini", "MANIFEST.in", "LICENSE"),
     *("README.rst", "NEWS.rst", "CONTRIBUTING.rst", "SECURITY.rst"),
 )
-FOLDERS = ("timestamp_echo", "twisted", "tests", "benchmarks", "docs")
+FOLDERS = ("timestamp_echo", "twisted", "tests", "benchmarks", "docs", "completions")
+COMPLETIONS = {
+    "share/bash-completion/completions/tsecho",
+    "share/zsh/site-functions/_tsecho",
+    "share/fish/vendor_completions.d/tsecho.fish",
+}
 UNVERSIONED = shutil.ignore_patterns("__pycache__", "dropin.cache", "_build")
 TIMEOUT = 600.0
 """Seconds that a command may take. pip downloads and compiles, perhaps on a busy machine."""
@@ -93,10 +98,11 @@ class PackagingTests(SynchronousTestCase):
         self.run_installed("python", "-c", "import twisted.internet.reactor, twisted.plugins")
 
     def test_wheel(self) -> None:
-        """A wheel contains the package and the plugin, and nothing else."""
+        """A wheel contains the package, the plugin and the completions, and nothing else."""
         _, wheel = self.build()
         with zipfile.ZipFile(wheel) as archive:
             files = {name for name in archive.namelist() if ".dist-info/" not in name}
+        data = f"tsecho-{timestamp_echo.__version__}.data/data/"
         sources = {
             str(path.relative_to(ROOT))
             for pattern in (
@@ -107,8 +113,10 @@ class PackagingTests(SynchronousTestCase):
             )
             for path in ROOT.glob(pattern)
         }
-        self.assertEqual(files, sources)
+        self.assertEqual(files, sources | {data + path for path in COMPLETIONS})
         self.install(wheel)
+        for path in COMPLETIONS:
+            self.assertTrue((self.environment / path).is_file(), path)
         self.assert_works()
 
     def test_sdist(self) -> None:
