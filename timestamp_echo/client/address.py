@@ -184,7 +184,9 @@ def _host_and_port(text: str, kind: str = "") -> tuple[str, int] | None:
     if port := _LONE_PORT.fullmatch(text):
         host = "[::1]" if text.startswith(":") else "localhost"
         meant = quoted(f"{kind}{host}:{port[1]}")
-        raise ValueError(f"{_EXPECTED}, not {quoted(kind + text)}; did you mean {meant}?")
+        raise ValueError(
+            f"SERVER: expected {kind}host:port, not {quoted(kind + text)}; did you mean {meant}?"
+        )
     if isIPv6Address(text):
         _check_zone(text)
         return text, PORT
