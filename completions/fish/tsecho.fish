@@ -93,6 +93,8 @@ complete -c tsecho -n '_shtab_tsecho_using ping' -s W -l timeout -x -d 'count a 
 complete -c tsecho -n '_shtab_tsecho_using ping' -s f -l flood -d 'flood: send a probe as soon as another is answered; implies -q'
 complete -c tsecho -n '_shtab_tsecho_using ping' -l exact -d 'send each probe exactly when it is due: do not move it to where it tells most about a clock of whole seconds'
 complete -c tsecho -n '_shtab_tsecho_using ping' -s q -l quiet -d 'write only the summary; on a terminal, also a progress line'
+complete -c tsecho -n '_shtab_tsecho_using ping' -l connect -d 'open a new connection for each probe, and show where the time goes'
+complete -c tsecho -n '_shtab_tsecho_using ping' -l send-proxy -d 'send a header of the PROXY protocol first, as load balancers do'
 complete -c tsecho -n '_shtab_tsecho_using ping' -l json -d 'write one JSON object per line (see --json-schema)'
 complete -c tsecho -n '_shtab_tsecho_using ping' -l prometheus -d 'write the final results in Prometheus'"'"'s text format'
 complete -c tsecho -n '_shtab_tsecho_using ping' -l json-schema -d 'print the JSON Schema of what --json writes, and exit'

@@ -158,6 +158,14 @@ class ChosenServerTests(SynchronousTestCase):
             "tsecho: SERVER: expected a port from 1 to 65535, not 0 in 'host:0'\n",
         )
 
+    def test_key_alone(self) -> None:
+        """A key without its certificate is an error."""
+        self.assertEqual(self.assertRaises(SystemExit, self.chosen, "--key", "x").code, 2)
+        self.assertEqual(
+            self.stderr.getvalue(),
+            "tsecho: --key: expected --cert FILE too, the certificate of the key\n",
+        )
+
 
 class ParseSecondsTests(SynchronousTestCase):
     """`parse_seconds`."""
@@ -169,11 +177,3 @@ class ParseSecondsTests(SynchronousTestCase):
         for text in ("0.4", "-1", "1000001", "x", "", "nan", "inf", "1_0"):
             error = self.assertRaises(ArgumentTypeError, parse_seconds, 0.5, text)
             self.assertEqual(str(error), f"expected seconds from 0.5 to 1000000, not {text!r}")
-
-    def test_key_alone(self) -> None:
-        """A key without its certificate is an error."""
-        self.assertEqual(self.assertRaises(SystemExit, self.chosen, "--key", "x").code, 2)
-        self.assertEqual(
-            self.stderr.getvalue(),
-            "tsecho: --key: expected --cert FILE too, the certificate of the key\n",
-        )

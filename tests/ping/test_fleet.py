@@ -31,6 +31,9 @@ class FakePath:
         """See `Path.write`."""
         self._listener.replied(data)
 
+    def release(self, data: bytes) -> None:
+        """See `Path.release`."""
+
     def close(self) -> None:
         """See `Path.close`."""
         self.closed = True

@@ -26,7 +26,7 @@ from timestamp_echo.ping.json import (
     format_unreachable,
 )
 from timestamp_echo.ping.probe import Reply
-from timestamp_echo.ping.stats import Host, Stats
+from timestamp_echo.ping.stats import Host, Phases, Stats
 from timestamp_echo.stamps import SECOND
 
 NAME = "host:1"
@@ -215,6 +215,34 @@ class SummaryTests(LineTestCase):
                 "formula": "rate",
             },
         )
+
+
+class PhasesTests(LineTestCase):
+    """Probes that have a connection each."""
+
+    def test_answered(self) -> None:
+        """How long each phase took, with that of the reply."""
+        probe = answered(3, rtt=4 * MILLISECOND)
+        probe.phases = Phases({"lookup": MILLISECOND, "tls": MILLISECOND}, "reply")
+        record = validated(format_probe(probe, 0, stats_of(MILLISECOND), NAME))
+        self.assertEqual(
+            record["phases_ns"],
+            {"lookup": MILLISECOND, "tls": MILLISECOND, "reply": 2 * MILLISECOND},
+        )
+
+    def test_lost(self) -> None:
+        """The phases that are over, and the one in which it was lost."""
+        probe = lost(3)
+        probe.phases = Phases({"lookup": 7}, "connect")
+        record = validated(format_probe(probe, 0, Stats(), NAME))
+        self.assertEqual((record["phases_ns"], record["lost_in"]), ({"lookup": 7}, "connect"))
+
+    def test_summary(self) -> None:
+        """Statistics of each phase."""
+        stats = stats_of(MILLISECOND)
+        stats.phases["tls"] = stats.rtt
+        record = validated(format_summary(stats, NAME))
+        self.assertEqual(record["phases_ns"], {"tls": record["rtt_ns"]})
 
 
 class FleetTests(SynchronousTestCase):

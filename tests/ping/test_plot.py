@@ -19,7 +19,7 @@ from tests.ping.simulation import START, Delays, Server, fixed, heavy_tailed
 from timestamp_echo.ping import plot
 from timestamp_echo.ping.bounds import Sample
 from timestamp_echo.ping.plot import FleetPlot, Plot
-from timestamp_echo.ping.stats import Probe, Stats
+from timestamp_echo.ping.stats import Phases, Probe, Stats
 from timestamp_echo.stamps import SECOND
 
 INSTALLED = find_spec("matplotlib") is not None
@@ -223,6 +223,19 @@ class RoundTripTests(PlotTestCase):
         self.assertEqual(sum(bar.get_width() for bar in spread.patches), 4)
         ticks = axes.yaxis.get_major_formatter()
         self.assertEqual(ticks(20), "20")
+
+    def test_phases(self) -> None:
+        """With a connection for each probe there is a line for each phase."""
+        plot = self.plot()
+        for number in (1, 2):
+            probe = answered(number)
+            probe.phases = Phases({"lookup": MILLISECOND // 4, "tls": MILLISECOND // 2}, "reply")
+            plot.answered(probe, Stats())
+        axes = self.drawn(plot)[0]
+        self.assertEqual(self.labels(axes), ["answered: 2", "name lookup", "TLS", "reply"])
+        values = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+        self.assertEqual(values["TLS"], [0.5, 0.5])
+        self.assertEqual(values["reply"], [0.25, 0.25])
 
     def test_outlier_of_few(self) -> None:
         """What is more than five times the median is an outlier; the unit fits both axes."""

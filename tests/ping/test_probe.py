@@ -65,6 +65,12 @@ def streams(draw: st.DrawFn) -> tuple[int, list[bytes], list[Reply]]:
 class TextTests(SynchronousTestCase):
     """`Probes.message`."""
 
+    def test_number(self) -> None:
+        """The number of a probe is found in its message."""
+        probes = Probes("0123456789ab", 64)
+        for number in (1, 10, 9_999_999_999):
+            self.assertEqual(probes.number(probes.message(number)), number)
+
     @given(st.integers(MIN_SIZE, 2000), st.integers(0, HIGHEST))
     def test_size(self, size: int, number: int) -> None:
         """A probe has the requested size, is one line, and contains its number."""

@@ -22,7 +22,7 @@ from timestamp_echo.ping.scheduler import (
     Plan,
     ProbeObserver,
 )
-from timestamp_echo.ping.stats import Probe, Stats
+from timestamp_echo.ping.stats import Phases, Probe, Stats
 from timestamp_echo.stamps import SECOND, Stamp
 
 MILLI = SECOND // 1000
@@ -37,6 +37,8 @@ class FakePath:
         self.sent: list[tuple[int, bytes]] = []
         self.arrival = 0
         self.refused = self.full = self.closed = False
+        self.released: list[bytes] = []
+        self.phases: Phases | None = None
         self.fails: Callable[[], None] | None = None
 
     def write(self, data: bytes) -> None:
@@ -44,6 +46,11 @@ class FakePath:
         self.sent.append((milliseconds(self._clock), data))
         if self.fails is not None:
             self.fails()
+
+    def release(self, data: bytes) -> Phases | None:
+        """See `Path`."""
+        self.released.append(data)
+        return self.phases
 
     def close(self) -> None:
         """See `Path`."""
@@ -288,6 +295,39 @@ class PingerTests(SynchronousTestCase):
         pinger.over("closed")
         self.assertIn("the server speaks TLS on this port; use tls:host:port", self.observer.events)
         pinger.stop()
+
+    def test_phases(self) -> None:
+        """The path says where the time went until the probe was written; the rest is the reply's.
+
+        The stamp was made after that, so the offset is known better than by the whole round trip.
+        """
+        pinger, path = self.connected_pinger(Plan(count=1))
+        path.phases = Phases({"connect": 20 * MILLI, "tls": 30 * MILLI}, "reply")
+        self.advance(60)
+        stamp = f"{NOW}.055000000"
+        self.reply(pinger, 1, stamp=stamp)
+        self.assertEqual(path.released, [self.probes.message(1)])
+        figures = {name: times.mean // MILLI for name, times in pinger.stats.phases.items()}
+        self.assertEqual(figures, {"connect": 20, "tls": 30, "reply": 10})
+        self.assertEqual(self.observer.rtts, [60])
+        offset = pinger.stats.offset
+        assert offset
+        self.assertEqual(round(offset.bound / MILLI), 5)
+
+    def test_failed(self) -> None:
+        """A probe whose connection fails is lost at once, and so is one that takes too long."""
+        pinger, path = self.connected_pinger(Plan(count=3, timeout=5, in_flight=2))
+        path.phases = Phases({}, "connect")
+        self.advance(1000)
+        pinger.failed(self.probes.message(2), "Connection refused")
+        self.assertEqual(self.observer.losses, ["2: Connection refused"])
+        self.assertEqual(len(self.clock.getDelayedCalls()), 2)
+        self.advance(4500)
+        self.assertEqual(self.observer.losses, ["2: Connection refused", "1: no reply within 5 s"])
+        self.assertEqual(path.released, [self.probes.message(2), self.probes.message(1)])
+        pinger.failed(self.probes.message(3), "closed")
+        self.assertIsNone(self.successResultOf(self.done))
+        self.assertEqual(pinger.stats.phases, {})
 
     def test_lost_connection(self) -> None:
         """Probes in flight are lost, and so are those due until the connection is back."""

@@ -15,7 +15,8 @@ from tests.ping.fixtures import lost as lost_probe
 from timestamp_echo.ping import text
 from timestamp_echo.ping.estimate import Offset
 from timestamp_echo.ping.probe import Reply
-from timestamp_echo.ping.stats import Stats
+from timestamp_echo.ping.roundtrips import RoundTrips
+from timestamp_echo.ping.stats import Phases, Stats
 from timestamp_echo.stamps import SECOND
 
 NAME = "host:1"
@@ -300,4 +301,32 @@ class SummaryTests(SynchronousTestCase):
                 "server's clock was set by -20.000 ± 0.101 ms",
                 "this host's clock was set by -1.500000 s",
             ],
+        )
+
+
+class PhasesTests(SynchronousTestCase):
+    """Probes that have a connection each."""
+
+    def test_lines(self) -> None:
+        """How long each phase took, in place of the clock; a loss names its phase."""
+        probe = answered(1, rtt=4 * MILLISECOND)
+        probe.phases = Phases({"lookup": MILLISECOND // 4, "tls": MILLISECOND // 2}, "reply")
+        self.assertEqual(
+            text.answered(probe, "a", Offset(0, 1, 0, 0, "rate")),
+            "a: seq=1 time=4.000 ms = lookup 0.250 + tls 0.500 + reply 3.250",
+        )
+        probe = lost_probe(2)
+        for phase, words in (("lookup", "name lookup"), ("connect", "connect"), ("tls", "TLS")):
+            probe.phases = Phases({}, phase)
+            expected = f"seq=2 lost in {words}: no reply within 1 s"
+            self.assertEqual(text.lost(probe), expected)
+
+    def test_summary(self) -> None:
+        """Statistics of each phase."""
+        stats = stats_of(MILLISECOND, 2 * MILLISECOND)
+        for duration in (MILLISECOND, 3 * MILLISECOND):
+            stats.phases.setdefault("tls", RoundTrips()).add(duration)
+        self.assertIn(
+            "\nTLS min/avg/max = 1.000/2.000/3.000 ms, p50/p90/p99 = 1.000/3.000/3.000 ms\n",
+            text.summary(stats, "a"),
         )

@@ -9,6 +9,7 @@ from typing import Any, cast
 from unittest.mock import patch
 
 from twisted.internet import reactor
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ServerEndpoint
 from twisted.internet.error import MessageLengthError
@@ -278,3 +279,25 @@ class PathTests(SynchronousTestCase):
             path.transport = self.transport(OSError(number, "no"))
             path.write(b"a\n")
             self.assertEqual((listener.ends, path.transport.listening), ([], True))
+
+
+class ProxyHeaderTests(SynchronousTestCase):
+    """`proxy_header`."""
+
+    def test_families(self) -> None:
+        """Both ends of TCP; a scope is not part of an address; UNIX has no addresses."""
+        for host, peer, expected in (
+            (
+                IPv4Address("TCP", "10.0.0.1", 1),
+                IPv4Address("TCP", "10.0.0.2", 2),
+                b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2",
+            ),
+            (
+                IPv6Address("TCP", "fe80::1%eth0", 1),
+                IPv6Address("TCP", "fe80::2%eth0", 2),
+                b"PROXY TCP6 fe80::1 fe80::2 1 2",
+            ),
+            (UNIXAddress(None), UNIXAddress("/x"), b"PROXY UNKNOWN"),
+            (IPv4Address("TCP", "10.0.0.1", 1), UNIXAddress("/x"), b"PROXY UNKNOWN"),
+        ):
+            self.assertEqual(transport.proxy_header(host, peer), expected + b"\r\n")

@@ -16,7 +16,7 @@ from io import TextIOWrapper
 from pathlib import Path as FilePath
 from typing import Any, cast
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -42,11 +42,12 @@ from timestamp_echo.ping.overview import (
     SingleOutput,
     TableOutput,
 )
+from timestamp_echo.ping.phases import ConnectPath, LookupTimer
 from timestamp_echo.ping.plot import FleetPlot
 from timestamp_echo.ping.probe import MAX_SIZE, MIN_SIZE, NONCE_LENGTH, Probes
 from timestamp_echo.ping.scheduler import Pinger, Plan
 from timestamp_echo.ping.stats import Host
-from timestamp_echo.ping.transport import Path, PathListener, StreamPath, UDPPath
+from timestamp_echo.ping.transport import Path, PathListener, ProbeListener, StreamPath, UDPPath
 from timestamp_echo.stamps import SECOND
 
 Server = StreamServer | DatagramServer
@@ -85,7 +86,7 @@ class Run:
 
     @param reactor: the global reactor, which this class runs and stops.
     @param arguments: of the command line.
-    @param servers: the servers to probe.
+    @param servers: the servers to probe, each with the reactor that makes its connections.
     @param plot: the figure to draw, if any.
     """
 
@@ -93,7 +94,7 @@ class Run:
         self,
         reactor: Any,  # provides many interfaces, and is typed as a module
         arguments: Namespace,
-        servers: Sequence[Server],
+        servers: Sequence[tuple[Server, Any]],
         plot: FleetPlot | None,
     ) -> None:
         self._reactor = reactor
@@ -108,20 +109,25 @@ class Run:
         self._output = self._new_output(several)
         plan = _plan(arguments)
         self._fleet = Fleet(
-            [server.name for server in servers],
-            [self._pinger(server, plan) for server in servers],
+            [server.name for server, _ in servers],
+            [self._pinger(*server, plan) for server in servers],
             *(plan.interval, reactor),
         )
         self._status = INCOMPLETE
 
-    def _pinger(self, server: Server, plan: Plan) -> Pinger:
+    def _pinger(self, server: Server, reactor: Any, plan: Plan) -> Pinger:
         # Each is told of a step of this host's clock, but all have the same idea of its time.
         clocks = copy(self._clocks)
         observers = [self._output.observer(server.name, clocks)]
         if self._plot:
             observers.append(self._plot.observer(server.name))
         probes = Probes(secrets.token_hex(NONCE_LENGTH // 2), self._arguments.size)
-        connect = partial(_connect, self._reactor, server)
+        send_proxy = self._arguments.send_proxy
+        connect = (
+            partial(_connect_each, reactor, server, clocks.monotonic, send_proxy)
+            if isinstance(reactor, LookupTimer)
+            else partial(_connect, reactor, server, send_proxy)
+        )
         return Pinger(plan, probes, connect, self._reactor, clocks, observers)
 
     def _new_output(self, several: bool) -> Output:
@@ -190,7 +196,7 @@ class Run:
         )
 
     def _stop(self, _: object) -> None:
-        if self._fleet.connecting:
+        if self._fleet.connecting or self._arguments.connect:
             # As in `_interrupt`.
             os._exit(self._status)  # pragma: no cover  # ends the process
         self._reactor.stop()
@@ -252,14 +258,20 @@ def _in_foreground(fd: int) -> bool:
         return False
 
 
-def _servers(parser: CommandParser, arguments: Namespace, reactor: Any) -> list[Server]:
-    """The servers to probe, each once."""
+def _servers(parser: CommandParser, arguments: Namespace, reactor: Any) -> list[tuple[Server, Any]]:
+    """The servers to probe, each once, and with the reactor that makes its connections."""
     texts: list[str] = arguments.server
     if arguments.servers_from:
         texts = texts + _listed(parser, arguments.servers_from)
-    servers = [named_server(parser, arguments, text, reactor) for text in texts or [DEFAULT_SERVER]]
+    found = {}
+    for text in texts or [DEFAULT_SERVER]:
+        own: Any = LookupTimer(reactor) if arguments.connect else reactor
+        server = named_server(parser, arguments, text, own)
+        if arguments.send_proxy and isinstance(server, DatagramServer):
+            parser.error(f"--send-proxy is for connections, not {errors.quoted(text)}")
+        found[server.name] = server, own
     warn_if_insecure(arguments)
-    return list({server.name: server for server in servers}.values())
+    return list(found.values())
 
 
 def _listed(parser: CommandParser, path: str) -> list[str]:
@@ -278,14 +290,25 @@ def _listed(parser: CommandParser, path: str) -> list[str]:
 def _connect(
     reactor: Any,  # see `Run`
     server: Server,
+    send_proxy: bool,
     listener: PathListener,
 ) -> Deferred[Path]:
     connecting: Deferred[UDPPath] | Deferred[StreamPath] = (
         UDPPath(listener, reactor).connect(server)
         if isinstance(server, DatagramServer)
-        else StreamPath(listener, reactor).connect(server)
+        else StreamPath(listener, reactor, send_proxy=send_proxy).connect(server)
     )
     return cast(Deferred[Path], connecting)  # a Deferred is invariant
+
+
+def _connect_each(
+    timer: LookupTimer,
+    server: Server,
+    now: Callable[[], int],
+    send_proxy: bool,
+    listener: ProbeListener,
+) -> Deferred[Path]:
+    return succeed(ConnectPath(listener, server, timer, now, send_proxy=send_proxy))
 
 
 def _exit_status(hosts: Sequence[Host], required: int, limit: int | None) -> int:
@@ -354,6 +377,8 @@ _HELP = {
     "--from": "also probe the servers in FILE, one on each line (- for standard input)",
     "--max-offset": "check that no clock is off by more than TIME, such as 50ms or 2s (see Exit"
     " status)",
+    "--connect": "open a new connection for each probe, and show where the time goes",
+    "--send-proxy": "send a header of the PROXY protocol first, as load balancers do",
     "--prometheus": "write the final results in Prometheus's text format",
     "--plot": "draw the results to a .png or .svg file (needs matplotlib)",
 }
@@ -378,6 +403,8 @@ def _add_options(parser: ArgumentParser) -> None:
         (pace, "-f", "flood"),
         (parser, "--exact", "exact"),
         (parser, "-q", "quiet"),
+        (parser, "--connect", "connect"),
+        (parser, "--send-proxy", "send_proxy"),
         (form, "--json", "json"),
         (form, "--prometheus", "prometheus"),
     ):

@@ -29,7 +29,11 @@ def format_probe(probe: Probe, sent: int, stats: Stats, name: str) -> str:
         "sent_ns": sent,
         "late_ns": probe.sent - probe.due,
     }
+    if probe.phases:
+        record["phases_ns"] = probe.durations
     if probe.reply is None:
+        if probe.phases:
+            record["lost_in"] = probe.phases.current
         return _line(record | {"lost": probe.lost})
     return _line(
         record
@@ -58,6 +62,7 @@ def format_summary(stats: Stats, name: str, kind: str = "summary") -> str:
     @param kind: the object's type.
     """
     drift = stats.clock.drift
+    phases = {phase: _figures(times) for phase, times in stats.phases.items()}
     return _line(
         {
             "type": kind,
@@ -77,6 +82,7 @@ def format_summary(stats: Stats, name: str, kind: str = "summary") -> str:
             "rtt_ns": _figures(stats.rtt),
             "rtt_from_due_ns": _figures(stats.rtt_from_due),
             "own_delay_ns": _figures(stats.own_delay),
+            **({"phases_ns": phases} if phases else {}),
             "drift": drift and {"rate_ppb": drift.rate, "bound_ppb": drift.bound},
             "steps": [
                 {"offset_ns": step.nanoseconds, "bound_ns": step.bound}

@@ -13,7 +13,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from timestamp_echo.client.errors import not_installed
-from timestamp_echo.ping.stats import Probe, Stats
+from timestamp_echo.ping.stats import PHASES, Probe, Stats
 from timestamp_echo.stamps import SECOND
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ SUFFIXES = (".png", ".svg")
 
 # From Okabe and Ito's palette, which is safe for colour-blind readers.
 _BLUE, _RED, _GREEN = "#0072B2", "#D55E00", "#009E73"
+_OTHERS = ("#E69F00", "#56B4E9", "#CC79A7", "#000000")  # one for each phase
 
 _BINS = 40
 _MANY_SERVERS = 20  # above which their names would fill the figure
@@ -65,6 +66,7 @@ class Plot:
         # Times are seconds since the first probe; all else is nanoseconds.
         self._times, self._rtts, self._lost = array("d"), array("d"), array("d")
         self._offset_times, self._offsets, self._bounds = array("d"), array("d"), array("d")
+        self._phases = {phase: array("d") for phase in PHASES}  # of probes with a connection each
 
     def answered(self, probe: Probe, stats: Stats) -> None:
         """See `ProbeObserver.answered`."""
@@ -72,6 +74,8 @@ class Plot:
             return
         self._times.append(self._time(probe))
         self._rtts.append(probe.rtt)
+        for phase, duration in probe.durations.items():
+            self._phases[phase].append(duration)
         if offset := stats.offset:
             self._offset_times.append(self._time(probe))
             self._offsets.append(offset.nanoseconds)
@@ -156,6 +160,7 @@ class Plot:
 
     def _draw_rtts(self, axes: Axes) -> None:
         self._draw_answered(axes)
+        self._draw_phases(axes)
         if self._lost:
             self._draw_lost(axes)
         self._set_rtt_limits(axes)
@@ -178,6 +183,13 @@ class Plot:
             rasterized=len(self._rtts) > _MANY,
         )
 
+    def _draw_phases(self, axes: Axes) -> None:
+        factor, _ = self._rtt_unit()
+        for (phase, durations), colour in zip(self._phases.items(), _OTHERS, strict=True):
+            if durations:
+                values = [duration / factor for duration in durations]
+                axes.plot(self._times, values, color=colour, linewidth=1, label=PHASES[phase])
+
     def _draw_lost(self, axes: Axes) -> None:
         axes.plot(
             self._lost,
@@ -195,7 +207,8 @@ class Plot:
             axes.set(ylim=(0, 1), yticks=[])
             return
         factor, _ = self._rtt_unit()
-        low, high = min(self._rtts) / factor, max(self._rtts) / factor
+        shortest = (min(times) for times in (self._rtts, *self._phases.values()) if times)
+        low, high = min(shortest) / factor, max(self._rtts) / factor
         if self._has_outliers():
             _set_logarithmic(axes)
             axes.set_ylim(0.8 * low, 2 * high)

@@ -66,6 +66,10 @@ class Probes:
         """The probe with this number."""
         return (b"%b %d " % (self._nonce, number)).ljust(self._size - 1, b".") + b"\n"
 
+    def number(self, message: bytes) -> int:
+        """The number of one of these probes."""
+        return int(message.split(b" ", 2)[1])
+
     def replies(self, data: bytes) -> list[Reply]:
         """Parse received bytes.
 

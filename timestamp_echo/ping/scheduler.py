@@ -20,9 +20,10 @@ from timestamp_echo.client import errors
 from timestamp_echo.clocks import Clocks
 from timestamp_echo.ping.bounds import Sample
 from timestamp_echo.ping.probe import Probes, Reply
+from timestamp_echo.ping.roundtrips import RoundTrips
 from timestamp_echo.ping.stats import Probe, Stats
 from timestamp_echo.ping.text import format_offset
-from timestamp_echo.ping.transport import Path, PathListener
+from timestamp_echo.ping.transport import Path, ProbeListener
 from timestamp_echo.stamps import SECOND
 
 RECONNECT_DELAY = 1.0
@@ -79,7 +80,7 @@ class ProbeObserver(Protocol):
 
 
 class Pinger:
-    """Sends probes as planned, until all are done. It is the `PathListener` of its paths.
+    """Sends probes as planned, until all are done. It is the `ProbeListener` of its paths.
 
     @param plan: how many probes, how large, how often.
     @param probes: their messages.
@@ -93,7 +94,7 @@ class Pinger:
         self,
         plan: Plan,
         probes: Probes,
-        connect: Callable[[PathListener], Deferred[Path]],
+        connect: Callable[[ProbeListener], Deferred[Path]],
         clock: IReactorTime,
         clocks: Clocks,
         observers: Sequence[ProbeObserver],
@@ -274,6 +275,7 @@ class Pinger:
         if now - own_delay < probe.sent:  # this host's clock was set, by too little to notice
             own_delay = 0
         probe.received, probe.own_delay, probe.reply = now - own_delay, own_delay, reply
+        self._release(probe)
         self._record(probe, reply)
         for observer in self._observers:
             observer.answered(probe, self.stats)
@@ -297,6 +299,8 @@ class Pinger:
         stats.rtt.add(probe.rtt)
         stats.rtt_from_due.add(probe.rtt_from_due)
         stats.own_delay.add(probe.own_delay)
+        for phase, duration in probe.durations.items():
+            stats.phases.setdefault(phase, RoundTrips()).add(duration)
         self._record_stamp(probe, reply)
 
     def _record_stamp(self, probe: Probe, reply: Reply) -> None:
@@ -307,7 +311,7 @@ class Pinger:
         self.stats.zoneless = not moment.zoned
         clock, wall_time = self.stats.clock, self._clocks.initial_wall_time
         known = set(clock.steps)
-        sample = Sample(wall_time(probe.sent), wall_time(probe.received), moment)
+        sample = Sample(wall_time(probe.written), wall_time(probe.received), moment)
         clock.add(sample, aimed=probe.aimed)
         for step in clock.steps:
             if step not in known:
@@ -328,7 +332,21 @@ class Pinger:
 
     def _give_up(self, probe: Probe) -> None:
         del self._in_flight[probe.number]
+        self._release(probe)
         self._lose(probe, f"no reply within {self._plan.timeout:g} s")
+        self._send_due()
+
+    def _release(self, probe: Probe) -> None:
+        """Tell the path that no reply to a probe is awaited any more."""
+        if self._path is not None:
+            probe.phases = self._path.release(self._probes.message(probe.number))
+
+    def failed(self, data: bytes, why: str) -> None:
+        """See `ProbeListener.failed`."""
+        probe, timer = self._in_flight.pop(self._probes.number(data))
+        timer.cancel()
+        self._release(probe)
+        self._lose(probe, why)
         self._send_due()
 
     def _lose(self, probe: Probe, why: str) -> None:

@@ -16,6 +16,21 @@ LATE = SECOND // 100
 """Nanoseconds after its due time from which a probe counts as sent late."""
 
 
+PHASES = {"lookup": "name lookup", "connect": "connect", "tls": "TLS", "reply": "reply"}
+"""The phases of a probe that has a connection of its own, in order, and what people call them."""
+
+
+@dataclass
+class Phases:
+    """Where the time of a probe went that has a connection of its own."""
+
+    durations: dict[str, int]
+    """Nanoseconds of each phase that is over."""
+
+    current: str
+    """The phase under way."""
+
+
 @dataclass
 class Probe:
     """One probe and its result. All times are nanoseconds of a clock that is never stepped."""
@@ -36,6 +51,8 @@ class Probe:
     reply: Reply | None = None
     lost: str = ""
     """Why there is no reply."""
+    phases: Phases | None = None
+    """Where the time went, if it has a connection of its own."""
     aimed: bool = False
     """Whether it was due at the moment that `Estimate.aim` chose."""
 
@@ -43,6 +60,19 @@ class Probe:
     def rtt(self) -> int:
         """Round-trip time: from sending to the reply's arrival."""
         return self.received - self.sent
+
+    @property
+    def durations(self) -> dict[str, int]:
+        """Nanoseconds of each phase, the reply included if there is one; empty without phases."""
+        if self.phases is None:
+            return {}
+        known = self.phases.durations
+        return known | ({"reply": self.received - self.written} if self.received else {})
+
+    @property
+    def written(self) -> int:
+        """When it was written: if it has a connection of its own, when that was made."""
+        return self.sent + (sum(self.phases.durations.values()) if self.phases else 0)
 
     @property
     def late(self) -> bool:
@@ -82,6 +112,8 @@ class Stats:
     rtt: RoundTrips = field(default_factory=RoundTrips)
     rtt_from_due: RoundTrips = field(default_factory=RoundTrips)
     own_delay: RoundTrips = field(default_factory=RoundTrips)
+    phases: dict[str, RoundTrips] = field(default_factory=dict)
+    """How long each phase took, of the probes that were answered."""
     clock: Estimate = field(default_factory=Estimate)
 
     @property

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from timestamp_echo.ping.estimate import Drift, Offset
 from timestamp_echo.ping.roundtrips import Figures
-from timestamp_echo.ping.stats import Probe, Stats
+from timestamp_echo.ping.stats import PHASES, Probe, Stats
 from timestamp_echo.stamps import SECOND
 
 _BINS = 10
@@ -45,9 +45,13 @@ def format_offset(nanoseconds: int, bound: int) -> str:
 def answered(probe: Probe, name: str, offset: Offset | None) -> str:
     """The line for a probe that was answered."""
     parts = [f"{name}: seq={probe.number}", f"time={format_ms(probe.rtt)}"]
+    durations = probe.durations
+    if durations:
+        phases = " + ".join(f"{name} {value / _MILLI:.3f}" for name, value in durations.items())
+        parts.append(f"= {phases}")
     if probe.late:
         parts.append(f"late={format_ms(probe.sent - probe.due)}")
-    if probe.reply is not None and probe.reply.moment and offset:
+    if probe.reply is not None and probe.reply.moment and offset and not durations:
         parts.append(f"clock={format_offset(offset.nanoseconds, offset.bound)}")
     if probe.reply is not None and probe.reply.altered:
         parts.append("(message altered)")
@@ -56,7 +60,8 @@ def answered(probe: Probe, name: str, offset: Offset | None) -> str:
 
 def lost(probe: Probe) -> str:
     """The line for a lost probe."""
-    return f"seq={probe.number} lost: {probe.lost}"
+    phase = f" in {PHASES[probe.phases.current]}" if probe.phases else ""
+    return f"seq={probe.number} lost{phase}: {probe.lost}"
 
 
 def progress(stats: Stats) -> str:
@@ -117,6 +122,12 @@ def _round_trips(stats: Stats, figures: Figures) -> list[str]:
     if (delays := stats.own_delay.figures) and delays.max:
         own = format_ms(delays.mean, delays.max)
         lines.append(f"own delay in reading replies (not in rtt) avg/max = {own}")
+    lines += [
+        f"{PHASES[phase]} min/avg/max = {format_ms(found.min, found.mean, found.max)},"
+        f" p50/p90/p99 = {format_ms(found.p50, found.p90, found.p99)}"
+        for phase, times in stats.phases.items()
+        if (found := times.figures)
+    ]
     return lines + (_histogram(stats) if stats.received >= _MIN_FOR_HISTOGRAM else [])
 
 

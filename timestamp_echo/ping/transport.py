@@ -12,12 +12,20 @@ import socket
 from collections import deque
 from typing import Protocol, cast
 
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import MessageLengthError
-from twisted.internet.interfaces import INegotiated, IPushProducer, IReactorTime, IReactorUDP
+from twisted.internet.interfaces import (
+    IAddress,
+    INegotiated,
+    IPushProducer,
+    IReactorTime,
+    IReactorUDP,
+)
 from zope.interface import implementer
 
 from timestamp_echo.client.datagram import DatagramPath
 from timestamp_echo.client.session import StreamConnection
+from timestamp_echo.ping.stats import Phases
 from timestamp_echo.transports.arrivals import LINUX, TimedSocket
 
 # The send buffer is full, or a firewall on this host dropped the datagram: others may get through.
@@ -45,6 +53,16 @@ class PathListener(Protocol):
         """
 
 
+class ProbeListener(PathListener, Protocol):
+    """The user of a path that has a connection for each probe."""
+
+    def failed(self, data: bytes, why: str) -> None:
+        """There will be no reply to these bytes, which were written at once.
+
+        @param why: the reason, as text.
+        """
+
+
 class Path(Protocol):
     """An open path to the server."""
 
@@ -62,6 +80,12 @@ class Path(Protocol):
 
     def write(self, data: bytes) -> None:
         """Send these bytes now."""
+
+    def release(self, data: bytes) -> Phases | None:
+        """No reply to these bytes, which were written at once, is awaited any more.
+
+        @return: where the time went, if they had a connection of their own.
+        """
 
     def close(self) -> None:
         """Close the path in order."""
@@ -90,6 +114,21 @@ def record_arrivals(transport: _SocketTransport) -> TimedSocket | None:
     return sock
 
 
+def proxy_header(host: IAddress, peer: IAddress) -> bytes:
+    """A header of version 1 of the PROXY protocol, for a connection of this program's own.
+
+    See https://www.haproxy.org/download/1.8/doc/proxy-protocol.txt
+
+    @param host: the address of this end.
+    @param peer: the address of the other end.
+    """
+    if not isinstance(host, IPv4Address | IPv6Address) or not isinstance(peer, type(host)):
+        return b"PROXY UNKNOWN\r\n"
+    family = "TCP4" if isinstance(host, IPv4Address) else "TCP6"
+    source, target = (address.host.partition("%")[0] for address in (host, peer))  # no scope
+    return f"PROXY {family} {source} {target} {host.port} {peer.port}\r\n".encode()
+
+
 @implementer(IPushProducer)
 class _FlowControl:
     """Tells a path whether its transport's send buffer is full."""
@@ -115,10 +154,14 @@ class StreamPath(StreamConnection):
 
     @param listener: receives data and events.
     @param clock: for timeouts.
+    @param send_proxy: send a header of the PROXY protocol first, as load balancers do.
     """
 
-    def __init__(self, listener: PathListener, clock: IReactorTime) -> None:
+    def __init__(
+        self, listener: PathListener, clock: IReactorTime, *, send_proxy: bool = False
+    ) -> None:
         super().__init__(listener, clock)
+        self._send_proxy = send_proxy
         self.listener = listener
         self.full = False
         self._arrivals: TimedSocket | None = None
@@ -134,6 +177,8 @@ class StreamPath(StreamConnection):
         while hasattr(below, "transport"):  # TLS is a transport over another one
             below = below.transport
         self._arrivals = record_arrivals(below) if LINUX else None
+        if self._send_proxy:  # TLS begins behind the header
+            below.write(proxy_header(below.getHost(), below.getPeer()))
         self.transport.setTcpNoDelay(True)  # Nagle's algorithm would hold a probe back
         self.transport.registerProducer(_FlowControl(self), True)
         super().connectionMade()
@@ -145,6 +190,9 @@ class StreamPath(StreamConnection):
             # Otherwise it would be sent in the next iteration. The result does not matter: an
             # error that occurs here occurs there again.
             self.transport.doWrite()
+
+    def release(self, data: bytes) -> None:
+        """See `Path.release`."""
 
     def close(self) -> None:
         """See `Path.close`."""
@@ -186,6 +234,9 @@ class UDPPath(DatagramPath):
             if getattr(error, "errno", None) not in _TEMPORARY:
                 self.close()
                 self._listener.over(str(error))
+
+    def release(self, data: bytes) -> None:
+        """See `Path.release`."""
 
     def close(self) -> None:
         """See `Path.close`."""
