@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import signal
+import termios
 from io import BytesIO
 from types import ModuleType, SimpleNamespace
 from typing import Any, cast
@@ -15,7 +17,12 @@ from zope.interface.verify import verifyClass
 
 from tests.fakes import FakeSession
 from timestamp_echo.client.history import History
-from timestamp_echo.client.terminal import EditedTerminal, Readline, edited_terminal
+from timestamp_echo.client.terminal import (
+    EditedTerminal,
+    Readline,
+    edited_terminal,
+    set_terminal,
+)
 
 GREETING = b"Lines go to host:1. An empty line or Ctrl-D ends.\n"
 
@@ -174,6 +181,20 @@ class EditedTerminalTests(SynchronousTestCase):
         self.terminal.answered()  # no line waits for this
         self.assertEqual(self.shown(), b"more\n")
         self.assertEqual(self.editor.calls[2:], ["hide", "show"])
+
+
+class SetTerminalTests(SynchronousTestCase):
+    """`set_terminal`."""
+
+    def test_interrupted(self) -> None:
+        """If a signal interrupts the call, it is made again; any other error is one."""
+        interrupted = termios.error(errno.EINTR, "Interrupted system call")
+        gone = termios.error(errno.EIO, "Input/output error")
+        with patch("termios.tcsetattr", side_effect=[interrupted, interrupted, None]) as call:
+            set_terminal([])
+        self.assertEqual(call.call_count, 3)
+        with patch("termios.tcsetattr", side_effect=gone):
+            self.assertRaises(termios.error, set_terminal, [])
 
 
 class AvailableTests(SynchronousTestCase):

@@ -886,6 +886,25 @@ class WindowTests(SynchronousTestCase):
         self.window.press("C-c")
         self.window.see(r"^\$ $")
 
+    def test_background(self) -> None:
+        """Started in the background it waits for `fg`; `kill` ends it while it is stopped."""
+        self.window.press("C-c")
+        self.window.see(r"^\$ $")
+        self.window.type(f"clear; {BIN}/tsecho 127.0.0.1:{self.service.port()} &")
+        self.window.press("Enter")
+        self.window.see("Lines go to")
+        self.window.type("fg")
+        self.window.press("Enter")
+        self.window.see("^> $")
+        self.window.type("hello")
+        self.window.press("Enter")
+        self.window.see(rf"{self.stamp}hello\n> $")
+        self.window.press("C-z")
+        self.window.see(r"Stopped[^$]*\$ $")
+        self.window.type("kill %1; while kill -0 %1; do :; done; echo gone")
+        self.window.press("Enter")
+        self.assertNotIn("Traceback", self.window.see(r"^gone\n"))
+
     def test_resized(self) -> None:
         """A line fits itself to a window that changes its size."""
         self.window.type("y" * 50)

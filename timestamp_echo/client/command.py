@@ -73,8 +73,8 @@ def _parser() -> ArgumentParser:
         "--timeout",
         type=partial(parse_seconds, 0.001),
         metavar="SECONDS",
-        help="give up when nothing has come for so long while a connection or a reply is awaited"
-        f" (default: never; over UDP, where only the line is given up, {REPLY_TIMEOUT:g})",
+        help="give up after SECONDS without data while connecting or waiting for a reply (default:"
+        f" wait forever; over UDP, {REPLY_TIMEOUT:g} s for each line)",
     )
     return parser
 
@@ -116,7 +116,7 @@ def _run(
         reactor.run()
     finally:
         stdio.restore()
-    return statuses[0]
+    return statuses[0] if statuses else errors.MISSING  # the session raised, which is logged
 
 
 def _standard_io() -> Pipe | EditedTerminal:

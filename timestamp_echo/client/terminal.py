@@ -11,6 +11,7 @@ Knows a terminal, the history and a session; not which server that is.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -153,16 +154,38 @@ class Readline:
             self.show()
 
     def restore(self) -> None:
-        """Leave the terminal as it was."""
-        self._library.rl_deprep_terminal()
-        termios.tcsetattr(0, termios.TCSANOW, self._saved)
+        """Leave the terminal as it was, unless it is gone, or the shell has it back already.
+
+        A process in the background that touches its terminal is stopped (SIGTTOU): `kill` would
+        never end it.
+        """
+        with suppress(OSError, termios.error):
+            if os.tcgetpgrp(0) == os.getpgrp():
+                self._library.rl_deprep_terminal()
+                set_terminal(self._saved)
 
     def _set_mode(self, echo: bool) -> None:
         mode = [*self._saved[:6], [*self._saved[6]]]
         mode[3] &= ~(termios.ICANON | termios.ECHO)
         mode[3] |= termios.ECHO if echo else 0
         mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
-        termios.tcsetattr(0, termios.TCSANOW, mode)
+        set_terminal(mode)
+
+
+def set_terminal(mode: list[Any]) -> None:
+    """Set the mode of the terminal, as `tcsetattr` has it.
+
+    In the background this stops the process; `fg` then interrupts it (EINTR), and Python does not
+    try again.
+    """
+    while True:
+        try:
+            termios.tcsetattr(0, termios.TCSANOW, mode)
+        except termios.error as error:
+            if error.args[0] != errno.EINTR:
+                raise
+        else:
+            return
 
 
 @implementer(IReadDescriptor)
@@ -201,14 +224,14 @@ class EditedTerminal:
         @param reactor: the reactor.
         """
         self._reactor = reactor
+        os.set_blocking(1, True)  # the program before may have left it otherwise
         for number, act in (
             (signal.SIGTSTP, self._editor.suspend),
             (signal.SIGCONT, self._editor.resume),
             (signal.SIGWINCH, self._editor.resize),
         ):
-            if (
-                signal.getsignal(number) is not signal.SIG_IGN
-            ):  # as a shell without job control has it
+            # A shell without job control has it ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda *_, act=act: self._reactor.callFromThread(act))
         for line in self._history.lines:
             self._editor.remember(line)
@@ -296,8 +319,9 @@ class EditedTerminal:
     def _write(self, data: bytes) -> None:
         if data:
             self._at_start = data.endswith(b"\n")
-            self._output.write(data)
-            self._output.flush()
+            with suppress(OSError):  # the terminal is gone; `connectionLost` tells the session
+                self._output.write(data)
+                self._output.flush()
 
     def _start_line(self) -> None:
         if not self._at_start:
