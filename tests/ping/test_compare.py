@@ -98,6 +98,9 @@ class VerdictTests(SynchronousTestCase):
             (0, ZONE_STEP, "can't tell"),
         ):
             self.assertEqual(verdict(zoneless(low, high), 10), expected, (low, high))
+        minutes, last = 60 * SECOND, 14 * HOUR
+        clock = zoneless(last + 479 * SECOND, last + 9 * minutes)  # nearer to a zone that is none
+        self.assertEqual(verdict(clock, 8 * minutes), "can't tell")
 
 
 class GroupsTests(SynchronousTestCase):

@@ -185,11 +185,16 @@ class PathTests(TestCase):
         self.assertEqual(await self.answered(path), expected)
 
     async def test_datagrams(self) -> None:
-        """A datagram needs a port, and no connection."""
+        """A datagram needs a port, and no connection, also if it goes to a second address."""
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.addCleanup(sock.close)
         sock.bind((HERE, 0))
-        path = self.path(self.named(f"udp:{HERE}:{sock.getsockname()[1]}"))
+        found = [
+            (socket.AF_INET, socket.SOCK_DGRAM, 0, "", (HERE, port))
+            for port in (1, sock.getsockname()[1])
+        ]
+        self.patch(socket, "getaddrinfo", lambda *_: found)
+        path = self.path(self.named("udp:host"))
         sources = []
         for _ in range(2):
             path.write(b"probe\n")

@@ -174,13 +174,6 @@ class _Connection(StreamPath):
         self._made()
         super().connectionMade()
 
-    def close(self) -> None:
-        """See `Path.close`. A connection that is not complete is aborted."""
-        if self._ready.called:
-            super().close()
-        else:
-            self.transport.abortConnection()
-
 
 class _Port(UDPPath):
     """A UDP port that says when it is open."""

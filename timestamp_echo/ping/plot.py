@@ -317,9 +317,11 @@ class FleetPlot:
         for index, (name, plot) in enumerate(self._plots.items()):
             shift = (plot.start - start) / SECOND
             plot.draw_lines(rtts, clock, shift, f"C{index}", name)
-        rtts.set(title="Round trip", ylabel="ms", yscale="log")
+        rtts.set(title="Round trip", ylabel="round trip, ms")
+        _set_logarithmic(rtts)
         clock.set(title="Clock offset", xlabel="time, s", ylabel="server ahead, s")
         clock.set_yscale("symlog", linthresh=0.001)
+        clock.yaxis.set_major_formatter("{x:g}")
         for axes in (rtts, clock):
             axes.grid(alpha=0.3)
         if len(self._plots) <= _MANY_SERVERS:

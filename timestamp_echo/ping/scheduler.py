@@ -338,8 +338,8 @@ class Pinger:
 
     def _release(self, probe: Probe) -> None:
         """Tell the path that no reply to a probe is awaited any more."""
-        if self._path is not None:
-            probe.phases = self._path.release(self._probes.message(probe.number))
+        message = self._probes.message(probe.number)
+        probe.phases = self._path.release(message) if self._path else None
 
     def failed(self, data: bytes, why: str) -> None:
         """See `ProbeListener.failed`."""
