@@ -91,7 +91,7 @@ complete -c tsecho -n '_shtab_tsecho_using ping' -s s -l size -x -d 'send probes
 complete -c tsecho -n '_shtab_tsecho_using ping' -s w -l deadline -x -d 'stop after N seconds (default: no limit)'
 complete -c tsecho -n '_shtab_tsecho_using ping' -s W -l timeout -x -d 'count a probe as lost after N seconds (default: 1)'
 complete -c tsecho -n '_shtab_tsecho_using ping' -s f -l flood -d 'flood: send a probe as soon as another is answered; implies -q'
-complete -c tsecho -n '_shtab_tsecho_using ping' -l exact -d 'send each probe exactly when it is due: do not move it to where it tells most about a clock of whole seconds'
+complete -c tsecho -n '_shtab_tsecho_using ping' -l exact -d 'send each probe exactly when due, even if a later moment would narrow the clock'"'"'s bound more'
 complete -c tsecho -n '_shtab_tsecho_using ping' -s q -l quiet -d 'write only the summary; on a terminal, also a progress line'
 complete -c tsecho -n '_shtab_tsecho_using ping' -l connect -d 'open a new connection for each probe, and show where the time goes'
 complete -c tsecho -n '_shtab_tsecho_using ping' -l send-proxy -d 'send a header of the PROXY protocol first, as load balancers do'

@@ -288,6 +288,16 @@ class PingerTests(SynchronousTestCase):
             self.observer.events.clear()
         pinger.stop()
 
+    def test_no_reply_in_words(self) -> None:
+        """A server may also stay connected, or have no connection: a timeout reports its line."""
+        pinger, _ = self.connected_pinger(Plan(timeout=1))
+        pinger.replied(b"500 unknown command\r\n")
+        self.advance(1100)
+        expected = ["the server sent '500 unknown command', which is no reply"]
+        self.assertEqual(self.observer.events, expected)
+        self.assertEqual(self.observer.losses, ["1: no reply within 1 s"])
+        pinger.stop()
+
     def test_server_of_tls(self) -> None:
         """A server of TLS sends an alert, which has no newline."""
         pinger, _ = self.connected_pinger(Plan())
@@ -319,8 +329,11 @@ class PingerTests(SynchronousTestCase):
         pinger, path = self.connected_pinger(Plan(count=3, timeout=5, in_flight=2))
         path.phases = Phases({}, "connect")
         self.advance(1000)
+        pinger.replied(b"tsecho: full\r\n")
         pinger.failed(self.probes.message(2), "Connection refused")
         self.assertEqual(self.observer.losses, ["2: Connection refused"])
+        expected = ["the server sent 'tsecho: full', which is no reply"]
+        self.assertEqual(self.observer.events, expected)
         self.assertEqual(len(self.clock.getDelayedCalls()), 2)
         self.advance(4500)
         self.assertEqual(self.observer.losses, ["2: Connection refused", "1: no reply within 5 s"])

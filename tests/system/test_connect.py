@@ -64,6 +64,7 @@ class ConnectTests(SynchronousTestCase):
         tcp, tls, udp, proxied, proxied_tls = (f"localhost:{service.port(n)}" for n in range(5))
         trusting = ["--ca", files.certificate]
         self.check([tcp], "lookup", "connect", "reply")
+        self.check(["-4", tcp], "lookup", "connect", "reply")
         self.check([*trusting, f"tls:{tls}"], "lookup", "connect", "tls", "reply")
         self.check([f"udp:{udp}"], "lookup", "reply")
         self.check([f"unix:{service.path()}"], "connect", "reply")
@@ -108,7 +109,7 @@ class ConnectTests(SynchronousTestCase):
                 (f"tls:localhost:{service.port()}", "seq=1 lost in TLS: "),
                 (f"tls:127.0.0.1:{port}", "seq=1 lost in TLS: no reply within 2 s\n"),
                 (f"127.0.0.1:{port}", "seq=1 lost in reply: no reply within 2 s\n"),
-                ("a.invalid", "seq=1 lost in name lookup: name not found\n"),
+                ("a.invalid", "seq=1 lost in name lookup: no address found for this name\n"),
                 ("unix:/nowhere", "seq=1 lost in connect: No such file or directory\n"),
             ):
                 done = ping("-c", "1", "-W", "2" if str(port) in server else "20", server)

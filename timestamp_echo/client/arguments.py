@@ -141,7 +141,7 @@ def chosen_server(
     @param reactor: makes the connection, so it provides all of `IClientReactor`.
     """
     server = named_server(parser, arguments, arguments.server, reactor)
-    warn_if_insecure(arguments)
+    apply_options(arguments, cast(IClientReactor, reactor))
     return server
 
 
@@ -155,19 +155,21 @@ def named_server(
     if arguments.key and not arguments.cert:
         parser.error("--key: expected --cert FILE too, the certificate of the key")
     trust = Trust(arguments.ca, arguments.insecure, arguments.cert, arguments.key)
-    client_reactor, family = cast(IClientReactor, reactor), arguments.family
-    if family and not isinstance(client_reactor.nameResolver, FamilyResolver):
-        # HostnameEndpoint has no such option, but looks names up by the reactor's resolver.
-        resolver = FamilyResolver(client_reactor.nameResolver, family)
-        client_reactor.installNameResolver(resolver)
     try:
-        return server_from(text, trust, client_reactor, family)
+        return server_from(text, trust, cast(IClientReactor, reactor), arguments.family)
     except ValueError as error:
         parser.error(str(error))
 
 
-def warn_if_insecure(arguments: Namespace) -> None:
-    """Print a warning if certificates are not verified."""
+def apply_options(arguments: Namespace, reactor: IClientReactor) -> None:
+    """Apply the options that are not about one server only.
+
+    @param arguments: what was parsed.
+    @param reactor: looks names up, from now on in the family that was asked for.
+    """
+    if arguments.family:
+        # HostnameEndpoint has no such option, but looks names up by the reactor's resolver.
+        reactor.installNameResolver(FamilyResolver(reactor.nameResolver, arguments.family))
     if arguments.insecure:
         errors.print_error("warning: --insecure: the server's certificate is not verified")
 

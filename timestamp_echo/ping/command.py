@@ -27,9 +27,9 @@ from timestamp_echo.client.arguments import (
     DEFAULT_SERVER,
     CommandParser,
     add_server,
+    apply_options,
     named_server,
     parse_seconds,
-    warn_if_insecure,
 )
 from timestamp_echo.clocks import Clocks, use_monotonic_clock
 from timestamp_echo.ping.compare import clock_verdict
@@ -270,7 +270,7 @@ def _servers(parser: CommandParser, arguments: Namespace, reactor: Any) -> list[
         if arguments.send_proxy and isinstance(server, DatagramServer):
             parser.error(f"--send-proxy is for connections, not {errors.quoted(text)}")
         found[server.name] = server, own
-    warn_if_insecure(arguments)
+    apply_options(arguments, reactor)
     return list(found.values())
 
 
@@ -369,8 +369,8 @@ _HELP = {
     "-w": "stop after N seconds (default: no limit)",
     "-W": "count a probe as lost after N seconds (default: 1)",
     "-f": "flood: send a probe as soon as another is answered; implies -q",
-    "--exact": "send each probe exactly when it is due: do not move it to where it tells most about"
-    " a clock of whole seconds",
+    "--exact": "send each probe exactly when due, even if a later moment would narrow the clock's"
+    " bound more",
     "-q": "write only the summary; on a terminal, also a progress line",
     "--json": "write one JSON object per line (see --json-schema)",
     "--json-schema": "print the JSON Schema of what --json writes, and exit",
@@ -419,7 +419,9 @@ class _PrintSchema(Action):
     def __call__(self, parser: ArgumentParser, *arguments: object) -> None:
         from importlib.resources import files
 
-        print(files(__package__).joinpath("schema.json").read_text("utf-8"), end="")
+        # As argparse prints its help: a reader that is gone is no error.
+        text = files(__package__).joinpath("schema.json").read_text("utf-8")
+        parser._print_message(text, sys.stdout)
         parser.exit()
 
 

@@ -6,7 +6,7 @@ Integers in, integers out, all in nanoseconds. Knows no connection and no text.
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from math import ceil, isqrt
 from typing import NamedTuple
 
@@ -106,6 +106,7 @@ class RoundTrips:
         reach = ordered[within - 1] - low
         width = max(MIN_BIN, -(-(reach + 1) // bins))
         counts = [0] * (reach // width + 1)
+        within = bisect_left(ordered, low + width * len(counts))  # the last bin may reach farther
         for rtt in ordered[:within]:
             counts[(rtt - low) // width] += 1
         return Histogram(low, width, counts, len(ordered) - within)

@@ -333,6 +333,7 @@ class Pinger:
     def _give_up(self, probe: Probe) -> None:
         del self._in_flight[probe.number]
         self._release(probe)
+        self._notify_refusal()
         self._lose(probe, f"no reply within {self._plan.timeout:g} s")
         self._send_due()
 
@@ -346,6 +347,7 @@ class Pinger:
         probe, timer = self._in_flight.pop(self._probes.number(data))
         timer.cancel()
         self._release(probe)
+        self._notify_refusal()
         self._lose(probe, why)
         self._send_due()
 
