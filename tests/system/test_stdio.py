@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IStreamServerEndpoint
-from twisted.internet.main import CONNECTION_LOST
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.testing import MemoryReactor
 from twisted.python.failure import Failure
@@ -137,6 +137,13 @@ class StandardIOTransportTests(TestCase):
         self.addCleanup(self.close, self.input, self.output)
         self.patch(os, "read", lambda *_: os.close(-1))
         self.assertIs(self.transport.doRead(), CONNECTION_LOST)
+        self.transport.abortConnection()
+
+    def test_read_at_the_end(self) -> None:
+        """A file, unlike a pipe, shows its end by a read that gets nothing."""
+        self.addCleanup(self.close, self.output)
+        self.close(self.input)
+        self.assertIs(self.transport.doRead(), CONNECTION_DONE)
         self.transport.abortConnection()
 
     def test_ended_at_once(self) -> None:
