@@ -214,7 +214,7 @@ class TerminalTests(SynchronousTestCase):
         self.assertEqual(self.stdio.producerState, "producing")
 
     def test_greeting(self) -> None:
-        """A terminal is told where its lines go, and how to leave; another output is not."""
+        """A terminal shows where its lines go and how to leave; a pipe gets no such line."""
         greeting = b"Lines go to h\\x1b:1. An empty line or Ctrl-D ends.\n> "
         for output, shown in ((True, greeting), (False, b"")):
             terminal = Terminal(output)

@@ -183,7 +183,7 @@ class _Timer:
         self._clock = clock
 
     def start(self, seconds: float, call: Callable[..., object], *arguments: object) -> None:
-        """Make this call after so many seconds, in place of any other."""
+        """Make a call after this many seconds; one scheduled before is cancelled."""
         self.stop()
         self._call = self._clock.callLater(seconds, self._due, call, *arguments)
 

@@ -116,7 +116,8 @@ class Run:
         self._status = INCOMPLETE
 
     def _pinger(self, server: Server, reactor: Any, plan: Plan) -> Pinger:
-        # Each is told of a step of this host's clock, but all have the same idea of its time.
+        # Each reports a step of this host's clock once, so each has its own copy. They were read at
+        # the same moment, so that the offsets of all servers can be compared.
         clocks = copy(self._clocks)
         observers = [self._output.observer(server.name, clocks)]
         if self._plot:
