@@ -47,7 +47,7 @@
 #include "wire.h"
 
 enum { EVENTS = 512, BUFFER = 1 << 18, SAMPLES = 1 << 23 };
-enum { GRACE = 60 };    /* seconds for all that is not measured */
+enum { GRACE = 240 };   /* seconds for all that is not measured */
 
 struct client {
     struct wire wire;

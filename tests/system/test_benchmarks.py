@@ -112,7 +112,7 @@ class BenchmarkTests(SynchronousTestCase):
         needs("prlimit")
         file = os.path.abspath(self.mktemp())
         tables = self.bench(
-            *("benchmarks.storm", "--rounds", "1", "--seconds", "0.3", "--json", file),
+            *("benchmarks.storm", "--rounds", "1", "--seconds", "1", "--json", file),
             *("--server", "C"),
         )
         results = json.loads(Path(file).read_text())
