@@ -123,7 +123,6 @@ class ServerTests(SynchronousTestCase):
             "",
             "tcp:a:b:c:d",
             "tcp:a:b",
-            "ssl:a",
             "a\\b:c:d",
             "localhost 3000",
         ):
@@ -208,10 +207,15 @@ class ServerTests(SynchronousTestCase):
             ("udp:::1:3000", "udp:[::1]:3000"),
             ("2001:db8::1:30000", "[2001:db8::1]:30000"),
             ("upd:localhost:7", "udp:localhost:7"),
-            ("tcp6:localhost:7", "tcp:localhost:7"),
+            ("tcp6:localhost:7", "localhost:7"),
             ("unx:/run/socket", "unix:/run/socket"),
-            ("tcp:localhost", "localhost:3000"),
+            ("uds:/run/socket", "unix:/run/socket"),
+            ("tcp:localhost", "localhost"),
             ("tcp:[::1]:7", "[::1]:7"),
+            ("ssl:localhost:7", "tls:localhost:7"),
+            ("ssl:localhost:7:privateKey=x:certKey=y", "tls:localhost:7"),
+            ("TLS:localhost:7", "tls:localhost:7"),
+            ("UDP:localhost:7", "udp:localhost:7"),
         ):
             self.assertTrue(
                 self.error(text).endswith(f", not '{text}'; did you mean '{meant}'?"),
@@ -220,6 +224,25 @@ class ServerTests(SynchronousTestCase):
             self.server(meant)
         for text in ("http://a:b:c", "tcp:a:b", "udp", "tcp"):
             self.assertEqual(address._meant(text), "")
+
+    def test_not_meant(self) -> None:
+        """What would be refused as well is not suggested."""
+        for text in (
+            "tcp:host=localhost",
+            "0",
+            "1:2:3:4:5:6:7:8:300000",
+            "fe80::1%none:3000",
+            "http://localhost?x",
+            "http://user@localhost:1/",
+            "http://",
+            "localhost:" + "9" * 5000,
+        ):
+            self.assertNotIn("did you mean", self.error(text))
+
+    def test_no_host(self) -> None:
+        """What cannot be the name of a host is refused, not looked up."""
+        for text in ("tls:a..b", f"tls:{'a' * 300}", "\udcff", "udp:\udcff", "a=b", "a?b"):
+            self.assertRegex(self.error(text), r"^SERVER: expected .*, not '")
 
     def test_trust_without_tls(self) -> None:
         """The options for TLS are refused with any other server."""
@@ -239,7 +262,7 @@ class ServerTests(SynchronousTestCase):
             ("/nonexistent", "/nonexistent: No such file or directory"),
             (str(path), "certificate or key: no start line"),
         ):
-            text = f"ssl:localhost:7:certKey={file}:privateKey={file}"
+            text = f"tls:localhost:7:certificate={file}:privateKey={file}"
             self.assertTrue(self.error(text).endswith(f"not '{text}' ({cause})"), self.error(text))
 
 

@@ -57,12 +57,13 @@ _EXPECTED = (
     " or a Twisted client endpoint"
 )
 _HOST_PORT = re.compile(
-    r"(?:\[(?P<v6>[^]]+)\]|(?P<host>[^:/\s\[\]]+))(?::(?P<port>\d+))?", re.ASCII
+    r"(?:\[(?P<v6>[^]]+)\]|(?P<host>[^:/\s\[\]?=@\udc80-\udcff]+))(?::(?P<port>\d{1,9}))?", re.ASCII
 )
+_HOST_PORT_ARGUMENTS = re.compile(rf"(?P<address>{_HOST_PORT.pattern})(?::\w+=.*)?", re.ASCII)
 _HOST_AND_WORD = re.compile(r"(?P<host>[^:\[\]]+):(?P<port>[^:]*)")
 # The system takes both for addresses: 3000 for 0.0.11.184 (inet_aton(3)), and ::1:3000 for one of a
 # range that is not in use (RFC 4291, section 2.5.5.1).
-_LONE_PORT = re.compile(r"(?:::1:)?(\d+)", re.ASCII)
+_LONE_PORT = re.compile(r"(?:::1:)?(\d{1,9})", re.ASCII)
 _URL = re.compile(r"(?P<scheme>[A-Za-z]+)://(?P<server>[^/]+)(?:/.*)?")
 _KINDS = ("udp", "tls", "unix", "tcp", "ssl")
 _PREFIXES = {"https": "tls:", "ssl": "tls:", "tls": "tls:", "udp": "udp:"}
@@ -160,6 +161,10 @@ def server_from(
     kind, _, rest = text.partition(":")
     if _URL.fullmatch(text) or (kind in ("tcp", "ssl") and _LONE_PORT.fullmatch(rest)):
         raise ValueError(_not_a_server(text))
+    if kind == "ssl":  # Twisted's own, which verifies no certificate
+        raise ValueError(_not_a_server(text))
+    if kind != kind.lower() in _KINDS:
+        raise ValueError(_not_a_server(text))
     if family:
         _check_family(text, family)
     if kind == "tls" and (address := _host_and_port(rest, "tls:")):
@@ -179,14 +184,13 @@ def _host_and_port(text: str, kind: str = "") -> tuple[str, int] | None:
 
     @param kind: what precedes it in SERVER, such as `udp:`.
     @return: None for anything else.
-    @raise ValueError: it is a port alone, or the port or the zone is none.
+    @raise ValueError: it is a port alone, or the port or the zone is invalid.
     """
     if port := _LONE_PORT.fullmatch(text):
         host = "[::1]" if text.startswith(":") else "localhost"
         meant = quoted(f"{kind}{host}:{port[1]}")
-        raise ValueError(
-            f"SERVER: expected {kind}host:port, not {quoted(kind + text)}; did you mean {meant}?"
-        )
+        hint = f"; did you mean {meant}?" if 0 < int(port[1]) <= _MAX_PORT else ""
+        raise ValueError(f"SERVER: expected {kind}host:port, not {quoted(kind + text)}{hint}")
     if isIPv6Address(text):
         _check_zone(text)
         return text, PORT
@@ -201,12 +205,14 @@ def _host_and_port(text: str, kind: str = "") -> tuple[str, int] | None:
 def _check_zone(address: str) -> None:
     """Check that a link-local IPv6 address has a zone, and that a zone is an interface (RFC 4007).
 
-    @raise ValueError: it is not so.
+    @raise ValueError: the zone is missing, or no interface of this host.
     """
     ip, percent, zone = address.partition("%")
-    if percent and zone not in [str(part) for pair in socket.if_nameindex() for part in pair]:
+    interfaces = [str(part) for pair in socket.if_nameindex() for part in pair]
+    if percent and zone not in interfaces:
         name, colon, port = zone.rpartition(":")
-        meant = f"; did you mean {quoted(f'[{ip}%{name}]:{port}')}?" if colon else ""
+        known = colon and name in interfaces
+        meant = f"; did you mean {quoted(f'[{ip}%{name}]:{port}')}?" if known else ""
         raise ValueError(
             f"SERVER: expected a network interface of this host, not {quoted(zone)}"
             f" in {quoted(address)}{meant}"
@@ -221,7 +227,7 @@ def _check_zone(address: str) -> None:
 def _check_family(text: str, family: Family) -> None:
     """Refuse a SERVER that is no host, or an address of the other family.
 
-    @raise ValueError: it is.
+    @raise ValueError: it is refused.
     """
     kind, _, rest = text.partition(":")
     address = _host_and_port(rest, f"{kind}:") if kind in ("tls", "udp") else _host_and_port(text)
@@ -249,9 +255,9 @@ def _port(digits: str, text: str) -> int:
 
 
 def _check_no_trust(text: str, trust: Trust) -> None:
-    """Refuse the options for TLS with a server that is reached without.
+    """Refuse the options for TLS with a server that is reached without TLS.
 
-    @raise ValueError: one of them is given.
+    @raise ValueError: such an option is given.
     """
     if trust != Trust():
         meant = f"; did you mean {quoted(f'tls:{text}')}?" if _host_and_port(text) else ""
@@ -285,29 +291,42 @@ def _endpoint(text: str, reactor: IClientReactor) -> IStreamClientEndpoint:
 
 def _not_a_server(text: str) -> str:
     """Say what was expected, what was given, and, where it is obvious, what was meant."""
-    if meant := _meant(text):
+    if (meant := _meant(text)) and _is_server(meant):
         return f"{_EXPECTED}, not {quoted(text)}; did you mean {quoted(meant)}?"
     match = _HOST_AND_WORD.fullmatch(text.removeprefix("tls:"))
-    if match and match["host"] not in _KINDS:
+    if match and match["host"].lower() not in _KINDS and not match["port"].startswith("/"):
         expected = f"SERVER: expected a port from 1 to {_MAX_PORT}, not {quoted(match['port'])}"
         return f"{expected} in {quoted(text)}"
     return f"{_EXPECTED}, not {quoted(text)}"
+
+
+def _is_server(text: str) -> bool:
+    """Whether a suggestion would be taken for a server."""
+    kind, _, rest = text.partition(":")
+    if kind == "unix":
+        return bool(rest)
+    try:
+        return bool(_host_and_port(rest if kind in ("tls", "udp") else text))
+    except ValueError:
+        return False
 
 
 def _meant(text: str) -> str:
     """The SERVER that a text probably means, such as a URL or a misspelt kind; empty if none."""
     if (url := _URL.fullmatch(text)) and _host_and_port(url["server"]):
         return _PREFIXES.get(url["scheme"].lower(), "") + url["server"]
-    kind, colon, rest = text.partition(":")
-    if kind in ("tcp", "ssl") and (port := _LONE_PORT.fullmatch(rest)):
-        return f"{_PREFIXES.get(kind, '')}localhost:{port[1]}"
-    if kind == "tcp" and (address := _host_and_port(rest)):
-        return host_port(*address)
     host, _, word = text.rpartition(":")
     if isIPv6Address(host):  # with a port of more digits than the last part of an address has
         return f"[{host}]:{word}"
-    similar = get_close_matches(kind, _KINDS, n=1)
-    return f"{similar[0]}:{rest}" if colon and similar and kind not in _KINDS else ""
+    given, colon, rest = text.partition(":")
+    kind = next(iter(get_close_matches(given.lower(), _KINDS, n=1)), "") if colon else ""
+    if kind in ("tcp", "ssl"):
+        port, address = _LONE_PORT.fullmatch(rest), _HOST_PORT_ARGUMENTS.fullmatch(rest)
+        host = f"localhost:{port[1]}" if port else address["address"] if address else ""
+        return _PREFIXES.get(kind, "") + host
+    if kind and rest.startswith("/"):
+        kind = "unix"
+    return f"{kind}:{rest}" if kind and kind != given else ""
 
 
 def _cause(error: Exception) -> str:
@@ -319,6 +338,9 @@ def _cause(error: Exception) -> str:
 
 
 def _tls_server(host: str, port: int, trust: Trust, reactor: IClientReactor) -> StreamServer:
-    creator = connection_creator(host.partition("%")[0], trust)  # no certificate has a zone
+    try:
+        creator = connection_creator(host.partition("%")[0], trust)  # no certificate has a zone
+    except UnicodeError as error:  # an empty label, or one that is too long
+        raise ValueError(f"SERVER: expected a host name, not {quoted(host)}") from error
     endpoint = wrapClientTLS(creator, _tcp(host, port, reactor), reactor)
     return StreamServer(f"tls:{host_port(host, port)}", endpoint)

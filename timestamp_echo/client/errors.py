@@ -38,9 +38,10 @@ _TLS_REASONS = {
     "unexpected message": _NO_TLS,  # a plain echo returns the client's own record
     # The server's alerts (RFC 8446, section 6.2).
     "alert certificate required": "the server asks for a client certificate (--cert FILE)",
-    # So says a server with TLS 1.2 instead, but also one that has no cipher in common.
+    # TLS 1.2 servers send this instead, but so does one that has no cipher in common.
     "alert handshake failure": "the server refuses the TLS handshake;"
     " does it ask for a client certificate (--cert FILE)?",
+    "alert protocol version": "the server speaks no version of TLS that this client accepts",
     "alert unknown ca": "the server does not know the authority of the client certificate",
 }
 """OpenSSL's reasons, without the version of TLS in front of an alert, and what they mean."""

@@ -14,7 +14,7 @@ from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from zope.interface import implementer
 
-from timestamp_echo.client.errors import not_installed, openssl_reason
+from timestamp_echo.client.errors import not_installed, openssl_reason, quoted
 
 if TYPE_CHECKING:  # the extra `tls` may be missing
     from OpenSSL import SSL
@@ -50,7 +50,7 @@ def connection_creator(host: str, trust: Trust) -> IOpenSSLClientConnectionCreat
         import OpenSSL  # noqa: F401  # only to know whether it is installed
     except ImportError as error:
         raise ValueError(f"tls: {not_installed('pyOpenSSL', 'tls')}") from error
-    identity = _identity(trust.cert, trust.key) if trust.cert else {}
+    identity = {} if trust.cert is None else _identity(trust.cert, trust.key)
     if trust.insecure:
         return _unverified(host, identity)
     return _verified(host, trust.ca, identity)
@@ -64,7 +64,7 @@ def _verified(
     # Without trust root, Twisted takes those of the system.
     return optionsForClientTLS(
         host,
-        trustRoot=trustRootFromCertificates(_certificates("--ca", ca)) if ca else None,
+        trustRoot=None if ca is None else trustRootFromCertificates(_certificates("--ca", ca)),
         extraCertificateOptions=identity,
     )
 
@@ -94,7 +94,7 @@ def _identity(cert: str, key: str | None) -> dict[str, Any]:
     @raise ValueError: a file cannot be used, or they do not belong together.
     """
     first, *issuers = _certificates("--cert", cert)
-    pair = _key_pair("--key", key) if key else _key_pair("--cert", cert)
+    pair = _key_pair("--cert", cert) if key is None else _key_pair("--key", key)
     if not pair.matches(first.getPublicKey()):
         raise ValueError(
             f"--cert: expected a certificate for the key in {key or cert}; the first one in {cert}"
@@ -149,4 +149,4 @@ def _read(option: str, path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise ValueError(f"{option}: {path}: {error.strerror}") from error
+        raise ValueError(f"{option}: {path or quoted('')}: {error.strerror}") from error
