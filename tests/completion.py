@@ -35,7 +35,10 @@ def whole_parser() -> ArgumentParser:
         ("connect", "send lines and print the replies", connect),
         ("ping", "measure round trips, and how wrong the server's clock is", ping._parser()),
     ):
-        add_options(commands.add_parser(name, help=words), options)
+        command = commands.add_parser(name, help=words)
+        add_options(command, options)
+        # Without it, zsh completes no option behind SERVER; with any number of them, none at all.
+        command.add_argument("server", nargs="?", metavar="SERVER", help="the server")
     words = "show the help of a command"
     commands.add_parser("help", help=words).add_argument("command", choices=("connect", "ping"))
     return parser

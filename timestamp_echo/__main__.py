@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ping(arguments[1:])
     from timestamp_echo.client.command import main as connect
 
-    return connect(arguments[1:] if arguments[:1] == ["connect"] else arguments)
+    named = arguments[:1] == ["connect"]
+    return connect(arguments[1:] if named else arguments, named=named)
 
 
 def _is_open(fd: int) -> bool:

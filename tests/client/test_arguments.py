@@ -60,9 +60,14 @@ class CommandParserTests(SynchronousTestCase):
             (["-i", "x"], "-i: expected a number, not 'x'"),
             (["-i", "x\ny"], "-i: expected a number, not 'x\\ny'"),
             (["-f", "-i", "1"], "-i: cannot be combined with -f"),
-            (["--pl=a"], "--pl=a: expected one option, it may be any of --plot, --places"),
+            (["--pl=a"], "ambiguous option --pl=a: it may be any of --plot, --places"),
             (["a", "b", "c"], "SERVER: expected one, got 'a' and 'b' and 'c'"),
             (["a", "7"], "SERVER: expected one, got 'a' and '7'; did you mean a:7?"),
+            (
+                ["a", "ping"],
+                "expected the command first, as in tsecho ping ...; for a server of that name,"
+                " write ping:3000",
+            ),
             (["--inscure", "a"], "unknown option '--inscure'; did you mean --insecure?"),
             (["--jsn=1"], "unknown option '--jsn'; see tsecho ping --help"),
             (["-4", "-6"], "-6/--ipv6: cannot be combined with -4/--ipv4"),

@@ -523,8 +523,8 @@ class UsageTests(SynchronousTestCase):
     def test_server_named_like_a_command(self) -> None:
         """`tsecho connect help` is a connection to a server of that name."""
         for name in ("help", "ping"):
-            done = tsecho("connect", name, "another")
-            self.assertIn(f"expected one, got '{name}' and 'another'".encode(), done.stderr)
+            done = tsecho("connect", name, "--timeout", "1")
+            self.assertIn(f"cannot connect to {name}:3000".encode(), done.stderr)
 
     def test_reader_gone(self) -> None:
         """A reader that leaves, as in `| head -1`, is no error."""
@@ -567,6 +567,32 @@ class UsageTests(SynchronousTestCase):
         done = run(["bash", "-c", command], cwd=folder, env=kept)
         self.assertEqual(done.returncode, 1)
         self.assertIn(b"standard output could not be written", done.stderr)
+
+    def test_help_full(self) -> None:
+        """A help, a version or a schema that cannot be written is an error; a reader may leave."""
+        for arguments in (
+            "--help",
+            "--version",
+            "help ping",
+            "ping --version",
+            "ping --json-schema",
+        ):
+            done = run(["bash", "-c", f"{BIN}/tsecho {arguments} > /dev/full"])
+            self.assertEqual(done.returncode, 1)
+            self.assertRegex(done.stderr, b"^.*: cannot write standard output: No space left .*\n$")
+            done = run(["bash", "-c", f"{BIN}/tsecho {arguments} | true"])
+            self.assertEqual(done.stderr, b"")
+
+    def test_command_late(self) -> None:
+        """A command behind an option is no server: the error says where it belongs."""
+        for arguments in (
+            ["-4", "ping"],
+            ["--insecure", "ping", "localhost"],
+            ["localhost", "help"],
+        ):
+            done = tsecho(*arguments)
+            self.assertEqual(done.returncode, 2)
+            self.assertIn(b"tsecho: expected the command first, as in tsecho ", done.stderr)
 
     def test_errors_full(self) -> None:
         """A standard error that is full does not change the status."""

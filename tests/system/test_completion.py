@@ -35,8 +35,8 @@ class CompletionTests(SynchronousTestCase):
         screen = Screen(self, *shell)
         screen.type(f"tsecho() {{ echo \"<$*>\"; }}; {prepare}; echo re''ady\n")
         screen.see(r"(?s)[\r\n]ready\r.*")
-        screen.type(f"tsecho pi\t--cou\t3 --ins\t--ca {path}\t\n")
-        screen.see(rf"(?s)<ping --count 3 --insecure --ca {path}\.pem ?>.*")
+        screen.type(f"tsecho pi\ta --cou\t3 --ins\t--ca {path}\t\n")
+        screen.see(rf"(?s)<ping a --count 3 --insecure --ca {path}\.pem ?>.*")
 
     def test_bash(self) -> None:
         """Bash needs nothing but the script."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from timestamp_echo.client import errors
 from timestamp_echo.client.address import (
     IPV4,
     IPV6,
+    PORT,
     DatagramServer,
     FamilyResolver,
     IClientReactor,
@@ -28,7 +30,7 @@ _REWORDED = (
     (r"argument (\S+): expected one argument", r"\1: expected a value, got none"),
     (r"argument (\S+): ignored explicit argument (.*)", r"\1: expected no value, got \2"),
     (r"argument (\S+): not allowed with argument (\S+)", r"\1: cannot be combined with \2"),
-    (r"ambiguous option: (\S+) could match (.*)", r"\1: expected one option, it may be any of \2"),
+    (r"ambiguous option: (\S+) could match (.*)", r"ambiguous option \1: it may be any of \2"),
     (r"argument (\S+): (.*)", r"\1: \2"),
 )
 """argparse's messages, and ours for them: the option, what was expected, what was given.
@@ -36,6 +38,9 @@ _REWORDED = (
 A message that no pattern matches, such as one of a later Python, is printed as it is.
 """
 
+
+COMMANDS = {"connect", "help", "ping"}
+"""The words that are commands if they come first."""
 
 DEFAULT_SERVER = "localhost"
 """SERVER if there is none on the command line."""
@@ -66,12 +71,25 @@ class CommandParser(ArgumentParser):
         errors.print_error(message, self.prog)
         self.exit(errors.UNREACHABLE)
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print a help or the version; argparse ignores all errors, as a full disk."""
+        try:
+            print(message, end="", file=file, flush=True)
+        except BrokenPipeError:  # a reader that is gone, such as `head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would try again at exit
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            errors.print_error(f"cannot write standard output: {error.strerror}", self.prog)
+            self.exit(errors.MISSING)
+
     def _unknown(self, arguments: list[str]) -> str:
         """Describe arguments that the command does not have.
 
         @param arguments: SERVER, and those that are left over.
         """
         options = [argument for argument in arguments if argument.startswith("-")]
+        if not options and (commands := [word for word in arguments if word in COMMANDS]):
+            return command_first(commands[0])
         if not options:
             given = " and ".join(map(errors.quoted, arguments))
             meant = f"; did you mean {':'.join(arguments)}?" if arguments[-1].isdecimal() else ""
@@ -106,12 +124,12 @@ def add_server(parser: ArgumentParser, *, several: bool = False) -> None:
     parser.add_argument(
         "--cert",
         metavar="FILE",
-        help="show a tls: server the certificate in this PEM file",
+        help="present the certificate in this PEM file to a tls: server",
     )
     parser.add_argument(
         "--key",
         metavar="FILE",
-        help="its private key, a PEM file without a password (default: in the file of --cert)",
+        help="the private key of --cert, a PEM file without a password (default: in that file)",
     )
     parser.add_argument(
         "--insecure",
@@ -131,6 +149,14 @@ def add_server(parser: ArgumentParser, *, several: bool = False) -> None:
     parser.add_argument("--version", action="version", version=f"tsecho {__version__}")
 
 
+def command_first(command: str) -> str:
+    """What is wrong where a command follows an option or a SERVER."""
+    return (
+        f"expected the command first, as in tsecho {command} ...;"
+        f" for a server of that name, write {command}:{PORT}"
+    )
+
+
 def chosen_server(
     parser: ArgumentParser, arguments: Namespace, reactor: IReactorTime
 ) -> StreamServer | DatagramServer:
@@ -148,11 +174,14 @@ def chosen_server(
 def named_server(
     parser: ArgumentParser, arguments: Namespace, text: str, reactor: IReactorTime
 ) -> StreamServer | DatagramServer:
-    """The same for a given SERVER.
+    """The server that a text names; if it names none, exit with status 2 and the reason.
 
+    @param parser: reports the error.
+    @param arguments: the options that it parsed.
     @param text: SERVER.
+    @param reactor: makes the connection, so it provides all of `IClientReactor`.
     """
-    if arguments.key and not arguments.cert:
+    if arguments.key is not None and arguments.cert is None:
         parser.error("--key: expected --cert FILE too, the certificate of the key")
     trust = Trust(arguments.ca, arguments.insecure, arguments.cert, arguments.key)
     try:
@@ -181,9 +210,12 @@ def parse_seconds(minimum: float, text: str) -> float:
     @raise ArgumentTypeError: it is no number, or a smaller one, or over eleven days.
     """
     try:
-        value = float(text.replace("_", "?"))  # 1_000 is a number in Python only
+        # 1_000, and digits of other scripts, are numbers in Python only.
+        value = float(text.replace("_", "?")) if text.isascii() else math.nan
     except ValueError:
         value = math.nan
     if not minimum <= value <= 10**6:  # false for nan as well
-        raise ArgumentTypeError(f"expected seconds from {minimum:g} to 1000000, not {text!r}")
+        raise ArgumentTypeError(
+            f"expected seconds from {minimum:g} to 1000000, not {errors.quoted(text)}"
+        )
     return value

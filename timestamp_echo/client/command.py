@@ -15,7 +15,14 @@ from twisted.internet.interfaces import IReactorTime
 
 from timestamp_echo.client import errors
 from timestamp_echo.client.address import DatagramServer, IClientReactor, StreamServer
-from timestamp_echo.client.arguments import CommandParser, add_server, chosen_server, parse_seconds
+from timestamp_echo.client.arguments import (
+    COMMANDS,
+    CommandParser,
+    add_server,
+    chosen_server,
+    command_first,
+    parse_seconds,
+)
 from timestamp_echo.client.datagram import REPLY_TIMEOUT, DatagramSession
 from timestamp_echo.client.session import Session, SessionListener, StreamSession
 from timestamp_echo.client.stdio import Pipe, Terminal
@@ -30,7 +37,7 @@ _DESCRIPTION = """\
 Send lines to a timestamp echo and print its replies.
 
 commands:
-  connect         do that: the default, and the way to a server that is named
+  connect         the same (the default); needed for a server that is named
                   like a command (tsecho connect ping)
   ping            measure round trips, and how wrong the server's clock is
   help [COMMAND]  show the help of a command"""
@@ -45,10 +52,11 @@ exit status:
   130  Ctrl-C"""
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], *, named: bool = True) -> int:
     """Run a session with a server, from a terminal or in a pipe.
 
     @param argv: the arguments after `connect`.
+    @param named: whether that word was there.
     @return: the exit status, see `errors`. A signal ends the process with 128 plus its number.
     """
     from twisted.internet import reactor
@@ -56,6 +64,8 @@ def main(argv: Sequence[str]) -> int:
     use_monotonic_clock(reactor)
     parser = _parser()
     arguments = parser.parse_args(argv)
+    if arguments.server in COMMANDS and not named:
+        parser.error(command_first(arguments.server))
     server = chosen_server(parser, arguments, reactor)
     return _run(cast(IClientReactor, reactor), server, arguments.timeout)
 

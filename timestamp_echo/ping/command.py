@@ -420,7 +420,7 @@ class _PrintSchema(Action):
     def __call__(self, parser: ArgumentParser, *arguments: object) -> None:
         from importlib.resources import files
 
-        # As argparse prints its help: a reader that is gone is no error.
+        # As the help is printed: a reader that is gone is no error.
         text = files(__package__).joinpath("schema.json").read_text("utf-8")
         parser._print_message(text, sys.stdout)
         parser.exit()
