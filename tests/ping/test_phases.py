@@ -73,6 +73,14 @@ class Pieces(Silent):
         reactor.callLater(0.01, self.transport.write, data)
 
 
+class Prompting(Silent):
+    """A server that writes a prompt behind its replies, as a shell does."""
+
+    def dataReceived(self, data: bytes) -> None:
+        """See `IProtocol.dataReceived`."""
+        self.transport.write(data + b"> ")
+
+
 class Server(Factory):
     """Makes the protocols of a server, and keeps them."""
 
@@ -220,6 +228,19 @@ class PathTests(TestCase):
         self.assertEqual(self.listener.replies, [b"[x] probe\n"])
         if LINUX:
             self.assertGreaterEqual(path.arrival, 0)
+
+    async def test_prompt(self) -> None:
+        """What follows the reply's line does not keep it from being passed on."""
+        port = (await self.listen(Prompting)).getHost().port
+        path = self.path(self.named(f"{HERE}:{port}"))
+        self.assertEqual(await self.answered(path), Phases({"lookup": 1, "connect": 1}, "reply"))
+
+    async def test_no_route(self) -> None:
+        """A datagram that no route takes is lost behind the lookup."""
+        path = self.path(self.named("udp:255.255.255.255:7"))
+        path.write(b"probe\n")
+        await self.listener.happened
+        self.assertEqual(path.release(b"probe\n"), Phases({"lookup": 1}, "reply"))
 
     async def test_closed(self) -> None:
         """A connection that ends without a reply has failed in that phase."""

@@ -22,10 +22,12 @@ from twisted.internet.interfaces import (
     IResolutionReceiver,
 )
 from twisted.python.failure import Failure
+from typing_extensions import Self  # Twisted needs it too
 from zope.interface import implementer
 
 from timestamp_echo.client import errors
 from timestamp_echo.client.address import DatagramServer, StreamServer
+from timestamp_echo.client.datagram import AddressInfo
 from timestamp_echo.ping.stats import Phases
 from timestamp_echo.ping.transport import ProbeListener, StreamPath, UDPPath
 
@@ -34,7 +36,7 @@ MAX_REPLY = 2**18
 
 
 class ConnectPath:
-    """A path that opens a connection for each probe, or a UDP port.
+    """A path that opens a connection for each probe; with UDP, a port.
 
     @param listener: receives data and events.
     @param server: where to connect.
@@ -112,9 +114,7 @@ class _Attempt:
         self._next("connect")
 
     def _looked_up(self) -> None:
-        # A datagram needs no connection.
-        if "lookup" not in self._phases.durations:
-            self._next("reply")
+        self._next("reply")  # a datagram needs no connection
 
     def _connected(self) -> None:
         encrypted = INegotiated.providedBy(self._path.transport)
@@ -143,10 +143,13 @@ class _Attempt:
 
     def replied(self, data: bytes) -> None:
         """See `PathListener.replied`. Lines are passed on whole: another one may come meanwhile."""
-        self._partial = (self._partial + data)[-MAX_REPLY:]
-        if not self._over and data.endswith(b"\n"):
+        lines, newline, rest = data.rpartition(b"\n")
+        if not newline:
+            self._partial = (self._partial + data)[-MAX_REPLY:]
+        elif not self._over:
+            whole, self._partial = self._partial + lines + newline, rest[-MAX_REPLY:]
             self._owner.arrival = self._path.arrival
-            self._owner.listener.replied(self._partial)
+            self._owner.listener.replied(whole)
 
     def answered(self) -> None:
         """See `PathListener.answered`."""
@@ -176,24 +179,23 @@ class _Connection(StreamPath):
 
 
 class _Port(UDPPath):
-    """A UDP port that says when it is open."""
+    """A UDP port that says when the name's addresses are known."""
 
-    def __init__(self, attempt: _Attempt, reactor: IReactorUDP, opened: Callable[[], None]) -> None:
+    def __init__(self, attempt: _Attempt, reactor: IReactorUDP, found: Callable[[], None]) -> None:
         super().__init__(attempt, reactor)
-        self._opened = opened
+        self._found = found
 
-    def startProtocol(self) -> None:
-        """See `UDPPath.startProtocol`."""
-        self._opened()
-        super().startProtocol()
+    def _open(self, found: list[AddressInfo]) -> Self:
+        self._found()
+        return super()._open(found)
 
 
 @implementer(IReactorPluggableNameResolver, IHostnameResolver)
 class LookupTimer:
     """What endpoints are given in place of the reactor, to know when a name lookup is complete.
 
-    An endpoint asks the resolver within its `connect`. So what was last made `attempt` is what the
-    lookup is for.
+    An endpoint asks the resolver within its `connect`. So the lookup belongs to the most recent
+    `attempt`.
 
     @param reactor: does everything else.
     """
