@@ -14,6 +14,7 @@ from timestamp_echo.clocks import Clocks
 from timestamp_echo.ping.fleet import Fleet
 from timestamp_echo.ping.probe import Probes
 from timestamp_echo.ping.scheduler import Pinger, Plan
+from timestamp_echo.ping.stats import Host
 from timestamp_echo.ping.transport import Path, PathListener
 from timestamp_echo.stamps import SECOND
 
@@ -42,6 +43,8 @@ class FakePath:
 class FleetTests(SynchronousTestCase):
     """`Fleet`, with three servers and a probe each."""
 
+    deadline = 0.0
+
     def setUp(self) -> None:
         """No server is asked yet."""
         self.clock = Clock()
@@ -53,7 +56,10 @@ class FleetTests(SynchronousTestCase):
             Pinger(Plan(count=1), probes, partial(self.connect, name), self.clock, clocks, [])
             for name in names
         ]
-        self.fleet = Fleet(names, pingers, 3 * SECOND, self.clock)
+        self.unreachable: list[Host] = []
+        self.fleet = Fleet(
+            names, pingers, 3 * SECOND, self.deadline, self.clock, self.unreachable.append
+        )
 
     def connect(self, name: str, listener: PathListener) -> Deferred[Path]:
         """See `Pinger`."""
@@ -91,6 +97,7 @@ class FleetTests(SynchronousTestCase):
         done = self.fleet.start()
         self.clock.pump([1, 1])
         self.connecting["b"].errback(Failure(DNSLookupError()))
+        self.assertEqual(self.unreachable, [self.fleet.hosts[1]])  # at once
         self.answer("a")
         self.assertNoResult(done)
         self.answer("c")
@@ -112,9 +119,43 @@ class FleetTests(SynchronousTestCase):
         self.assertEqual([host.error for host in self.fleet.hosts], ["", "", ""])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_stop_while_connecting(self) -> None:
+        """A connection attempt may still be in progress afterwards."""
+        self.fleet.start()
+        self.clock.advance(0)
+        self.fleet.stop()
+        self.assertTrue(self.fleet.connecting)
+        self.answer("a")
+        self.assertFalse(self.fleet.connecting)
+
     def test_current(self) -> None:
         """The statistics are brought up to date on request."""
         self.fleet.start()
         self.clock.advance(0.5)
         self.assertEqual([host.stats.duration for host in self.fleet.current_hosts()], [0.5] * 3)
         self.fleet.stop()
+
+
+class DeadlineTests(FleetTests):
+    """The same with a deadline, which is cancelled when all are done; and when it passes."""
+
+    deadline = 10.0
+
+    def test_deadline(self) -> None:
+        """The run ends at the deadline, whenever each server was started."""
+        done = self.fleet.start()
+        self.clock.advance(9.9)
+        self.answer("a")
+        self.assertNoResult(done)
+        self.clock.advance(0.1)
+        self.successResultOf(done)
+        self.assertEqual([host.error for host in self.fleet.hosts], ["", "", ""])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_before_all_have_started(self) -> None:
+        """A server whose turn comes after the deadline is not asked."""
+        self.fleet._deadline = 0.5
+        done = self.fleet.start()
+        self.clock.advance(0.5)
+        self.successResultOf(done)
+        self.assertEqual(list(self.connecting), ["a"])

@@ -61,7 +61,7 @@ class SingleTests(OverviewTestCase):
         output: Output = self.output
         self.observer.answered(answered(1), self.hosts[0].stats)
         self.assertEqual(json.loads(self.taken())["type"], "probe")
-        output.progress(self.hosts[:1])
+        output.progress(self.hosts[:1], entered=True)
         self.assertEqual(json.loads(self.taken())["type"], "progress")
         output.summary(self.hosts[:1])
         self.assertEqual(json.loads(self.taken())["type"], "summary")
@@ -70,6 +70,7 @@ class SingleTests(OverviewTestCase):
         """Why the server cannot be reached is an error."""
         said = io.StringIO()
         with contextlib.redirect_stderr(said):
+            self.output.unreachable(self.hosts[2])
             self.output.summary(self.hosts[2:])
         self.assertEqual(said.getvalue(), "tsecho: cannot connect to c: name not found\n")
         self.assertEqual(self.taken(), "")
@@ -134,8 +135,8 @@ class TableTests(OverviewTestCase):
             "b        0 %  1.000 ms  +9.000 ± 0.501 ms\n"
             "c       name not found\n"
         )
-        differ = "all 2 clocks provably differ from each other\n"
-        self.output().progress(self.hosts)
+        differ = "both clocks provably differ from each other\n"
+        self.output().progress(self.hosts, entered=True)
         self.assertEqual(self.taken(), table + differ)
         self.output().summary(self.hosts)
         self.assertEqual(self.taken(), "--- tsecho ping of 3 servers ---\n" + table + differ)
@@ -160,15 +161,44 @@ class TableTests(OverviewTestCase):
         observer.answered(answered(1, late=499 * MILLISECOND), self.hosts[0].stats)
         self.assertEqual(self.taken(), "")
         observer.lost(lost(2), self.hosts[0].stats)
-        self.assertEqual(self.taken(), "\033[4A\033[J" + drawn)
+        self.assertEqual(self.taken(), "\r\033[4A\033[J" + drawn)
         observer.event("reconnected")
-        self.assertEqual(self.taken(), "\033[4A\033[Ja: reconnected\n")
+        self.assertEqual(self.taken(), "\r\033[4A\033[Ja: reconnected\n" + drawn)
+        output.unreachable(self.hosts[2])  # is in the table
+        self.assertEqual(self.taken(), "")
         output.summary(self.hosts)
-        self.assertTrue(self.taken().startswith("--- "))
+        self.assertTrue(self.taken().startswith("\r\033[4A\033[J--- "))
         observer.answered(answered(9), self.hosts[0].stats)
         self.taken()
-        output.progress(self.hosts)
-        self.assertTrue(self.taken().startswith("\033[4A\033[Jserver "))
+        output.progress(self.hosts, entered=False)
+        self.assertTrue(self.taken().startswith("\r\033[4A\033[Jserver "))
+
+    def test_entered(self) -> None:
+        """The line that the terminal echoes at Enter is cleared with the table, if there is one."""
+        output = self.output(screen=lambda: (80, 24))
+        output.progress(self.hosts, entered=True)
+        self.assertTrue(self.taken().startswith("server "))
+        output.observer("a", CLOCKS).answered(answered(1), self.hosts[0].stats)
+        self.taken()
+        output.progress(self.hosts, entered=True)
+        self.assertTrue(self.taken().startswith("\r\033[5A\033[Jserver "))
+
+    def test_event_before_the_table(self) -> None:
+        """An event that comes first draws no table; if quiet, none is written at all."""
+        for quiet, expected in ((False, "a: x\n"), (True, "")):
+            output = self.output(screen=lambda: (80, 24), quiet=quiet)
+            output.observer("a", CLOCKS).event("x")
+            self.assertEqual(self.taken(), expected)
+
+    def test_unreachable(self) -> None:
+        """A server that cannot be reached is reported at once."""
+        self.output().unreachable(self.hosts[2])
+        self.assertEqual(self.taken(), "c: cannot connect: name not found\n")
+
+    def test_one_server(self) -> None:
+        """A single server is one server."""
+        self.output().summary(self.hosts[:1])
+        self.assertTrue(self.taken().startswith("--- tsecho ping of 1 server ---\n"))
 
     def test_small_screen(self) -> None:
         """Servers for which the terminal has no room are counted."""
@@ -190,7 +220,8 @@ class ObjectsTests(OverviewTestCase):
             output = ObjectsOutput(self.write, quiet=quiet, limit=None)
             observer = output.observer("a", CLOCKS)
             observer.answered(answered(1), self.hosts[0].stats)
-            output.progress(self.hosts)
+            output.progress(self.hosts, entered=False)
+            output.unreachable(self.hosts[2])
             output.summary(self.hosts)
             found = [json.loads(line) for line in self.taken().splitlines()]
             self.assertEqual(
@@ -211,12 +242,30 @@ class MetricsTests(OverviewTestCase):
 
     def test_at_the_end(self) -> None:
         """Nothing is written before the end, so that a file has only complete results."""
-        output = MetricsOutput(self.write)
+        output = MetricsOutput(self.write, limit=None)
         observer = output.observer("a", CLOCKS)
         observer.answered(answered(1), Stats())
         observer.lost(lost(1), Stats())
         observer.event("x")
-        output.progress(self.hosts)
+        output.progress(self.hosts, entered=False)
         self.assertEqual(self.pieces, [])
         output.summary(self.hosts)
         self.assertIn('tsecho_ping_up{server="b"} 1\n', self.taken())
+
+    def test_errors(self) -> None:
+        """Standard error names the servers that are unreachable, and the clocks over the limit."""
+        for limit, clocks in (
+            (None, ""),
+            (MILLISECOND, "tsecho: b: offset provably over 1.000 ms\n"),
+            (
+                MILLISECOND // 4,
+                "tsecho: a: can't tell whether the offset is over 0.250 ms\n"
+                "tsecho: b: offset provably over 0.250 ms\n",
+            ),
+        ):
+            output = MetricsOutput(self.write, limit=limit)
+            with contextlib.redirect_stderr(io.StringIO()) as said:
+                output.unreachable(self.hosts[2])
+                output.summary(self.hosts)
+            refused = "tsecho: cannot connect to c: name not found\n"
+            self.assertEqual(said.getvalue(), refused + clocks)

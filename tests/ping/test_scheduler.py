@@ -518,23 +518,6 @@ class PingerTests(SynchronousTestCase):
             self.assertEqual(self.clock.getDelayedCalls(), [])
         self.assertNotIn("reconnected", self.observer.events)
 
-    def test_deadline(self) -> None:
-        """The run ends at the deadline, with probes in flight."""
-        pinger, _ = self.connected_pinger(Plan(deadline=1.5, timeout=9))
-        self.advance(1500)
-        self.successResultOf(self.done)
-        self.assertEqual(pinger.stats.in_flight, 1)
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-
-    def test_deadline_while_connecting(self) -> None:
-        """The deadline includes connecting, which may still be in progress afterwards."""
-        pinger = self.pinger(Plan(deadline=1.5))
-        self.advance(1500)
-        self.successResultOf(self.done)
-        self.assertTrue(pinger.connecting)
-        self.open_path()
-        self.assertFalse(pinger.connecting)
-
     def test_own_delay(self) -> None:
         """The time between arrival in the kernel and reading is not part of the round trip."""
         pinger, path = self.connected_pinger(Plan())

@@ -90,9 +90,9 @@ class FleetTests(SynchronousTestCase):
                 [where, f"unix:{service.path()}"],
             )
             self.assertEqual(len(records[-1]["may_agree"]), 1)
-        path.write_text(where)
+        path.write_text(f"\ufeff{where}")  # a byte order mark
         done = ping("-c", "1", "-q", "--from", str(path))
-        self.assertIn(b"--- tsecho ping of 1 servers ---", done.stdout)
+        self.assertIn(b"--- tsecho ping of 1 server ---", done.stdout)
 
     def test_wrong_list(self) -> None:
         """A file that cannot be read, or lists no servers: one line, and status 2."""
@@ -100,6 +100,12 @@ class FleetTests(SynchronousTestCase):
         empty.write_text("# none\n")
         binary.write_bytes(b"\xff\n")
         for arguments, words in (
+            (["--from", ""], "--from: expected a file or -, not ''"),
+            (
+                ["--max-offset", "0.0001us"],
+                "--max-offset: expected a time such as 50ms, 2s or 0.05, not '0.0001us'",
+            ),
+            (["--plot", ""], "--plot: expected a name that ends with .png or .svg, not ''"),
             (["--from", "/nowhere"], "--from: /nowhere: No such file or directory"),
             (["--from", str(binary)], f"--from: {binary}: not a text file"),
             (
@@ -137,7 +143,7 @@ class FleetTests(SynchronousTestCase):
             while not all(f"{server}: seq=1 ".encode() in seen for server in servers):
                 seen += process.stdout.readline()
             process.send_signal(signal.SIGQUIT)
-            while not process.stdout.readline().startswith(b"all 2 clocks may agree"):
+            while not process.stdout.readline().startswith(b"both clocks may agree"):
                 pass
             process.send_signal(signal.SIGINT)
             self.assertIn(b"--- tsecho ping of 2 servers ---\n", process.stdout.read())
@@ -149,7 +155,7 @@ class FleetTests(SynchronousTestCase):
         servers = (f"127.0.0.1:{service.port()}", f"unix:{service.path()}")
         screen = Screen(self, *(BIN / "tsecho", "ping", "-c", "3", "-i", "0.6", *servers))
         screen.see(
-            r"(?s)server +loss.*\x1b\[3A\x1b\[J.*--- tsecho ping of 2 servers ---.*explain\)\r\n"
+            r"(?s)server +loss.*\r\x1b\[3A\x1b\[J.*--- tsecho ping of 2 servers ---.*explain\)\r\n"
         )
         self.assertEqual(screen.status(), 0)
 

@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     servers = _servers(parser, arguments, reactor)
     try:
-        plot = FleetPlot(arguments.plot) if arguments.plot else None
+        plot = None if arguments.plot is None else FleetPlot(arguments.plot)
     except ValueError as error:
         parser.error(f"argument --plot: {error}")
     return Run(reactor, arguments, servers, plot).status()
@@ -105,13 +105,14 @@ class Run:
         self._clocks = Clocks()
         use_monotonic_clock(reactor)
         reactor.suggestThreadPoolSize(min(max(len(servers), 10), MAX_LOOKUPS))
-        several = len(servers) > 1 or arguments.servers_from or arguments.max_offset is not None
+        listed = arguments.servers_from is not None
+        several = len(servers) > 1 or listed or arguments.max_offset is not None
         self._output = self._new_output(several)
         plan = _plan(arguments)
         self._fleet = Fleet(
             [server.name for server, _ in servers],
             [self._pinger(*server, plan) for server in servers],
-            *(plan.interval, reactor),
+            *(plan.interval, arguments.deadline, reactor, self._output.unreachable),
         )
         self._status = INCOMPLETE
 
@@ -135,7 +136,7 @@ class Run:
         arguments, write = self._arguments, self._write
         quiet, limit = arguments.quiet or arguments.flood, arguments.max_offset
         if arguments.prometheus:
-            return MetricsOutput(write)
+            return MetricsOutput(write, limit=limit)
         if arguments.json:
             if several:
                 return ObjectsOutput(write, quiet=quiet, limit=limit)
@@ -154,7 +155,9 @@ class Run:
     def status(self) -> int:
         """Run the command, and return its exit status."""
         # The encoding may lack ±, or a character of the server's name.
-        cast(TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
+        # Prometheus's format is UTF-8.
+        encoding = "utf-8" if self._arguments.prometheus else None
+        cast(TextIOWrapper, sys.stdout).reconfigure(encoding=encoding, errors="backslashreplace")
         self._reactor.callWhenRunning(self._start)
         self._reactor.run()
         return self._status
@@ -164,7 +167,7 @@ class Run:
             signal.signal(number, self._interrupt)
         signal.signal(signal.SIGQUIT, lambda *_: self._reactor.callFromThread(self._progress))
         if _interactive():
-            self._reactor.addReader(Keyboard(self._reactor, self._progress))
+            self._reactor.addReader(Keyboard(self._reactor, partial(self._progress, entered=True)))
         done = self._fleet.start().addCallback(self._summarise)
         done.addErrback(self._fail).addBoth(self._stop)
 
@@ -176,8 +179,8 @@ class Run:
         self._required = 0
         self._reactor.callFromThread(self._fleet.stop)
 
-    def _progress(self) -> None:
-        self._output.progress(self._fleet.current_hosts())
+    def _progress(self, *, entered: bool = False) -> None:
+        self._output.progress(self._fleet.current_hosts(), entered=entered)
 
     def _summarise(self, _: None) -> None:
         hosts = self._fleet.hosts
@@ -262,7 +265,7 @@ def _in_foreground(fd: int) -> bool:
 def _servers(parser: CommandParser, arguments: Namespace, reactor: Any) -> list[tuple[Server, Any]]:
     """The servers to probe, each once, and with the reactor that makes its connections."""
     texts: list[str] = arguments.server
-    if arguments.servers_from:
+    if arguments.servers_from is not None:
         texts = texts + _listed(parser, arguments.servers_from)
     found = {}
     for text in texts or [DEFAULT_SERVER]:
@@ -277,8 +280,10 @@ def _servers(parser: CommandParser, arguments: Namespace, reactor: Any) -> list[
 
 def _listed(parser: CommandParser, path: str) -> list[str]:
     """The servers that a file lists, one on each line; `#` starts a comment."""
+    if not path:
+        parser.error("--from: expected a file or -, not ''")
     try:
-        text = sys.stdin.read() if path == "-" else FilePath(path).read_text()
+        text = sys.stdin.read() if path == "-" else FilePath(path).read_text("utf-8-sig")
     except (OSError, ValueError) as error:  # a ValueError: the file is no text
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         parser.error(f"--from: {path}: {reason}")
@@ -338,7 +343,6 @@ def _plan(arguments: Namespace) -> Plan:
         size=arguments.size,
         interval=0 if arguments.flood else int(arguments.interval * SECOND),
         count=arguments.count,
-        deadline=arguments.deadline,
         timeout=arguments.timeout,
         in_flight=arguments.in_flight,
         exact=arguments.exact,
@@ -350,12 +354,12 @@ def _parser() -> CommandParser:
         prog="tsecho ping",
         usage="%(prog)s [options] [SERVER ...]",
         description="Measure the round-trip time to a timestamp echo, or to any echo, and how wrong"
-        " its clock is. Of several, tell whose clocks differ.",
+        " its clock is. With several servers, tell whose clocks differ.",
         epilog="Enter or Ctrl-\\ shows the progress; Ctrl-C stops and shows the summary."
         " Exit status: 0 success; 1 no reply, or fewer than -c requests, or a clock exceeds"
         " --max-offset, or output could not be written; 2 usage error, name not found or connection"
         " refused; 3 not known whether a clock exceeds --max-offset; 130 interrupted before the"
-        " connection was made. Of several servers' the first of these that applies.",
+        " connection was made. With several servers, the first of 1, 2 and 3 that applies to any.",
     )
     add_server(parser, several=True)
     _add_options(parser)
@@ -372,15 +376,16 @@ _HELP = {
     "-f": "flood: send a probe as soon as another is answered; implies -q",
     "--exact": "send each probe exactly when due, even if a later moment would narrow the clock's"
     " bound more",
-    "-q": "write only the summary; on a terminal, also a progress line",
+    "-q": "write only the summary; on a terminal, also a progress line, or the table of several"
+    " servers",
     "--json": "write one JSON object per line (see --json-schema)",
     "--json-schema": "print the JSON Schema of what --json writes, and exit",
     "--from": "also probe the servers in FILE, one on each line (- for standard input)",
-    "--max-offset": "check that no clock is off by more than TIME, such as 50ms or 2s (see Exit"
-    " status)",
+    "--max-offset": "check that no clock is off by more than TIME, such as 50ms or 2s (see the"
+    " exit status)",
     "--connect": "open a new connection for each probe, and show where the time goes",
     "--send-proxy": "send a header of the PROXY protocol first, as load balancers do",
-    "--prometheus": "write the final results in Prometheus's text format",
+    "--prometheus": "write the final results in Prometheus's text format, at the end (see -c, -w)",
     "--plot": "draw the results to a .png or .svg file (needs matplotlib)",
 }
 
@@ -434,7 +439,7 @@ def _names(flag: str, name: str) -> list[str]:
 def _whole(minimum: int, maximum: int, text: str) -> int:
     if not text.isascii() or not text.isdigit() or not minimum <= int(text) <= maximum:
         raise ArgumentTypeError(
-            f"expected a whole number from {minimum} to {maximum}, not {text!r}"
+            f"expected a whole number from {minimum} to {maximum}, not {errors.quoted(text)}"
         )
     return int(text)
 
@@ -442,9 +447,11 @@ def _whole(minimum: int, maximum: int, text: str) -> int:
 def _duration(text: str) -> int:
     """Parse a time such as 50ms, 2s or 0.05; return nanoseconds."""
     match = re.fullmatch(r"(\d+\.?\d*|\.\d+)(us|ms|s|)", text, re.ASCII)
-    if not match or not 0 < (value := float(match[1]) * _UNITS[match[2]]) <= 10**6 * SECOND:
-        raise ArgumentTypeError(f"expected a time such as 50ms, 2s or 0.05, not {text!r}")
-    return round(value)
+    value = round(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if not 0 < value <= 10**6 * SECOND:
+        given = errors.quoted(text)
+        raise ArgumentTypeError(f"expected a time such as 50ms, 2s or 0.05, not {given}")
+    return value
 
 
 _UNITS = {"us": SECOND // 10**6, "ms": SECOND // 1000, "s": SECOND, "": SECOND}

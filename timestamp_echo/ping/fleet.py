@@ -5,10 +5,10 @@ Knows when they start and that all are done, but not how results are presented.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
@@ -25,17 +25,27 @@ class Fleet:
     @param pingers: for each of them.
     @param interval: nanoseconds between two probes to the same server. The servers are started
         spread over it, so that the probes to many of them are no burst.
+    @param deadline: seconds after which all are stopped, in whatever state they are; 0 for never.
     @param clock: for timers.
+    @param unreachable: is called with each that cannot be reached.
     """
 
     def __init__(
-        self, names: Sequence[str], pingers: Sequence[Pinger], interval: int, clock: IReactorTime
+        self,
+        names: Sequence[str],
+        pingers: Sequence[Pinger],
+        interval: int,
+        deadline: float,
+        clock: IReactorTime,
+        unreachable: Callable[[Host], None],
     ) -> None:
         self.hosts = [Host(name, pinger.stats) for name, pinger in zip(names, pingers, strict=True)]
         """Results until now; the statistics are up to date after `current_hosts`."""
         self._pingers = pingers
         self._spread = interval / SECOND / len(pingers)
+        self._deadline = deadline
         self._clock = clock
+        self._notify = unreachable
         self._runs: list[Deferred[None]] = []
 
     def start(self) -> Deferred[None]:
@@ -47,7 +57,8 @@ class Fleet:
             turn: Deferred[None] = deferLater(self._clock, index * self._spread)
             run = turn.addCallback(lambda _, pinger: pinger.start(), pinger)
             self._runs.append(run.addErrback(self._unreachable, host))
-        return DeferredList(self._runs).addCallback(lambda _: None)
+        timer = self._clock.callLater(self._deadline, self.stop) if self._deadline else None
+        return DeferredList(self._runs).addCallback(lambda _: cancel(timer))
 
     def stop(self) -> None:
         """Stop now; servers that were not started are not asked."""
@@ -74,3 +85,10 @@ class Fleet:
     def _unreachable(self, failure: Failure, host: Host) -> None:
         if not failure.check(CancelledError):
             host.error = errors.reason(failure.value)
+            self._notify(host)
+
+
+def cancel(timer: IDelayedCall | None) -> None:
+    """Cancel a timer, if there is one and it has not fired."""
+    if timer is not None and timer.active():
+        timer.cancel()

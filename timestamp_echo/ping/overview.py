@@ -33,8 +33,14 @@ class Output(Protocol):
         @param clocks: this host's clocks, as the server's pinger knows them.
         """
 
-    def progress(self, hosts: Sequence[Host]) -> None:
-        """Write the progress on request."""
+    def unreachable(self, host: Host) -> None:
+        """Say that a server cannot be reached, as soon as that is known."""
+
+    def progress(self, hosts: Sequence[Host], *, entered: bool) -> None:
+        """Write the progress on request.
+
+        @param entered: whether the request was Enter, which the terminal has echoed.
+        """
 
     def summary(self, hosts: Sequence[Host]) -> None:
         """Write the final summary."""
@@ -56,7 +62,10 @@ class SingleOutput:
         self._inner = self._output(name, clocks)
         return self._inner
 
-    def progress(self, hosts: Sequence[Host]) -> None:
+    def unreachable(self, host: Host) -> None:
+        """See `Output.unreachable`. It is said at the end, which comes at once."""
+
+    def progress(self, hosts: Sequence[Host], *, entered: bool) -> None:
         """See `Output.progress`."""
         self._inner.progress(hosts[0].stats)
 
@@ -116,11 +125,23 @@ class TableOutput:
 
     def event(self, line: str) -> None:
         """Write a line about an event, on a terminal above the table."""
+        if self._quiet:
+            return
+        drawn = self._drawn
         self._clear()
         self._line(coloured(line) if self._colour else line)
+        if self._screen is not None and drawn:
+            self._draw(*self._screen())
 
-    def progress(self, hosts: Sequence[Host]) -> None:
+    def unreachable(self, host: Host) -> None:
+        """See `Output.unreachable`. In the table it is shown when that is drawn again."""
+        if self._screen is None:
+            self.event(f"{host.name}: cannot connect: {host.error}")
+
+    def progress(self, hosts: Sequence[Host], *, entered: bool) -> None:
         """See `Output.progress`."""
+        if self._drawn:
+            self._drawn += entered
         self._clear()
         lines = [*table.table(hosts), *table.comparison(hosts)]
         self._write("\n".join(lines) + "\n")
@@ -128,7 +149,8 @@ class TableOutput:
     def summary(self, hosts: Sequence[Host]) -> None:
         """See `Output.summary`."""
         self._clear()
-        lines = [f"--- tsecho ping of {len(hosts)} servers ---", *table.table(hosts)]
+        servers = "1 server" if len(hosts) == 1 else f"{len(hosts)} servers"
+        lines = [f"--- tsecho ping of {servers} ---", *table.table(hosts)]
         lines += table.comparison(hosts)
         if self._limit is not None:
             lines += table.verdicts(hosts, self._limit)
@@ -149,7 +171,8 @@ class TableOutput:
 
     def _clear(self) -> None:
         if self._drawn:
-            self._write(f"\033[{self._drawn}A\033[J")  # up to the first line, clear from there
+            # To the first column, which an echoed ^C has left, and the first line: clear from there
+            self._write(f"\r\033[{self._drawn}A\033[J")
             self._drawn = 0
 
 
@@ -190,7 +213,10 @@ class ObjectsOutput:
         """See `Output.observer`."""
         return JSONOutput(self._write, name, clocks, quiet=self._quiet)
 
-    def progress(self, hosts: Sequence[Host]) -> None:
+    def unreachable(self, host: Host) -> None:
+        """See `Output.unreachable`. Its object is one of those of the summary."""
+
+    def progress(self, hosts: Sequence[Host], *, entered: bool) -> None:
         """See `Output.progress`."""
         self._summaries(hosts, "progress")
 
@@ -211,22 +237,33 @@ class ObjectsOutput:
 class MetricsOutput:
     """An `Output` that writes nothing but the final results, for Prometheus.
 
+    What a person has to know goes to standard error.
+
     @param write: receives the text.
+    @param limit: the largest offset allowed, in nanoseconds, if there is one.
     """
 
-    def __init__(self, write: Write) -> None:
+    def __init__(self, write: Write, *, limit: int | None) -> None:
         self._write = write
+        self._limit = limit
 
     def observer(self, name: str, clocks: Clocks) -> ProbeObserver:
         """See `Output.observer`."""
         return _Silent()
 
-    def progress(self, hosts: Sequence[Host]) -> None:
+    def unreachable(self, host: Host) -> None:
+        """See `Output.unreachable`."""
+        errors.print_error(f"cannot connect to {host.name}: {host.error}")
+
+    def progress(self, hosts: Sequence[Host], *, entered: bool) -> None:
         """See `Output.progress`."""
 
     def summary(self, hosts: Sequence[Host]) -> None:
         """See `Output.summary`."""
         self._write(format_metrics(hosts))
+        if self._limit is not None:
+            for name, words in table.failures(hosts, self._limit):
+                errors.print_error(f"{name}: {words}")
 
 
 class _Silent:

@@ -53,9 +53,6 @@ class Plan:
     count: int = 0
     """Number of probes; 0 for no limit."""
 
-    deadline: float = 0.0
-    """Seconds after which to stop in any case; 0 for never."""
-
     timeout: float = 1.0
     """Seconds after which a probe counts as lost."""
 
@@ -126,8 +123,6 @@ class Pinger:
         @return: fires when the plan is completed. Fails with the reason if the first connection
             cannot be made.
         """
-        if self._plan.deadline:
-            self._schedule("deadline", self._plan.deadline, self.stop)
         self._open_path().addCallback(self._begin).addErrback(self._finish)
         return self._done
 

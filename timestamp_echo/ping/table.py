@@ -26,7 +26,7 @@ _VERDICTS: tuple[tuple[Verdict, str], ...] = (
 def table(hosts: Sequence[Host], longest: int | None = None) -> list[str]:
     """A line for each server, in columns, under a header.
 
-    @param longest: characters of a name of which only the end is shown; None for any number.
+    @param longest: longer names are cut at the front to this many characters; None for no limit.
     """
     rows = [_HEADER, *((_end(host.name, longest), *_row(host)) for host in hosts)]
     columns = list(zip_longest(*(row for row in rows if len(row) > 2), fillvalue=""))
@@ -75,9 +75,9 @@ def comparison(hosts: Sequence[Host]) -> list[str]:
         return []
     names, found = list(clocks), groups(list(clocks.values()))
     if len(found) == 1:
-        lines = [f"all {len(names)} clocks may agree"]
+        lines = [f"{_all(len(names))} may agree"]
     elif len(found) == len(names) == sum(map(len, found)):
-        lines = [f"all {len(names)} clocks provably differ from each other"]
+        lines = [f"{_all(len(names))} provably differ from each other"]
     else:
         lines = ["groups of clocks that may agree; two that share no group provably differ:"]
         for group in found:
@@ -99,6 +99,20 @@ def verdicts(hosts: Sequence[Host], limit: int) -> list[str]:
         if names:
             lines += [f"{words} {format_ms(limit)}:", *_listed(names)]
     return lines
+
+
+def failures(hosts: Sequence[Host], limit: int) -> list[tuple[str, str]]:
+    """The clocks that are not within a limit: the server's name, and what is known.
+
+    @param limit: the largest offset allowed, in nanoseconds.
+    """
+    words = dict(_VERDICTS)
+    found = [(host.name, clock_verdict(host, limit)) for host in hosts if not host.error]
+    return [(name, f"{words[one]} {format_ms(limit)}") for name, one in found if one != "within"]
+
+
+def _all(clocks: int) -> str:
+    return "both clocks" if clocks == 2 else f"all {clocks} clocks"
 
 
 def _listed(names: Sequence[str]) -> list[str]:
