@@ -345,3 +345,14 @@ class ReplyTests(SynchronousTestCase):
         self.assertEqual(len(attempt._partial), MAX_REPLY)
         attempt.writable()
         attempt.answered()
+
+    def test_given_up(self) -> None:
+        """A reply that comes after the probe was given up is not passed on."""
+        timer, listener = LookupTimer(MemoryReactorClock()), Listener()
+        server = server_from("unix:/x", Trust(), cast(Any, timer))
+        path = ConnectPath(listener, server, timer, lambda: 0, send_proxy=False)
+        path.write(b"probe\n")
+        attempt = path._attempts[b"probe\n"]
+        path.release(b"probe\n")
+        attempt.replied(b"probe\n")
+        self.assertEqual(listener.replies, [])
