@@ -164,8 +164,8 @@ class TableTests(OverviewTestCase):
         self.assertEqual(self.taken(), "\r\033[4A\033[J" + drawn)
         observer.event("reconnected")
         self.assertEqual(self.taken(), "\r\033[4A\033[Ja: reconnected\n" + drawn)
-        output.unreachable(self.hosts[2])  # is in the table
-        self.assertEqual(self.taken(), "")
+        output.unreachable(self.hosts[2])  # the table shows it at once
+        self.assertEqual(self.taken(), "\r\033[4A\033[J" + drawn)
         output.summary(self.hosts)
         self.assertTrue(self.taken().startswith("\r\033[4A\033[J--- "))
         observer.answered(answered(9), self.hosts[0].stats)

@@ -159,11 +159,7 @@ def server_from(
         given.
     """
     kind, _, rest = text.partition(":")
-    if _URL.fullmatch(text) or (kind in ("tcp", "ssl") and _LONE_PORT.fullmatch(rest)):
-        raise ValueError(_not_a_server(text))
-    if kind == "ssl":  # Twisted's own, which verifies no certificate
-        raise ValueError(_not_a_server(text))
-    if kind != kind.lower() in _KINDS:
+    if _is_mistaken(text):
         raise ValueError(_not_a_server(text))
     if family:
         _check_family(text, family)
@@ -177,6 +173,19 @@ def server_from(
     if address := _host_and_port(text):
         return StreamServer(host_port(*address), _tcp(*address, reactor))
     return StreamServer(text, _endpoint(text, reactor))
+
+
+def _is_mistaken(text: str) -> bool:
+    """Whether a text that could be taken for a server surely means another one."""
+    kind, _, rest = text.partition(":")
+    if kind == "tcp" and _LONE_PORT.fullmatch(rest):
+        return True
+    # Twisted's ssl: verifies no certificate. A kind in capitals would be taken for a host.
+    return (
+        kind == "ssl"
+        or (kind not in _KINDS and kind.lower() in _KINDS)
+        or bool(_URL.fullmatch(text))
+    )
 
 
 def _host_and_port(text: str, kind: str = "") -> tuple[str, int] | None:

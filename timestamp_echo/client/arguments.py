@@ -75,12 +75,11 @@ class CommandParser(ArgumentParser):
         """Print a help or the version; argparse ignores all errors, as a full disk."""
         try:
             print(message, end="", file=file, flush=True)
-        except BrokenPipeError:  # a reader that is gone, such as `head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would try again at exit
         except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            errors.print_error(f"cannot write standard output: {error.strerror}", self.prog)
-            self.exit(errors.MISSING)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would try again at exit
+            if not isinstance(error, BrokenPipeError):  # that is a reader that is gone: no error
+                errors.print_error(f"cannot write standard output: {error.strerror}", self.prog)
+                self.exit(errors.MISSING)
 
     def _unknown(self, arguments: list[str]) -> str:
         """Describe arguments that the command does not have.

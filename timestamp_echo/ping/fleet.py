@@ -58,7 +58,7 @@ class Fleet:
             run = turn.addCallback(lambda _, pinger: pinger.start(), pinger)
             self._runs.append(run.addErrback(self._unreachable, host))
         timer = self._clock.callLater(self._deadline, self.stop) if self._deadline else None
-        return DeferredList(self._runs).addCallback(lambda _: cancel(timer))
+        return DeferredList(self._runs).addCallback(lambda _: _cancel(timer))
 
     def stop(self) -> None:
         """Stop now; servers that were not started are not asked."""
@@ -88,7 +88,7 @@ class Fleet:
             self._notify(host)
 
 
-def cancel(timer: IDelayedCall | None) -> None:
+def _cancel(timer: IDelayedCall | None) -> None:
     """Cancel a timer, if there is one and it has not fired."""
     if timer is not None and timer.active():
         timer.cancel()

@@ -120,8 +120,7 @@ class TableOutput:
             self._line(coloured(line) if self._colour and probe.lost else line)
         elif self._refreshed is None or probe.sent - self._refreshed >= _REFRESH:
             self._refreshed = probe.sent
-            self._clear()
-            self._draw(*self._screen())
+            self._redraw()
 
     def event(self, line: str) -> None:
         """Write a line about an event, on a terminal above the table."""
@@ -130,13 +129,15 @@ class TableOutput:
         drawn = self._drawn
         self._clear()
         self._line(coloured(line) if self._colour else line)
-        if self._screen is not None and drawn:
-            self._draw(*self._screen())
+        if drawn:
+            self._redraw()
 
     def unreachable(self, host: Host) -> None:
-        """See `Output.unreachable`. In the table it is shown when that is drawn again."""
+        """See `Output.unreachable`. On a terminal, the table shows it."""
         if self._screen is None:
             self.event(f"{host.name}: cannot connect: {host.error}")
+        else:
+            self._redraw()
 
     def progress(self, hosts: Sequence[Host], *, entered: bool) -> None:
         """See `Output.progress`."""
@@ -160,7 +161,10 @@ class TableOutput:
         if not self._quiet:
             self._write(line + "\n")
 
-    def _draw(self, columns: int, rows: int) -> None:
+    def _redraw(self) -> None:
+        assert self._screen is not None
+        self._clear()
+        columns, rows = self._screen()
         lines = table.table(self._hosts(), longest=columns // 3)
         room = max(rows - 2, 2)  # the cursor's line stays free, and one may say that there are more
         shown = lines if len(lines) <= room else lines[:room]
