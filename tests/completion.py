@@ -12,7 +12,7 @@ import shtab
 
 import timestamp_echo
 from timestamp_echo.client import command as client
-from timestamp_echo.ping import command as ping
+from timestamp_echo.ping import arguments as ping
 
 FOLDER = Path(timestamp_echo.__file__).parent.parent / "completions"
 
@@ -33,7 +33,7 @@ def whole_parser() -> ArgumentParser:
     commands = parser.add_subparsers()
     for name, words, options in (
         ("connect", "send lines and print the replies", connect),
-        ("ping", "measure round trips, and how wrong the server's clock is", ping._parser()),
+        ("ping", "measure round trips, and how wrong the server's clock is", ping.new_parser()),
     ):
         command = commands.add_parser(name, help=words)
         add_options(command, options)

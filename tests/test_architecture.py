@@ -55,7 +55,10 @@ IMPURE = {
 }
 """What it may not use, although it is at hand: I/O among the built-ins, clocks in the library."""
 
-COMPOSING = {"__init__", "__main__", "client.arguments", "client.command", "ping.command"}
+COMPOSING = {
+    *("__init__", "__main__", "client.arguments", "client.command"),
+    *("ping.arguments", "ping.command"),
+}
 """Modules that only put others together: the tests of the commands, in `tests/system`, run them."""
 
 Modules = dict[str, ast.Module]

@@ -34,6 +34,7 @@ from tests.system.running import (
     tsecho,
 )
 from timestamp_echo.ping import command
+from timestamp_echo.ping.arguments import new_parser
 from timestamp_echo.transports.arrivals import LINUX
 
 MILLI = 10**6
@@ -319,7 +320,7 @@ class UsageTests(SynchronousTestCase):
 
     def test_long_names(self) -> None:
         """Each option of one letter has a long name too."""
-        parser = command._parser()
+        parser = new_parser()
         for short, long in (
             *(("-c", "--count"), ("-i", "--interval"), ("-n", "--in-flight"), ("-s", "--size")),
             *(("-w", "--deadline"), ("-W", "--timeout"), ("-f", "--flood"), ("-q", "--quiet")),
@@ -351,7 +352,7 @@ class UsageTests(SynchronousTestCase):
     def test_exact(self) -> None:
         """`--exact` is part of the plan."""
         for arguments in ([], ["--exact"]):
-            plan = command._plan(command._parser().parse_args(arguments))
+            plan = command._plan(new_parser().parse_args(arguments))
             self.assertEqual(plan.exact, bool(arguments))
 
     def test_schema(self) -> None:
