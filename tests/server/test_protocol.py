@@ -34,7 +34,7 @@ from timestamp_echo.framing import (
     Framing,
     LineFraming,
 )
-from timestamp_echo.server.closing import MAX_LAST_BYTES
+from timestamp_echo.server.closing import LAST_BYTES_DELAY, MAX_LAST_BYTES
 from timestamp_echo.server.connections import Connections
 from timestamp_echo.server.log import USUAL
 from timestamp_echo.server.protocol import (
@@ -73,6 +73,10 @@ class UnreadTransport(TCPTransport):
     def unread(self) -> int:
         """See `StreamTransport.unread`."""
         return self._unread
+
+    def has_come(self, size: int) -> None:
+        """The peer's bytes arrive."""
+        self._unread += size
 
     def doRead(self) -> None:
         """See `IReadDescriptor.doRead`."""
@@ -732,7 +736,8 @@ class TimestampEchoTests(SynchronousTestCase):
         echo.drain()  # the second call of a stop changes nothing
         while not transport.half_closed:
             reads = transport.reads
-            self.clock.advance(0)
+            (call,) = self.clock.getDelayedCalls()
+            self.clock.advance(call.getTime() - self.clock.seconds())
             self.assertLessEqual(transport.reads, reads + 1)  # others have their turn
 
     def test_drain_unread(self) -> None:
@@ -746,6 +751,29 @@ class TimestampEchoTests(SynchronousTestCase):
             transport = UnreadTransport(size, more)
             self.drain(transport)
             self.assertEqual(transport.reads, reads)
+
+    def test_drain_late(self) -> None:
+        """What a full buffer kept out may come a little after the buffer was emptied."""
+        transport = UnreadTransport(FULL_READ + 1)
+        echo = transport.echo = self.connect(transport=transport)
+        echo.drain()
+        self.clock.pump([0] * 3)
+        self.assertEqual(transport.reads, 2)
+        self.assertFalse(transport.half_closed)
+        echo.dataReceived(b"the reactor reads this\n")
+        transport.has_come(FULL_READ)
+        self.clock.advance(LAST_BYTES_DELAY)
+        self.clock.advance(0)
+        self.assertEqual((transport.reads, echo.messages), (3, 4))
+        self.assertTrue(transport.half_closed)
+
+    def test_drain_at_once(self) -> None:
+        """Nothing is waited for where the buffer was not full."""
+        transport = UnreadTransport(FULL_READ)
+        echo = transport.echo = self.connect(transport=transport)
+        echo.drain()
+        self.clock.pump([0] * 2)
+        self.assertTrue(transport.half_closed)
 
     def test_drain_endless(self) -> None:
         """A peer that never stops sending does not keep the service from stopping."""

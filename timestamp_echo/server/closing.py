@@ -28,6 +28,11 @@ MAX_LAST_BYTES = 4 * 2**20
 """Bytes of a connection that are read at a stop, at most, beyond those in its buffer: as many as
 the kernel buffers for a sender by default (tcp_wmem, tcp(7))."""
 
+LAST_BYTES_DELAY = 0.5
+"""Seconds that those bytes may take to come. A sender on this host learns of the room in the buffer
+from the kernel, which takes its time where the processors are busy, or else asks again: first after
+0.2 s (TCP_RTO_MIN)."""
+
 MAX_REFUSALS = 32
 """Refused connections that may linger at once. Each holds an open file, and no limit counts it:
 half of those that are reserved (`connections.RESERVED_FILES`)."""
@@ -146,10 +151,12 @@ class Drain:
         # more in its own, which comes as this one is read.
         self._unread: Callable[[], int] | None = getattr(transport, "unread", None)
         self._left = 0  # bytes to read at most
+        self._more = False  # whether to wait for more
         if self._unread is not None:
             self._left = self._unread()
             if self._left > transport.read_size:  # type: ignore[attr-defined]
                 self._left += MAX_LAST_BYTES
+                self._more = True
 
     def start(self) -> None:
         """Begin, or go on after `cancel`."""
@@ -165,14 +172,19 @@ class Drain:
         self._call = self._clock.callLater(0, self._read)
 
     def _read(self) -> None:
-        if self._unread is None or self._left <= 0 or not self._unread():
+        if self._unread is None or self._left <= 0:
             self._drained()
-            return
-        # One read at a time, so that others have their turn. It brings a full read, or else
-        # everything. It may also pause this connection, which cancels the next call.
-        self._left -= self._transport.read_size  # type: ignore[attr-defined]
-        self._call = self._clock.callLater(0, self._read)
-        self._transport.doRead()  # type: ignore[attr-defined]
+        elif self._unread():
+            # One read at a time, so that others have their turn. It brings a full read, or else
+            # everything. It may also pause this connection, which cancels the next call.
+            self._left -= self._transport.read_size  # type: ignore[attr-defined]
+            self._call = self._clock.callLater(0, self._read)
+            self._transport.doRead()  # type: ignore[attr-defined]
+        elif self._more:  # meanwhile the reactor reads what comes
+            self._more = False
+            self._call = self._clock.callLater(LAST_BYTES_DELAY, self._read)
+        else:
+            self._drained()
 
 
 def refusal(why: str) -> bytes:
