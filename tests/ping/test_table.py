@@ -33,7 +33,7 @@ class TableTests(SynchronousTestCase):
             [
                 "server     loss    rtt avg  clock                zone",
                 "a           0 %   1.000 ms  +5.000 ± 0.501 ms",
-                "b           0 %   1.000 ms  -0.501 to +0.501 ms  UTC+01:00",
+                "b           0 %   1.000 ms  -0.501 to +0.501 ms  +01:00",
                 "c         100 %          -",
                 "d:3000  33.33 %  20.000 ms  no known stamp",
             ],
@@ -44,6 +44,24 @@ class TableTests(SynchronousTestCase):
         for longest, name in ((None, "unix:/a/b"), (9, "unix:/a/b"), (8, "…ix:/a/b")):
             row = table([Host("unix:/a/b", Stats())], longest)[1]
             self.assertEqual(row.split()[0], name)
+
+    def test_width(self) -> None:
+        """Without a limit names are whole; what is longer than 79 columns takes two lines."""
+        short, long = host("a" * 39, SECOND), host("b" * 40, SECOND)
+        reason = Host("c" * 41, Stats(), "no one will ever find out why it is unreachable")
+        figures = "   0 %  1.000 ms  +1.000000 ± 0.000501 s"
+        self.assertEqual(
+            table([short, long, reason]),
+            [
+                f"{'server':39}  loss   rtt avg  clock",
+                short.name + figures,
+                long.name,
+                " " * 39 + figures,
+                reason.name + "  no one will ever find out why it is",
+                "    unreachable",
+            ],
+        )
+        self.assertEqual(len(short.name + figures), 79)
 
     def test_unreachable(self) -> None:
         """The reason is in place of the columns, and does not widen them."""
@@ -63,7 +81,7 @@ class TableTests(SynchronousTestCase):
         add_stamps(drifting.stats, *((n * 50, 1) for n in range(100)), rtt=MILLISECOND // 10)
         header, *rows = table([drifting, host("b", 450 * SECOND, resolution=SECOND, zone=False)])
         self.assertTrue(header.endswith("  zone  drift"), header)
-        self.assertRegex(rows[0], r" ms        [+-]\d+\.\d ppm ± \d+\.\d ppm$")
+        self.assertRegex(rows[0], r" ms        [+-]\d+\.\d ± \d+\.\d ppm$")
         self.assertRegex(rows[1], r" ± 0.501 s +\?$")
 
 

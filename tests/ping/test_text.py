@@ -111,6 +111,17 @@ class LineTests(SynchronousTestCase):
             "host:1: seq=3 time=1.000 ms late=20.000 ms (message altered)",
         )
 
+    def test_folded(self) -> None:
+        """A line has at most 79 columns; what it has no room for comes indented, and undivided."""
+        probe = answered(3, late=20 * MILLISECOND)
+        offset = Offset(0, 10 * MILLISECOND, 0, 0, "rate")
+        line, clock = " seq=3 time=1.000 ms late=20.000 ms", "clock=-10.0 to +10.0 ms"
+        name = "n" * (text.WIDTH - len(f":{line} {clock}"))
+        self.assertEqual(text.answered(probe, name, offset), f"{name}:{line} {clock}")
+        self.assertEqual(text.answered(probe, name + "n", offset), f"{name}n:{line}\n    {clock}")
+        self.assertEqual(text.folded("w" * 75 + " why"), ["w" * 75 + " why"])
+        self.assertEqual(text.folded("w" * 76 + " why"), ["w" * 76, "    why"])
+
     def test_lost(self) -> None:
         """Number and reason."""
         self.assertEqual(text.lost(lost_probe(4)), "seq=4 lost: no reply within 1 s")
@@ -286,7 +297,7 @@ class SummaryTests(SynchronousTestCase):
         drift = stats.clock.drift
         assert drift is not None
         self.assertLess(drift.bound, 100)
-        self.assertIn("\ndrift: -20.0 ppm ± 0.1 ppm\n", text.summary(stats, NAME))
+        self.assertIn("\ndrift: -20.0 ± 0.1 ppm\n", text.summary(stats, NAME))
 
     def test_steps(self) -> None:
         """Each step of the server's clock, and the sum of those of this host's."""
@@ -327,6 +338,9 @@ class PhasesTests(SynchronousTestCase):
         for duration in (MILLISECOND, 3 * MILLISECOND):
             stats.phases.setdefault("tls", RoundTrips()).add(duration)
         self.assertIn(
-            "\nTLS min/avg/max = 1.000/2.000/3.000 ms, p50/p90/p99 = 1.000/3.000/3.000 ms\n",
+            """
+phase, in ms       min       avg       max       p50       p90       p99
+TLS              1.000     2.000     3.000     1.000     3.000     3.000
+""",
             text.summary(stats, "a"),
         )

@@ -75,7 +75,8 @@ class TextOutput:
         self._write(text.summary(stats, self._name))
 
     def _warn(self, message: str) -> None:
-        self._write((coloured(message) if self._colour else message) + "\n")
+        lines = "\n".join(text.folded(message))
+        self._write((coloured(lines) if self._colour else lines) + "\n")
 
     def _refresh(self, probe: Probe, stats: Stats) -> None:
         if self._columns is None:

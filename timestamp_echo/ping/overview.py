@@ -128,7 +128,8 @@ class TableOutput:
             return
         drawn = self._drawn
         self._clear()
-        self._line(coloured(line) if self._colour else line)
+        lines = "\n".join(text.folded(line))
+        self._line(coloured(lines) if self._colour else lines)
         if drawn:
             self._redraw()
 
@@ -193,7 +194,8 @@ class _Lines:
 
     def lost(self, probe: Probe, stats: Stats) -> None:
         """See `ProbeObserver.lost`."""
-        self._output.probe(probe, f"{self._name}: {text.lost(probe)}")
+        lines = text.folded(f"{self._name}: {text.lost(probe)}")
+        self._output.probe(probe, "\n".join(lines))
 
     def event(self, message: str) -> None:
         """See `ProbeObserver.event`."""

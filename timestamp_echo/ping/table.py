@@ -7,15 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import zip_longest
-from textwrap import wrap
 
 from timestamp_echo.ping.compare import Verdict, clock_verdict, groups, known_clocks
 from timestamp_echo.ping.stats import Host, Stats
-from timestamp_echo.ping.text import format_loss, format_ms, format_offset, format_rate, format_zone
+from timestamp_echo.ping.text import (
+    WIDTH,
+    folded,
+    format_loss,
+    format_ms,
+    format_offset,
+    format_rate,
+    format_zone,
+)
 
-_WIDTH = 79
 _HEADER = ("server", "loss", "rtt avg", "clock", "zone", "drift")
-_NUMBERS = (1, 2)  # columns that are aligned at the right
+_NUMBERS = (0, 1)  # columns, after the name, that are aligned at the right and always shown
 _VERDICTS: tuple[tuple[Verdict, str], ...] = (
     ("exceeded", "offset provably over"),
     ("can't tell", "can't tell whether the offset is over"),
@@ -26,22 +32,38 @@ _VERDICTS: tuple[tuple[Verdict, str], ...] = (
 def table(hosts: Sequence[Host], longest: int | None = None) -> list[str]:
     """A line for each server, in columns, under a header.
 
-    @param longest: longer names are cut at the front to this many characters; None for no limit.
+    @param longest: longer names are cut at the front to this many characters. None: they are whole,
+        and one that leaves too little room for the rest has a line of its own, as in df(1).
     """
-    rows = [_HEADER, *((_end(host.name, longest), *_row(host)) for host in hosts)]
-    columns = list(zip_longest(*(row for row in rows if len(row) > 2), fillvalue=""))
-    widths = [max(map(len, column)) for column in columns]
-    widths[0] = max(len(row[0]) for row in rows)
-    # A column without entries is left out.
-    shown = [index for index, column in enumerate(columns) if any(column[1:]) or index < 3]
+    names = [_HEADER[0], *(_end(host.name, longest) for host in hosts)]
+    rows = [_HEADER[1:], *map(_row, hosts)]
+    figures = _aligned(rows)
+    width = max(map(len, names))
+    if longest is not None:
+        return [f"{name:{width}}  {line}" for name, line in zip(names, figures, strict=True)]
+    room = WIDTH - 2 - max(len(line) for line, row in zip(figures, rows, strict=True) if row[1:])
+    width = min(width, max(room, len(_HEADER[0])))
     lines = []
-    for row in rows:
-        if len(row) == 2:  # the reason is longer than a column
-            lines.append(f"{row[0]:{widths[0]}}  {row[1]}")
+    for name, line, row in zip(names, figures, rows, strict=True):
+        if row[1:] and len(name) > width:
+            lines += [name, f"{'':{width}}  {line}"]
         else:
-            cells = (f"{row[i]:{'>' if i in _NUMBERS else '<'}{widths[i]}}" for i in shown)
-            lines.append("  ".join(cells).rstrip())
+            lines += folded(f"{name:{width}}  {line}")
     return lines
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The cells of each row in columns; without columns that have no entries."""
+    # A row of one cell is a reason, which is longer than a column.
+    columns = list(zip_longest(*(row for row in rows if row[1:]), fillvalue=""))
+    widths = [max(map(len, column)) for column in columns]
+    shown = [index for index, column in enumerate(columns) if any(column[1:]) or index in _NUMBERS]
+    return [
+        "  ".join(f"{row[i]:{'>' if i in _NUMBERS else '<'}{widths[i]}}" for i in shown).rstrip()
+        if row[1:]
+        else row[0]
+        for row in rows
+    ]
 
 
 def _end(name: str, longest: int | None) -> str:
@@ -65,7 +87,7 @@ def _clock(stats: Stats) -> tuple[str, str]:
     clock = format_offset(offset.nanoseconds, offset.bound)
     if not stats.zoneless:
         return clock, ""
-    return clock, "?" if offset.zone is None else format_zone(offset.zone)
+    return clock, "?" if offset.zone is None else format_zone(offset.zone).removeprefix("UTC")
 
 
 def comparison(hosts: Sequence[Host]) -> list[str]:
@@ -116,11 +138,4 @@ def _all(clocks: int) -> str:
 
 
 def _listed(names: Sequence[str]) -> list[str]:
-    return wrap(
-        ", ".join(names),
-        _WIDTH,
-        initial_indent="  ",
-        subsequent_indent="    ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    return folded(", ".join(names), indent="  ")

@@ -5,17 +5,24 @@ Numbers in, text out. Knows no connection and no terminal.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
+from operator import attrgetter
+from textwrap import wrap
 
 from timestamp_echo.ping.estimate import Drift, Offset
 from timestamp_echo.ping.roundtrips import Figures
 from timestamp_echo.ping.stats import PHASES, Probe, Stats
 from timestamp_echo.stamps import SECOND
 
+WIDTH = 79
+"""Columns of a line, where the servers' names leave room: those of a terminal, less one."""
+
 _BINS = 10
 _MIN_FOR_HISTOGRAM = 10  # round trips; fewer are no distribution
 _BAR_WIDTH = 40  # characters of the longest bar
 _MILLI = SECOND // 1000
+_PHASE_FIGURES = attrgetter("min", "mean", "max", "p50", "p90", "p99")
 
 
 def format_ms(*values: int) -> str:
@@ -47,7 +54,7 @@ def answered(probe: Probe, name: str, offset: Offset | None) -> str:
     parts = [f"{name}: seq={probe.number}", f"time={format_ms(probe.rtt)}"]
     durations = probe.durations
     if durations:
-        phases = " + ".join(f"{name} {value / _MILLI:.3f}" for name, value in durations.items())
+        phases = " + ".join(f"{phase} {value / _MILLI:.3f}" for phase, value in durations.items())
         parts.append(f"= {phases}")
     if probe.late:
         parts.append(f"late={format_ms(probe.sent - probe.due)}")
@@ -55,7 +62,31 @@ def answered(probe: Probe, name: str, offset: Offset | None) -> str:
         parts.append(f"clock={format_offset(offset.nanoseconds, offset.bound)}")
     if probe.reply is not None and probe.reply.altered:
         parts.append("(message altered)")
-    return " ".join(parts)
+    return _filled(parts)
+
+
+def folded(line: str, indent: str = "") -> list[str]:
+    """The same words, as many in each line as fit; the lines that follow are indented further."""
+    return wrap(
+        line,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _filled(parts: Iterable[str]) -> str:
+    """The same with parts that must not be divided."""
+    first, *rest = parts
+    lines = [first]
+    for part in rest:
+        if len(lines[-1]) + 1 + len(part) > WIDTH:
+            lines.append(f"    {part}")
+        else:
+            lines[-1] += f" {part}"
+    return "\n".join(lines)
 
 
 def lost(probe: Probe) -> str:
@@ -122,13 +153,22 @@ def _round_trips(stats: Stats, figures: Figures) -> list[str]:
     if (delays := stats.own_delay.figures) and delays.max:
         own = format_ms(delays.mean, delays.max)
         lines.append(f"own delay in reading replies (not in rtt) avg/max = {own}")
-    lines += [
-        f"{PHASES[phase]} min/avg/max = {format_ms(found.min, found.mean, found.max)},"
-        f" p50/p90/p99 = {format_ms(found.p50, found.p90, found.p99)}"
-        for phase, times in stats.phases.items()
-        if (found := times.figures)
-    ]
+    lines += _phases(stats)
     return lines + (_histogram(stats) if stats.received >= _MIN_FOR_HISTOGRAM else [])
+
+
+def _phases(stats: Stats) -> list[str]:
+    found = [(PHASES[name], times.figures) for name, times in stats.phases.items()]
+    rows = [
+        (name, *(f"{value / _MILLI:.3f}" for value in _PHASE_FIGURES(figures)))
+        for name, figures in found
+        if figures
+    ]
+    header = ("phase, in ms", "min", "avg", "max", "p50", "p90", "p99")
+    return [
+        f"{name:{len(header[0])}}" + "".join(f" {value:>9}" for value in values)
+        for name, *values in ([header, *rows] if rows else [])
+    ]
 
 
 def _histogram(stats: Stats) -> list[str]:
@@ -187,7 +227,7 @@ def format_zone(zone: int) -> str:
 def format_rate(drift: Drift) -> str:
     """Format the rate of a clock relative to another, with its bound."""
     rate, bound = _rounded(drift.rate, drift.bound, 100)  # nanoseconds a second: 0.1 ppm
-    return f"{rate / 10:+.1f} ppm ± {bound / 10:.1f} ppm"
+    return f"{rate / 10:+.1f} ± {bound / 10:.1f} ppm"
 
 
 def _rounded(value: int, bound: int, unit: int) -> tuple[int, int]:
