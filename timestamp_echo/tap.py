@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from twisted.application.service import IService
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred, execute
-from twisted.internet.endpoints import quoteStringArgument
+from twisted.internet.endpoints import quoteStringArgument, serverFromString
 from twisted.internet.interfaces import IListeningPort, IReactorTime
 from twisted.logger import Logger
 from twisted.python import usage
@@ -99,6 +99,12 @@ class Options(usage.Options):
             UDP_RATE,
             "Answer at most this many datagrams/s per IPv4 /24 or IPv6 /64.",
         ],
+        [
+            "status",
+            None,
+            None,
+            "Serve metrics and health checks over HTTP on this Twisted server endpoint.",
+        ],
     ]
     optFlags: ClassVar = [["utc", None, "Write stamps in UTC, not in the local time zone."]]
 
@@ -173,11 +179,15 @@ class Options(usage.Options):
             stamp, FRAMINGS[self["framing"]], reactor, connections=self.connections
         )
         own_ports: set[int] = set()
+        self.datagrams: list[TimestampDatagram] = []
 
         def datagram_protocol() -> TimestampDatagram:
-            return TimestampDatagram(stamp, reactor, rate=rate, own_ports=own_ports)
+            protocol = TimestampDatagram(stamp, reactor, rate=rate, own_ports=own_ports)
+            self.datagrams.append(protocol)
+            return protocol
 
         self.factory = factory
+        self.status = self._status()
         self.listeners = [
             _listener(description, factory, datagram_protocol, adapter)
             for description in self["listen"] or ["tcp:3000"]
@@ -192,6 +202,32 @@ class Options(usage.Options):
             given = "tls:, which cannot" if kinds else "no TLS endpoint"
             raise usage.UsageError(f"--client-ca: {expected}, got {given}")
         return authorities
+
+    def _status(self) -> Callable[[EchoService], Listener] | None:
+        """Prepare to open the endpoint of `--status`; None if there is none."""
+        description: str | None = self["status"]
+        if description is None:
+            return None
+        try:
+            from timestamp_echo.status.metrics import Metrics
+            from timestamp_echo.status.site import StatusSite
+        except ImportError as error:
+            raise usage.UsageError(
+                "--status needs the package prometheus-client (the extra 'status' of tsecho),"
+                " which is not installed"
+            ) from error
+        _check_port("--status", description)
+        try:
+            endpoint = serverFromString(self.reactor, description)
+        except Exception as error:  # each kind of endpoint refuses in its own way
+            raise _not_an_endpoint("--status", description, error) from error
+
+        def listener(service: EchoService) -> Listener:
+            metrics = Metrics(self.factory, self.datagrams, lambda: service.ports, self.reactor)
+            site = StatusSite(metrics, lambda: service.ready, self.reactor)
+            return Listener(description, lambda: endpoint.listen(site))
+
+        return listener
 
     def _connections(self, clock: IReactorTime) -> Connections:
         total = (
@@ -231,13 +267,15 @@ def _default_total() -> int:
 def makeService(options: Options) -> IService:
     """The service that these options describe."""
     daemonizes = options.parent is not None and not options.parent.get("nodaemon", True)
-    service: IService = EchoService(
+    service = EchoService(
         options.listeners,
         options.connections,
         options.reactor,
         options.drain_timeout,
         _report_to_shell() if daemonizes else lambda error: None,
     )
+    if options.status is not None:
+        service.status = options.status(service)
     return service
 
 
@@ -247,12 +285,7 @@ def _listener(
     datagram_protocol: Callable[[], TimestampDatagram],
     adapter: ReactorAdapter,
 ) -> Listener:
-    port = _PORT.match(description)
-    if port is not None and not 0 <= int(port["port"]) <= 65535:
-        raise usage.UsageError(
-            f"--listen: expected a port from 0 to 65535, not {port['port']}"
-            f" in {_quoted(description)}"
-        )
+    _check_port("--listen", description)
     if description.startswith("udp:"):
         return _datagram_listener(
             description, datagram_protocol(), factory.stamp.subsecond, adapter
@@ -271,10 +304,7 @@ def _stream_listener(
             f" {escape(describe(error))}"
         ) from error
     except Exception as error:  # each kind of endpoint refuses in its own way
-        raise usage.UsageError(
-            f"--listen: expected an endpoint such as tcp:3000, not {_quoted(description)}:"
-            f" {_endpoint_error(description, error)}"
-        ) from error
+        raise _not_an_endpoint("--listen", description, error) from error
 
     def reload(port: IListeningPort) -> Deferred[Any]:
         again: Deferred[Any] = adapter.replacing(port).endpoint(description).listen(factory)
@@ -308,6 +338,22 @@ def _datagram_listener(
         return execute(port.listen, timed).addCallback(lambda _: port)
 
     return Listener(description, listen)
+
+
+def _check_port(option: str, description: str) -> None:
+    port = _PORT.match(description)
+    if port is not None and not 0 <= int(port["port"]) <= 65535:
+        raise usage.UsageError(
+            f"{option}: expected a port from 0 to 65535, not {port['port']}"
+            f" in {_quoted(description)}"
+        )
+
+
+def _not_an_endpoint(option: str, description: str, error: Exception) -> usage.UsageError:
+    return usage.UsageError(
+        f"{option}: expected an endpoint such as tcp:3000, not {_quoted(description)}:"
+        f" {_endpoint_error(description, error)}"
+    )
 
 
 def _endpoint_error(description: str, error: Exception) -> str:

@@ -18,6 +18,7 @@ from twisted.logger import Logger
 
 from timestamp_echo.addresses import peer_key
 from timestamp_echo.server.closing import LINGER_TIMEOUT
+from timestamp_echo.server.counts import Counts
 
 RESERVED_FILES = 64
 """Open files kept for other things than connections: ports, logs, the reactor's own, and refused
@@ -53,6 +54,9 @@ class Connection(Protocol):
 
         Bytes of a message that has not ended are no progress.
         """
+
+    def add_to(self, counts: Counts) -> None:
+        """Add its messages and bytes so far."""
 
     def end(self, why: str) -> None:
         """Answer what is pending, then close.

@@ -27,6 +27,7 @@ from zope.interface import implementer
 from timestamp_echo.framing import MIN_PORTION, SHORT_REPLY, AutoFraming, Framing
 from timestamp_echo.server.closing import Drain, LingeringClose, Refusal, cancel, refusal
 from timestamp_echo.server.connections import Connections
+from timestamp_echo.server.counts import Counts
 from timestamp_echo.server.log import ConnectionLog, describe, escape
 from timestamp_echo.stamps import Stamp
 from timestamp_echo.transports.proxy import IProxied, IProxyListener
@@ -171,6 +172,7 @@ class TimestampEcho(LingeringClose):
         peer, log = self.transport.getPeer(), self.factory.log
         why = self.factory.connections.set_peer(self, peer)
         if why:
+            self.factory.counts.count_refused(why)
             if log.may_write("refused"):
                 log.refused(peer, why)
             self._finish(why)
@@ -183,6 +185,11 @@ class TimestampEcho(LingeringClose):
     def messages(self) -> int:
         """How many messages have been answered."""
         return self._framing.messages
+
+    def add_to(self, counts: Counts) -> None:
+        """See `Connection.add_to`."""
+        transport = getattr(self.transport, "kind", "other")  # our own transports have it
+        counts.add(transport, self._framing.messages, self._received, self._sent)
 
     @property
     def progress(self) -> int:
@@ -325,6 +332,8 @@ class TimestampEcho(LingeringClose):
         # once, with what is unsent, and not only when the garbage collector runs.
         self._gap = self._turn = None
         factory = self.factory
+        factory.counts.count_closed(self._reason(reason.value), self._received)
+        self.add_to(factory.counts)
         try:
             if factory.log.may_write("ended"):
                 factory.log.ended(
@@ -407,6 +416,7 @@ class TimestampEchoFactory(Factory[TimestampEcho]):
         self.clock = clock
         self.now = now
         self.log = ConnectionLog(clock)
+        self.counts = Counts()
         self.refusals = 0
         self.connections = Connections(clock) if connections is None else connections
 

@@ -43,7 +43,7 @@ class CannotListen(SystemExit, Exception):
 
 
 class Listener(NamedTuple):
-    """One `--listen`."""
+    """One `--listen`, or `--status`."""
 
     description: str
     """As it was given."""
@@ -67,6 +67,12 @@ class EchoService(Service):
         opened, with the error.
     """
 
+    status: Listener | None = None
+    """`--status`, if there is one: it is opened first, and closed last."""
+
+    ready = False
+    """Whether everything is open, and no stop has begun."""
+
     _log = Logger()
 
     def __init__(
@@ -84,6 +90,7 @@ class EchoService(Service):
         self._report = report
         self._openings: list[Deferred[Any]] = []  # of the listeners; they may take long
         self._ports: list[tuple[Listener, IListeningPort]] = []
+        self._status_ports: list[tuple[Listener, IListeningPort]] = []
         self._listening = False  # whether ports are to be open
         self._error = ""  # why one could not be opened
         self._closing: list[tuple[Listener, IListeningPort]] = []
@@ -99,7 +106,7 @@ class EchoService(Service):
         super().privilegedStartService()
         self._set_signal_handlers()  # from the first "listening on" in the log
         self._listening, self._openings, self._error = True, [], ""
-        for listener in self._listeners:
+        for listener in filter(None, [self.status, *self._listeners]):
             self._open(listener)
             if self._error:
                 self._close_again()
@@ -118,7 +125,7 @@ class EchoService(Service):
         At the drain timeout, or at a second signal, the rest ends by force.
         """
         super().stopService()
-        self._listening = False
+        self._listening = self.ready = False
         self._stopped = Deferred()
         self._timeout = self._reactor.callLater(self._drain_timeout, self._abort)
         for opening in self._openings:
@@ -133,6 +140,11 @@ class EchoService(Service):
         closed.addCallback(lambda _: self._connections.all_closed())
         closed.addCallback(self._end_stop)
         return self._stopped
+
+    @property
+    def ports(self) -> list[tuple[str, IListeningPort]]:
+        """The ports, including those that are being closed, with their descriptions."""
+        return [(listener.description, port) for listener, port in (*self._closing, *self._ports)]
 
     def _open(self, listener: Listener) -> None:
         # Twisted logs "... starting on 3000" from within; an event without a format has no line.
@@ -150,9 +162,11 @@ class EchoService(Service):
             return
         # What `stdio:` opens is no port. It is one of the connections, and closes with them.
         if IListeningPort.providedBy(port):
-            self._ports.append((listener, port))
+            ports = self._status_ports if listener is self.status else self._ports
+            ports.append((listener, port))
         where = _listening_on(listener.description, port.getHost())
-        self._log.info("listening on {where}", where=where)
+        what = "status" if listener is self.status else "listening"
+        self._log.info("{what} on {where}", what=what, where=where)
 
     def _not_opened(self, failure: Failure, listener: Listener) -> None:
         if not self._listening:  # cancelled by the stop, or of no interest any more
@@ -169,6 +183,7 @@ class EchoService(Service):
     def _all_opened(self, _: object) -> None:
         if self._error or not self._listening:
             return
+        self.ready = True
         self._report("")
         if self._connections and not self._ports:
             # The end of `stdio:` is the end of the service, unless it listens on a port as well.
@@ -203,6 +218,11 @@ class EchoService(Service):
         self._end_stop()
 
     def _end_stop(self, _: object = None) -> None:
+        ports, self._status_ports = self._status_ports, []
+        closed = DeferredList([self._close(*each) for each in ports])
+        closed.addCallback(self._fire_stopped)
+
+    def _fire_stopped(self, _: object) -> None:
         cancel(self._timeout)
         if not self._stopped.called:
             self._stopped.callback(None)
