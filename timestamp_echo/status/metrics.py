@@ -14,7 +14,7 @@ from copy import deepcopy
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -29,6 +29,7 @@ import twisted
 from timestamp_echo import __version__
 from timestamp_echo.server.datagram import LABELS, NOT_RECEIVED, TimestampDatagram
 from timestamp_echo.server.protocol import TimestampEchoFactory
+from timestamp_echo.status.process import ProcessMetrics
 
 PREFIX = "tsecho_"
 
@@ -150,12 +151,13 @@ class Metrics(Collector):
         self.lag = ReactorLag(clock)
         self._registry = CollectorRegistry()
         self._registry.register(self)
-        ProcessCollector(registry=self._registry)
+        self._registry.register(ProcessMetrics())
 
     def figures(self) -> dict[str, Figure]:
         """All figures but the reactor's lag, by the names of their metrics without `PREFIX`.
 
-        They can be written as JSON. With many open connections it takes a while to add theirs up.
+        They can be written as JSON. What open connections have counted is added up here, at half
+        a microsecond for each: with 100,000, nobody is served for 50 ms.
         """
         counts, connections = deepcopy(self._factory.counts), self._factory.connections
         for connection in connections:
