@@ -13,8 +13,8 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
-from twisted.web.http import SERVICE_UNAVAILABLE, HTTPChannel, Request
-from twisted.web.resource import Resource
+from twisted.web.http import NOT_ALLOWED, NOT_FOUND, SERVICE_UNAVAILABLE, HTTPChannel, Request
+from twisted.web.resource import IResource, Resource
 from twisted.web.server import Site
 
 from timestamp_echo.status.metrics import Metrics
@@ -30,8 +30,8 @@ REQUEST_TIMEOUT = 30.0
 """Seconds for a request, from the end of the previous one. Prometheus asks every 15 s or so, and
 keeps its connection."""
 
-
-_TOO_LARGE = b"HTTP/1.1 413 Content Too Large\r\nConnection: close\r\n\r\n"
+_BAD = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+_TOO_LARGE = b"HTTP/1.1 413 Content Too Large\r\n\r\n"
 
 
 class Plain(Resource):
@@ -50,17 +50,33 @@ class Plain(Resource):
         self._render = render
         self._content_type = content_type
 
-    def render_GET(self, request: Request) -> bytes:
+    def getChild(self, path: bytes, request: Request) -> IResource:
+        """See `IResource.getChildWithDefault`: what was not put here."""
+        return Plain(_not_found)
+
+    def render(self, request: Request) -> bytes:
         """See `IResource.render`."""
+        if request.method not in {b"GET", b"HEAD"}:
+            request.setResponseCode(NOT_ALLOWED)
+            request.setHeader("Allow", "GET, HEAD")
+            return b"expected GET or HEAD\n"
         request.setHeader("Content-Type", self._content_type)
         request.setHeader("Cache-Control", "no-store")
         return self._render(request)
+
+
+def _not_found(request: Request) -> bytes:
+    request.setResponseCode(NOT_FOUND)
+    return b"not found\n"
 
 
 class Channel(HTTPChannel):
     """A connection whose requests are bounded in size and time."""
 
     factory: StatusSite
+    transport: Any  # an `ITCPTransport`, or that of a UNIX socket
+
+    _answered = False  # whether a request of this read was
 
     def connectionMade(self) -> None:
         """See `IProtocol.connectionMade`."""
@@ -77,15 +93,41 @@ class Channel(HTTPChannel):
 
     def timeoutConnection(self) -> None:
         """See `TimeoutMixin`. Twisted would write two lines to the log, and wait for 15 s more."""
-        self.forceAbortClient()
+        self.transport.abortConnection()
+
+    def loseConnection(self) -> None:
+        """See `ITransport.loseConnection`. Who reads no response has no more time either."""
+        self.setTimeout(REQUEST_TIMEOUT)
+        super().loseConnection()
+
+    def dataReceived(self, data: bytes) -> None:
+        """See `IProtocol.dataReceived`."""
+        self._answered = False
+        try:
+            super().dataReceived(data)
+        except ValueError:  # Twisted's parser: a Content-Length of more digits than Python takes
+            self._refuse(_BAD)
+
+    def requestDone(self, request: Request) -> None:
+        """See `HTTPChannel`. Whoever does not wait for responses (pipelining) is disconnected.
+
+        A single read may hold thousands of requests. Twisted would answer all of them at once.
+        """
+        if self._answered:
+            self.persistent = 0
+        self._answered = True
+        super().requestDone(request)
 
     def allHeadersReceived(self) -> None:
         """See `HTTPChannel`. A body whose size is not known in advance is too large as well."""
         if self.length is None or self.length > MAX_BODY:
-            self.write(_TOO_LARGE)
-            self.loseConnection()
+            self._refuse(_TOO_LARGE)
         else:
             super().allHeadersReceived()
+
+    def _refuse(self, response: bytes) -> None:
+        self.write(response)
+        self.loseConnection()
 
 
 class StatusSite(Site):
@@ -96,7 +138,7 @@ class StatusSite(Site):
     noisy = False  # the service itself logs what it listens on
 
     def __init__(self, metrics: Metrics, ready: Callable[[], bool], reactor: IReactorTime) -> None:
-        root = Resource()
+        root = Plain(_not_found)
         super().__init__(root, timeout=REQUEST_TIMEOUT, reactor=reactor)
         self.channels: set[Channel] = set()
         self.lag = metrics.lag
