@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from twisted.application.service import IService, IServiceMaker
 from twisted.logger import formatEvent
@@ -114,6 +115,7 @@ class OptionsTests(SynchronousTestCase):
             ("--max-per-peer", "x", 0),
             ("--idle-timeout", "-1", 0),
             ("--drain-timeout", "soon", 0),
+            ("--stop-delay", "-1", 0),
             ("--max-unsent", "0", 1),
         ):
             self.assertEqual(
@@ -169,6 +171,32 @@ class OptionsTests(SynchronousTestCase):
             line = self.refused("--udp-rate", text)
             self.assertEqual(
                 line, f"--udp-rate: expected a whole number from 1 to 999999999, not {text!r}"
+            )
+
+    def test_status(self) -> None:
+        """--status takes Twisted's stream endpoints; without it nothing is prepared."""
+        self.assertIsNone(self.parsed().status)
+        for text in ("tcp:0:interface=127.0.0.1", "unix:/run/status", "tcp6:0"):
+            options = self.parsed("--status", text)
+            status = tap.makeService(options).status  # type: ignore[attr-defined]
+            self.assertEqual((status.description, status.reload), (text, None))
+        for text, why in (
+            ("udp:1", "expected an endpoint such as tcp:3000, not 'udp:1': Unknown endpoint type"),
+            ("9100", "expected an endpoint such as tcp:3000, not '9100': did you mean tcp:9100?"),
+            ("tcp:70000", "expected a port from 0 to 65535, not 70000 in 'tcp:70000'"),
+            ("", "expected an endpoint such as tcp:3000, not ''"),
+        ):
+            self.assertIn(f"--status: {why}", self.refused("--status", text))
+
+    def test_status_not_installed(self) -> None:
+        """Without the extra, the error says which one is missing."""
+        loaded = [name for name in sys.modules if name.startswith("timestamp_echo.status.")]
+        hidden = dict.fromkeys([*loaded, "prometheus_client"])
+        with patch.dict(sys.modules, hidden):
+            self.assertEqual(
+                self.refused("--status", "tcp:0"),
+                "--status: needs the package prometheus-client (the extra 'status' of tsecho),"
+                " which is not installed",
             )
 
     def test_framing(self) -> None:

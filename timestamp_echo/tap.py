@@ -87,6 +87,7 @@ class Options(usage.Options):
         ["max-unsent", None, MAX_UNSENT, "Stop reading a connection with more unsent bytes."],
         ["idle-timeout", None, int(IDLE_TIMEOUT), "Close after this many idle seconds; 0: never."],
         ["drain-timeout", None, int(DRAIN_TIMEOUT), "Spend at most this many seconds on a stop."],
+        ["stop-delay", None, 0, "Before a stop, serve on for this many seconds; /readyz fails."],
         [
             "client-ca",
             None,
@@ -173,6 +174,7 @@ class Options(usage.Options):
             reactor, stamp.subsecond, self._number("max-unsent", 1), self._client_ca()
         )
         self.drain_timeout = self._number("drain-timeout", 0)
+        self.stop_delay = self._number("stop-delay", 0)
         self.reactor = reactor
         self.connections = self._connections(reactor)
         factory = TimestampEchoFactory(
@@ -213,7 +215,7 @@ class Options(usage.Options):
             from timestamp_echo.status.site import StatusSite
         except ImportError as error:
             raise usage.UsageError(
-                "--status needs the package prometheus-client (the extra 'status' of tsecho),"
+                "--status: needs the package prometheus-client (the extra 'status' of tsecho),"
                 " which is not installed"
             ) from error
         _check_port("--status", description)
@@ -273,6 +275,7 @@ def makeService(options: Options) -> IService:
         options.reactor,
         options.drain_timeout,
         _report_to_shell() if daemonizes else lambda error: None,
+        options.stop_delay,
     )
     if options.status is not None:
         service.status = options.status(service)

@@ -65,6 +65,7 @@ class EchoService(Service):
     @param drain_timeout: seconds that a stop may take.
     @param report: is called when the ports are open, with an empty text, or when one could not be
         opened, with the error.
+    @param stop_delay: seconds for which a stop leaves everything open, while `ready` is false.
     """
 
     status: Listener | None = None
@@ -82,10 +83,12 @@ class EchoService(Service):
         reactor: Any,  # IReactorCore, IReactorTime, IReactorFromThreads, and `iterate`
         drain_timeout: float = DRAIN_TIMEOUT,
         report: Callable[[str], None] = lambda error: None,
+        stop_delay: float = 0,
     ) -> None:
         self._listeners = listeners
         self._connections = connections
         self._drain_timeout = drain_timeout
+        self._stop_delay = stop_delay
         self._reactor = reactor
         self._report = report
         self._openings: list[Deferred[Any]] = []  # of the listeners; they may take long
@@ -96,6 +99,7 @@ class EchoService(Service):
         self._closing: list[tuple[Listener, IListeningPort]] = []
         self._stopped: Deferred[None] = Deferred()
         self._timeout: IDelayedCall | None = None  # of a stop
+        self._delay: IDelayedCall | None = None  # until a stop closes the ports
         self._stopping = False
 
     def privilegedStartService(self) -> None:
@@ -125,8 +129,17 @@ class EchoService(Service):
         At the drain timeout, or at a second signal, the rest ends by force.
         """
         super().stopService()
-        self._listening = self.ready = False
         self._stopped = Deferred()
+        if self.ready and self._stop_delay:
+            self._log.info("the ports close in {delay:g} s", delay=self._stop_delay)
+            self._delay = self._reactor.callLater(self._stop_delay, self._begin_stop)
+        else:
+            self._begin_stop()
+        self.ready = False
+        return self._stopped
+
+    def _begin_stop(self) -> None:
+        self._listening = False
         self._timeout = self._reactor.callLater(self._drain_timeout, self._abort)
         for opening in self._openings:
             # Without a canceller, this would not end the opening, but hide its port from `_opened`.
@@ -139,7 +152,6 @@ class EchoService(Service):
         self._connections.drain()
         closed.addCallback(lambda _: self._connections.all_closed())
         closed.addCallback(self._end_stop)
-        return self._stopped
 
     @property
     def ports(self) -> list[tuple[str, IListeningPort]]:
@@ -203,6 +215,9 @@ class EchoService(Service):
         self._log.failure("cannot close {where}:", failure, where=where)
 
     def _abort(self) -> None:
+        if self._delay is not None and self._delay.active():  # a second signal
+            self._delay.cancel()
+            self._begin_stop()
         for _, port in self._closing:
             with self._log.failuresHandled("while closing a port by force:"):
                 if isinstance(port, StreamPort):
