@@ -39,7 +39,7 @@ class Counts:
     """The counts of one service."""
 
     def __init__(self) -> None:
-        self.refused = dict.fromkeys(REFUSED.values(), 0)
+        self.refused = dict.fromkeys((*REFUSED.values(), OTHER), 0)
         self.closed = dict.fromkeys((*CLOSED.values(), NO_DATA, OTHER), 0)
         self.messages = dict.fromkeys(TRANSPORTS, 0)
         self.received = 0
