@@ -100,6 +100,9 @@ class Connections:
         never.
     """
 
+    without_data = 0
+    """How many have ended although nothing had come, and nothing failed: health checks, mostly."""
+
     _log = Logger()
 
     def __init__(
