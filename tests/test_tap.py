@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.application.service import IService, IServiceMaker
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.logger import formatEvent
 from twisted.plugin import IPlugin, getPlugins
 from twisted.scripts._twistd_unix import ServerOptions
@@ -160,6 +161,34 @@ class OptionsTests(SynchronousTestCase):
             self.assertEqual(
                 self.refused(*option, *listen),
                 f"--client-ca: expected an ssl: endpoint to ask for certificates, got {given}",
+            )
+
+    def test_proxy_from(self) -> None:
+        """--proxy-from takes networks, and needs an endpoint that reads PROXY headers."""
+        haproxy = ["-l", "haproxy:tcp:0"]
+        anywhere = self.parsed(*haproxy).factory
+        networks = ["--proxy-from", "192.0.2.0/24", "--proxy-from", "2001:db8::1"]
+        some = self.parsed(*networks, "-l", "tcp:0", *haproxy).factory
+        for host, allowed in (("192.0.2.9", True), ("192.0.3.1", False)):
+            address = IPv4Address("TCP", host, 1)
+            self.assertEqual(some.may_proxy(address), allowed)
+            self.assertTrue(anywhere.may_proxy(address))
+        self.assertTrue(some.may_proxy(IPv6Address("TCP", "2001:db8::1", 1)))
+        for listen in ([], ["-l", "tcp:0"]):
+            self.assertEqual(
+                self.refused("--proxy-from", "10.0.0.0/8", *listen),
+                "--proxy-from: expected a haproxy: endpoint to read PROXY headers, got none",
+            )
+        for text, hint in (
+            ("10.1.0.0/8", ": did you mean 10.0.0.0/8?"),
+            ("2001:db8::1/64", ": did you mean 2001:db8::/64?"),
+            ("10.0.0.0/33", ""),
+            ("example.org", ""),
+            ("", ""),
+        ):
+            self.assertEqual(
+                self.refused("--proxy-from", text, *haproxy),
+                f"--proxy-from: expected a network such as 10.0.0.0/8, not '{text}'{hint}",
             )
 
     def test_udp_rate(self) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from ipaddress import ip_network
 from math import inf
 from typing import Any
 
 from OpenSSL import SSL
+from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
@@ -453,6 +455,22 @@ class TimestampEchoTests(SynchronousTestCase):
         line = self.lose(self.connect(transport=TLSTransport()), error)
         self.assertIn("0 messages, 0 bytes in, 0 bytes out; no shared cipher", line)
         self.assertEqual(self.factory.connections.without_data, 0)
+
+    def test_may_proxy(self) -> None:
+        """Who may send no PROXY header is counted, and has a line, at the log's pace."""
+        clock = Clock()
+        connections = Connections(clock, proxies=[ip_network("192.0.2.0/24")])
+        factory = TimestampEchoFactory(clock=clock, connections=connections)
+        events = logged(self)
+        self.assertTrue(factory.may_proxy(IPv4Address("TCP", "192.0.2.1", 1)))
+        self.assertEqual((events, connections.refused_proxies), ([], 0))
+        for port in range(20):
+            self.assertFalse(factory.may_proxy(IPv4Address("TCP", "192.0.3.1", port)))
+        self.assertEqual((len(events), connections.refused_proxies), (USUAL.lines, 20))
+        self.assertEqual(
+            formatEvent(events[0]),
+            "connection from 192.0.3.1:0 refused: not from a network of --proxy-from",
+        )
 
     def test_log_server_closed(self) -> None:
         """A clean close that the peer did not begin is the server's."""

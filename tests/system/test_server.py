@@ -423,6 +423,40 @@ class StreamTests(SynchronousTestCase):
         service.stop()
         self.assertEqual(service.log.text.count("connection from"), 1 + 4)
 
+    def test_proxy_from(self) -> None:
+        """With --proxy-from, other hosts' connections are closed before their header is read.
+
+        The file of a UNIX socket has a mode to guard it. Other listeners serve everybody.
+        """
+        files = self_signed(self.mktemp())
+        service = Service(
+            self,
+            *("-l", "haproxy:tcp6:0"),
+            *("-l", f"haproxy:ssl:0:{files.endpoint}"),
+            *("-l", "haproxy:unix:socket", "-l", "tcp:0:interface=127.0.0.1"),
+            *("--proxy-from", "127.0.0.1", "--proxy-from", "2001:db8::/32"),
+        )
+        header = b"PROXY TCP4 192.0.2.7 192.0.2.8 1 2\r\n"
+        path = self.connected(socket.AF_UNIX, service.path())
+        for proxy in (service.connect(), path):
+            proxy.sendall(header)
+            self.assert_echo(proxy)
+        sources = (("::1", 0), ("127.0.0.2", 0), ("127.0.0.2", 1))
+        for host, index in sources:
+            address = (host if ":" in host else "127.0.0.1", service.port(index))
+            other = socket.create_connection(address, PATIENCE, (host, 0))
+            with other, contextlib.suppress(ConnectionError):  # a reset: the header is not read
+                other.sendall(header + LINES)
+                self.assertEqual(read_all(other), b"")
+        service.log.wait_for(
+            r"connection from (?:127.0.0.2|\[::1\]):\d+ refused: not from a network",
+            len(sources),
+        )
+        self.assert_echo(service.connect(3))
+        service.stop()
+        self.assertNotIn("Traceback", service.log.text)
+        self.assertEqual(service.log.text.count("ended after"), 3)
+
     def test_proxied_refusal_tls(self) -> None:
         """A refused connection whose client stays silent is closed, and counts no longer."""
         files = self_signed(self.mktemp())

@@ -124,8 +124,8 @@ class ProxiedProtocolTests(SynchronousTestCase):
 
     def connect(self, inner: Any) -> None:
         """Make a connection with a protocol of this factory inside."""
-        factory = ProxiedFactory(inner)
-        self.proxied: Any = factory.buildProtocol(None)
+        factory: Any = ProxiedFactory(inner)
+        self.proxied = factory.buildProtocol(None)
         self.transport = TCPTransport()
         self.proxied.makeConnection(self.transport)
 
@@ -301,6 +301,13 @@ class ProxiedProtocolTests(SynchronousTestCase):
         self.proxied.dataReceived(b"PROXY UNKNOWN\r\n")
         self.assertEqual(self.proxied.getPeer(), self.transport.getPeer())
 
+    def test_not_a_proxy(self) -> None:
+        """A connection whose header may not be read is not made at all."""
+        allowed, other = (IPv4Address("TCP", host, 1) for host in ("192.0.2.1", "192.0.2.2"))
+        factory = ProxiedFactory(self.factory, lambda address: address == allowed)
+        self.assertIsNone(factory.buildProtocol(other))
+        self.assertIsInstance(factory.buildProtocol(allowed), ProxiedProtocol)
+
     def test_proxy_has_no_limit(self) -> None:
         """The address of the proxy itself is not checked against the limit per peer."""
         proxy = IPv4Address("TCP", "192.0.2.50", 1)
@@ -309,7 +316,7 @@ class ProxiedProtocolTests(SynchronousTestCase):
         transport = TCPTransport(peerAddress=proxy)
         direct.makeConnection(transport)
         self.assertNotEqual(self.factory.connections.refusal(proxy), "")
-        proxied = ProxiedFactory(self.factory).buildProtocol(proxy)
+        proxied: Any = ProxiedFactory(self.factory).buildProtocol(proxy)
         self.assertIsInstance(proxied.wrappedProtocol, TimestampEcho)
 
     def test_exception_inside(self) -> None:

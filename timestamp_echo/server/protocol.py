@@ -444,3 +444,12 @@ class TimestampEchoFactory(Factory[TimestampEcho]):
         refusal = Refusal(why)
         refusal.factory = self
         return refusal
+
+    def may_proxy(self, address: IAddress | None) -> bool:
+        """Whether a PROXY header from this address is read; if not, the log has why."""
+        why = self.connections.proxy_refusal(address)
+        if why:
+            self.connections.refused_proxies += 1
+            if self.log.may_write("refused"):
+                self.log.refused(address, why)
+        return not why
