@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from twisted.application.service import IService, IServiceMaker
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -405,6 +406,21 @@ class MakeServiceTests(SynchronousTestCase):
         service = tap.makeService(options)
         verifyObject(IService, service)
         self.assertIsInstance(service, EchoService)
+
+    def test_notify(self) -> None:
+        """Notifications are sent where $NOTIFY_SOCKET is set; elsewhere nothing is imported."""
+        options = tap.Options()
+        options.parseOptions([])
+        module = "timestamp_echo.server.notify"
+        for value, imported in (("/nonexistent", True), ("", False), (None, False)):
+            environment = {} if value is None else {"NOTIFY_SOCKET": value}
+            with patch.dict(sys.modules), patch.dict(os.environ, environment):
+                sys.modules.pop(module, None)
+                service: Any = tap.makeService(options)
+                self.assertEqual(module in sys.modules, imported)
+                events = logged(self)
+                service.notify("READY")
+                self.assertEqual(len(events), imported)
 
     def test_reported_once(self) -> None:
         """A daemon's start is reported once, whatever is started again later."""

@@ -258,13 +258,17 @@ def _default_total() -> int:
 def makeService(options: Options) -> IService:
     """The service that these options describe."""
     daemonizes = options.parent is not None and not options.parent.get("nodaemon", True)
-    service: IService = EchoService(
+    service = EchoService(
         options.listeners,
         options.connections,
         options.reactor,
         options.drain_timeout,
         _report_to_shell() if daemonizes else lambda error: None,
     )
+    if os.environ.get("NOTIFY_SOCKET"):
+        from timestamp_echo.server.notify import Notifier
+
+        service.notify = Notifier(os.environ, options.reactor).notify
     return service
 
 

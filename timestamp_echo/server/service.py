@@ -67,6 +67,9 @@ class EchoService(Service):
         opened, with the error.
     """
 
+    ready = False
+    """Whether everything is open, and no stop has begun."""
+
     _log = Logger()
 
     def __init__(
@@ -82,6 +85,8 @@ class EchoService(Service):
         self._drain_timeout = drain_timeout
         self._reactor = reactor
         self._report = report
+        # Is called with READY, RELOADING and STOPPING (sd_notify(3)).
+        self.notify: Callable[[str], None] = lambda state: None
         self._openings: list[Deferred[Any]] = []  # of the listeners; they may take long
         self._ports: list[tuple[Listener, IListeningPort]] = []
         self._listening = False  # whether ports are to be open
@@ -118,7 +123,8 @@ class EchoService(Service):
         At the drain timeout, or at a second signal, the rest ends by force.
         """
         super().stopService()
-        self._listening = False
+        self.notify("STOPPING")
+        self._listening = self.ready = False
         self._stopped = Deferred()
         self._timeout = self._reactor.callLater(self._drain_timeout, self._abort)
         for opening in self._openings:
@@ -169,7 +175,9 @@ class EchoService(Service):
     def _all_opened(self, _: object) -> None:
         if self._error or not self._listening:
             return
+        self.ready = True
         self._report("")
+        self.notify("READY")
         if self._connections and not self._ports:
             # The end of `stdio:` is the end of the service, unless it listens on a port as well.
             self._connections.all_closed().addCallback(lambda _: self._stop())
@@ -236,15 +244,24 @@ class EchoService(Service):
             for listener, port in self._ports
             if listener.reload is not None
         ]
+        if self.ready:
+            self.notify("RELOADING")
         if not reloads:
             self._log.info("SIGHUP received: there are no certificates to reload")
-        for description, reload, port in reloads:
+        ends = [
             maybeDeferred(reload, port).addCallbacks(
                 self._reloaded,
                 self._not_reloaded,
                 callbackArgs=(description,),
                 errbackArgs=(description,),
             )
+            for description, reload, port in reloads
+        ]
+        DeferredList(ends).addCallback(self._reload_ended)
+
+    def _reload_ended(self, _: object) -> None:
+        if self.ready:
+            self.notify("READY")
 
     def _reloaded(self, _: object, description: str) -> None:
         self._log.info("certificates of {where} reloaded", where=escape(description))
