@@ -14,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 from twisted.application.service import IService, IServiceMaker
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.logger import formatEvent
 from twisted.plugin import IPlugin, getPlugins
 from twisted.scripts._twistd_unix import ServerOptions
@@ -162,6 +163,34 @@ class OptionsTests(SynchronousTestCase):
             self.assertEqual(
                 self.refused(*option, *listen),
                 f"--client-ca: expected an ssl: endpoint to ask for certificates, got {given}",
+            )
+
+    def test_proxy_from(self) -> None:
+        """--proxy-from takes networks, and needs an endpoint that reads PROXY headers."""
+        haproxy = ["-l", "haproxy:tcp:0"]
+        anywhere = self.parsed(*haproxy).factory
+        networks = ["--proxy-from", "192.0.2.0/24", "--proxy-from", "2001:db8::1"]
+        some = self.parsed(*networks, "-l", "tcp:0", *haproxy).factory
+        for host, allowed in (("192.0.2.9", True), ("192.0.3.1", False)):
+            address = IPv4Address("TCP", host, 1)
+            self.assertEqual(some.may_proxy(address), allowed)
+            self.assertTrue(anywhere.may_proxy(address))
+        self.assertTrue(some.may_proxy(IPv6Address("TCP", "2001:db8::1", 1)))
+        for listen in ([], ["-l", "tcp:0"]):
+            self.assertEqual(
+                self.refused("--proxy-from", "10.0.0.0/8", *listen),
+                "--proxy-from: expected a haproxy: endpoint to read PROXY headers, got none",
+            )
+        for text, hint in (
+            ("10.1.0.0/8", ": did you mean 10.0.0.0/8?"),
+            ("2001:db8::1/64", ": did you mean 2001:db8::/64?"),
+            ("10.0.0.0/33", ""),
+            ("example.org", ""),
+            ("", ""),
+        ):
+            self.assertEqual(
+                self.refused("--proxy-from", text, *haproxy),
+                f"--proxy-from: expected a network such as 10.0.0.0/8, not '{text}'{hint}",
             )
 
     def test_udp_rate(self) -> None:
@@ -404,6 +433,21 @@ class MakeServiceTests(SynchronousTestCase):
         service = tap.makeService(options)
         verifyObject(IService, service)
         self.assertIsInstance(service, EchoService)
+
+    def test_notify(self) -> None:
+        """Notifications are sent where $NOTIFY_SOCKET is set; elsewhere nothing is imported."""
+        options = tap.Options()
+        options.parseOptions([])
+        module = "timestamp_echo.server.notify"
+        for value, imported in (("/nonexistent", True), ("", False), (None, False)):
+            environment = {} if value is None else {"NOTIFY_SOCKET": value}
+            with patch.dict(sys.modules), patch.dict(os.environ, environment):
+                sys.modules.pop(module, None)
+                service: Any = tap.makeService(options)
+                self.assertEqual(module in sys.modules, imported)
+                events = logged(self)
+                service.notify("READY")
+                self.assertEqual(len(events), imported)
 
     def test_reported_once(self) -> None:
         """A daemon's start is reported once, whatever is started again later."""

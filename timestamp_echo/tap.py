@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, ClassVar
 
 from twisted.application.service import IService
@@ -20,6 +22,7 @@ from twisted.logger import Logger
 from twisted.python import usage
 
 from timestamp_echo import __version__
+from timestamp_echo.addresses import parse_network
 from timestamp_echo.clocks import use_monotonic_clock
 from timestamp_echo.framing import FRAMINGS, MAX_DATAGRAM
 from timestamp_echo.server.connections import (
@@ -111,7 +114,7 @@ class Options(usage.Options):
 
     def __init__(self) -> None:
         super().__init__()
-        self["listen"] = []
+        self["listen"], self["proxy-from"] = [], []
 
     def opt_listen(self, description: str) -> None:
         """Listen on a Twisted server endpoint or udp:PORT[:interface=ADDRESS]; repeatable.
@@ -121,6 +124,13 @@ class Options(usage.Options):
         self["listen"].append(description)
 
     opt_l = opt_listen
+
+    def opt_proxy_from(self, network: str) -> None:
+        """Read PROXY headers only from this network, such as 10.0.0.0/8; repeatable.
+
+        [default: from anywhere]
+        """
+        self["proxy-from"].append(network)
 
     def opt_version(self) -> None:
         """Print tsecho's version and exit."""
@@ -170,15 +180,19 @@ class Options(usage.Options):
         except ValueError as error:
             raise usage.UsageError(f"--stamp: {error}") from error
         rate = RateLimit(self._number("udp-rate", 1))
-        adapter = ReactorAdapter(
-            reactor, stamp.subsecond, self._number("max-unsent", 1), self._client_ca()
-        )
         self.drain_timeout = self._number("drain-timeout", 0)
         self.stop_delay = self._number("stop-delay", 0)
         self.reactor = reactor
         self.connections = self._connections(reactor)
         factory = TimestampEchoFactory(
             stamp, FRAMINGS[self["framing"]], reactor, connections=self.connections
+        )
+        adapter = ReactorAdapter(
+            reactor,
+            stamp.subsecond,
+            self._number("max-unsent", 1),
+            self._client_ca(),
+            factory.may_proxy,
         )
         own_ports: set[int] = set()
         self.datagrams: list[TimestampDatagram] = []
@@ -231,6 +245,15 @@ class Options(usage.Options):
 
         return listener
 
+    def _proxies(self) -> list[IPv4Network | IPv6Network]:
+        """The networks of proxies; a listener must read their headers."""
+        haproxy = any(description.startswith("haproxy:") for description in self["listen"])
+        if self["proxy-from"] and not haproxy:
+            raise usage.UsageError(
+                "--proxy-from: expected a haproxy: endpoint to read PROXY headers, got none"
+            )
+        return [_network(text) for text in self["proxy-from"]]
+
     def _connections(self, clock: IReactorTime) -> Connections:
         total = (
             _default_total()
@@ -238,7 +261,11 @@ class Options(usage.Options):
             else self._number("max-connections", 1)
         )
         return Connections(
-            clock, total, self._number("max-per-peer", 0), self._number("idle-timeout", 0)
+            clock,
+            total,
+            self._number("max-per-peer", 0),
+            self._number("idle-timeout", 0),
+            self._proxies(),
         )
 
     def _number(self, option: str, minimum: int) -> int:
@@ -279,6 +306,10 @@ def makeService(options: Options) -> IService:
     )
     if options.status is not None:
         service.status = options.status(service)
+    if os.environ.get("NOTIFY_SOCKET"):
+        from timestamp_echo.server.notify import Notifier
+
+        service.notify = Notifier(os.environ, options.reactor).notify
     return service
 
 
@@ -386,6 +417,17 @@ def _meant(description: str) -> str:
         return f"tcp6:{match['port']}:interface={quoteStringArgument(match['v6'])}"
     host = "127.0.0.1" if match["host"].lower() == "localhost" else match["host"]
     return f"tcp:{match['port']}:interface={host}"
+
+
+def _network(text: str) -> IPv4Network | IPv6Network:
+    try:
+        return parse_network(text)
+    except ValueError as error:
+        expected = "--proxy-from: expected a network such as 10.0.0.0/8"
+        with suppress(ValueError):
+            hint = f": did you mean {ip_network(text, strict=False)}?"
+            raise usage.UsageError(f"{expected}, not {_quoted(text)}{hint}") from error
+        raise usage.UsageError(f"{expected}, not {_quoted(text)}") from error
 
 
 def _quoted(text: str) -> str:

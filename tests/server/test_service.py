@@ -408,6 +408,71 @@ class EchoServiceTests(SynchronousTestCase):
         handlers[signal.SIGHUP](signal.SIGHUP, None)
         self.assertEqual(len(reloaded), 1)
 
+    def notifying(self, *listeners: Listener) -> tuple[EchoService, list[str]]:
+        """Start a service of these listeners, and record what it notifies systemd of."""
+        service = EchoService(listeners, self.connections, self.reactor)
+        states: list[str] = []
+        service.notify = states.append
+        service.startService()
+        return service, states
+
+    def test_notify(self) -> None:
+        """READY comes when all ports are open, and STOPPING when a stop begins."""
+        openings: list[Deferred[Any]] = [Deferred(), Deferred()]
+        service, states = self.notifying(
+            Listener("tcp:1", lambda: openings[0]), Listener("tcp:2", lambda: openings[1])
+        )
+        connection = FakeConnection()
+        self.connections.add(connection, lambda: None)
+        openings[0].callback(Port(IPv4Address("TCP", "0.0.0.0", 1)))
+        self.assertEqual((states, service.ready), ([], False))
+        openings[1].callback(Port(IPv4Address("TCP", "0.0.0.0", 2)))
+        self.assertEqual((states, service.ready), (["READY"], True))
+        service.stopService()
+        self.assertEqual((states, service.ready), (["READY", "STOPPING"], False))
+        self.connections.remove(connection)
+        self.assertEqual(states, ["READY", "STOPPING"])
+
+    def test_notify_reload(self) -> None:
+        """A reload has ended when the last listener's has, well or not."""
+        port = Port(IPv4Address("TCP", "0.0.0.0", 1))
+        for last in (0, 1):
+            reloads: list[Deferred[Any]] = [Deferred(), Deferred()]
+            service, states = self.notifying(
+                *(
+                    Listener("ssl:1", partial(execute, lambda: port), lambda _, end=end: end)  # type: ignore[misc]
+                    for end in reloads
+                )
+            )
+            service._reload()
+            reloads.pop(1 - last).errback(OSError())
+            self.assertEqual(states, ["READY", "RELOADING"])
+            reloads.pop().callback(None)
+            self.assertEqual(states, ["READY", "RELOADING", "READY"])
+
+    def test_notify_nothing_to_reload(self) -> None:
+        """Whoever asked for a reload hears that it has ended, also if there was nothing to do."""
+        service, states = self.notifying()
+        service._reload()
+        self.assertEqual(states, ["READY", "RELOADING", "READY"])
+
+    def test_notify_not_ready(self) -> None:
+        """A reload does not make ready what is still opening, or is being stopped."""
+        opening: Deferred[Any] = Deferred()
+        service, states = self.notifying(Listener("tcp:1", lambda: opening))
+        service._reload()
+        self.assertEqual(states, [])
+        end: Deferred[Any] = Deferred()
+        port = Port(IPv4Address("TCP", "0.0.0.0", 1))
+        service, states = self.notifying(
+            Listener("ssl:1", partial(execute, lambda: port), lambda _: end)
+        )
+        service._reload()
+        service.stopService()
+        end.callback(None)
+        service._reload()
+        self.assertEqual(states, ["READY", "RELOADING", "STOPPING"])
+
     def test_nothing_to_reload(self) -> None:
         """Without TLS, SIGHUP does nothing but a line in the log."""
         handlers: dict[int, Any] = {}

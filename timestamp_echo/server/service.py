@@ -91,6 +91,8 @@ class EchoService(Service):
         self._stop_delay = stop_delay
         self._reactor = reactor
         self._report = report
+        # Is called with READY, RELOADING and STOPPING (sd_notify(3)).
+        self.notify: Callable[[str], None] = lambda state: None
         self._openings: list[Deferred[Any]] = []  # of the listeners; they may take long
         self._ports: list[tuple[Listener, IListeningPort]] = []
         self._status_ports: list[tuple[Listener, IListeningPort]] = []
@@ -129,6 +131,7 @@ class EchoService(Service):
         At the drain timeout, or at a second signal, the rest ends by force.
         """
         super().stopService()
+        self.notify("STOPPING")
         self._stopped = Deferred()
         if self.ready and self._stop_delay:
             self._log.info("the ports close in {delay:g} s", delay=self._stop_delay)
@@ -197,6 +200,7 @@ class EchoService(Service):
             return
         self.ready = True
         self._report("")
+        self.notify("READY")
         if self._connections and not self._ports:
             # The end of `stdio:` is the end of the service, unless it listens on a port as well.
             self._connections.all_closed().addCallback(lambda _: self._stop())
@@ -271,15 +275,24 @@ class EchoService(Service):
             for listener, port in self._ports
             if listener.reload is not None
         ]
+        if self.ready:
+            self.notify("RELOADING")
         if not reloads:
             self._log.info("SIGHUP received: there are no certificates to reload")
-        for description, reload, port in reloads:
+        ends = [
             maybeDeferred(reload, port).addCallbacks(
                 self._reloaded,
                 self._not_reloaded,
                 callbackArgs=(description,),
                 errbackArgs=(description,),
             )
+            for description, reload, port in reloads
+        ]
+        DeferredList(ends).addCallback(self._reload_ended)
+
+    def _reload_ended(self, _: object) -> None:
+        if self.ready:
+            self.notify("READY")
 
     def _reloaded(self, _: object, description: str) -> None:
         self._log.info("certificates of {where} reloaded", where=escape(description))
