@@ -69,6 +69,17 @@ class BenchmarkTests(SynchronousTestCase):
         for server in ("tsecho", "C", "asyncio", "Twisted"):
             self.assertRegex(table, rf"(?m)^  {server} +\d")
 
+    def test_capacity(self) -> None:
+        """The memory and the time that a connection takes are a table; the kernel has a part."""
+        if os.getuid() != 0:
+            self.skipTest("only root may read /proc/slabinfo")
+        for kind in ((), ("--tls",)):
+            table = self.bench("benchmarks.capacity", "--connections", "300", *kind)
+            for row in ("the kernel", "  TCP", "  sock_inode_cache", "together"):
+                self.assertRegex(table, rf"(?m)^  {row} +\d[\d,]*$")
+            for row in ("connect, a line, its reply", "another line", "the end"):
+                self.assertRegex(table, rf"(?m)^  {row} +\d+\.\d$")
+
     def count(self, messages: int) -> Counter[str]:
         """Count the system calls of the server in C."""
         if run([needs("strace"), "true"]).returncode:
