@@ -11,8 +11,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.fakes import TCPTransport, TLSTransport
 from timestamp_echo.framing import LineFraming
 from timestamp_echo.server.connections import Connections
-from timestamp_echo.server.counts import Counts
+from timestamp_echo.server.counts import TRANSPORTS, Counts
 from timestamp_echo.server.protocol import HANDSHAKE_TIMEOUT, TimestampEcho, TimestampEchoFactory
+from timestamp_echo.transports.stdio import StandardIOTransport
+from timestamp_echo.transports.stream import StreamTransport, UNIXStreamTransport
+from timestamp_echo.transports.tls import HalfCloseTLS
 
 
 class CountsTests(SynchronousTestCase):
@@ -115,6 +118,11 @@ class CountsTests(SynchronousTestCase):
         counts = Counts()
         counts.count_refused("no such reason")
         self.assertEqual(counts.refused, {"per_peer": 0, "total": 0, "other": 1})
+
+    def test_kinds(self) -> None:
+        """Each kind of connection has a label of its own."""
+        classes = (StreamTransport, UNIXStreamTransport, HalfCloseTLS, StandardIOTransport)
+        self.assertEqual(tuple(each.kind for each in classes), TRANSPORTS[:-1])
 
     def test_sums(self) -> None:
         """When a connection ends, its messages and bytes are added to those of its transport."""

@@ -175,6 +175,14 @@ class ReactorLagTests(SynchronousTestCase):
         self.assertAlmostEqual(lag.sum, 7.3041)
         self.assertEqual((LAG_BUCKETS[0], LAG_BUCKETS[-1]), (0.0001, 0.5))
 
+    def test_bound(self) -> None:
+        """A lag that is exactly the bound of a bucket is in it, as `le` says."""
+        clock = Clock()
+        lag = ReactorLag(clock)
+        lag.start()
+        clock.advance(LAG_INTERVAL + 0.5)
+        self.assertEqual((lag.buckets()["0.2"], lag.buckets()["0.5"]), (0, 1))
+
     def test_early(self) -> None:
         """A timer is never too early, whatever the clock's resolution makes of it."""
         clock = Clock()
