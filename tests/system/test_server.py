@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import select
@@ -30,6 +31,7 @@ from tests.system.running import (
     REACTOR,
     SIGNALLED,
     STAMP,
+    Log,
     Service,
     connectable,
     fill,
@@ -1005,12 +1007,15 @@ class StopTests(SynchronousTestCase):
         self.assertIn(" 1 message, 6 bytes in", service.log.text)
 
     def test_second_signal(self) -> None:
-        """A second signal stops the service at once."""
+        """A second signal stops the service at once; SIGHUP does not."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--drain-timeout", "1000")
         with service.connect() as sock:
             fill(sock, b"x" * 1023 + b"\n")
             service.process.send_signal(signal.SIGTERM)
             service.log.wait_for("Port .* Closed")
+            service.process.send_signal(signal.SIGHUP)
+            service.log.wait_for("SIGHUP received")
+            self.assertIsNone(service.process.poll())
             self.assertEqual(service.stop(), 0)
         self.assertNotIn("Traceback", service.log.text)
 
@@ -1411,6 +1416,38 @@ class LateTests(SynchronousTestCase):
         self.addCleanup(os.close, watch)
         os.kill(pid, signal.SIGTERM)
         self.assertTrue(select.select([watch], [], [], PATIENCE)[0])
+
+
+class JSONTests(SynchronousTestCase):
+    """`twist --log-format=json tsecho`."""
+
+    def test_fields(self) -> None:
+        """Each line is an object that has the fields of its line; a stop has status 0."""
+        process = subprocess.Popen(
+            [BIN / "twist", "--log-format=json", "tsecho", "-l", "tcp:0:interface=127.0.0.1"],
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        for cleanup in (process.stdout.close, process.wait, process.kill):
+            self.addCleanup(cleanup)
+        log = Log(process.stdout)
+        (port,) = log.wait_for(r'"where": "tcp:(\d+):interface=127.0.0.1"')
+        talk(socket.create_connection(("127.0.0.1", int(port)), PATIENCE), LINES)
+        log.wait_for("closed by the peer")
+        process.send_signal(signal.SIGHUP)
+        log.wait_for("SIGHUP received")
+        process.terminate()
+        self.assertEqual(process.wait(PATIENCE), 0)
+        events = [json.loads(text) for text in log.finish().split("\x1e")[1:]]
+        (ended,) = [event for event in events if event.get("why")]
+        self.assertEqual(
+            [ended[name] for name in ("messages", "received", "why", "log_namespace")],
+            [3, len(LINES), "closed by the peer", "timestamp_echo.server.log.ConnectionLog"],
+        )
+        self.assertTrue(ended["peer"].startswith("127.0.0.1:"))
+        for event in events:
+            names = re.findall(r"{(\w+)", event["log_format"])
+            self.assertLessEqual(set(names), set(event), event)
 
 
 class DaemonTests(SynchronousTestCase):
