@@ -71,10 +71,7 @@ class SystemdTests(SynchronousTestCase):
         self.assertEqual(single, several)
 
     def test_values(self) -> None:
-        """The units agree with the program's own constants.
-
-        With MemoryDenyWriteExecute= TLS fails, which a start does not show.
-        """
+        """The units agree with the program's own constants, and leave TLS what it needs."""
         for service in SERVICES:
             settings = unit(service)
             self.assertGreater(int(settings["TimeoutStopSec"][0]), DRAIN_TIMEOUT + ABORT_TIMEOUT)
@@ -145,6 +142,16 @@ class AgreementTests(SynchronousTestCase):
         self.assertIn(f"runAsUser: {user}\n", manifest)
         for command in re.findall(r"(?m)^(?:RUN|CMD|ENTRYPOINT) (.*)$", container):
             self.assertIsInstance(json.loads(command), list)
+
+    def test_install(self) -> None:
+        """The service is installed by the steps of the image, which a test carries out."""
+        steps = re.findall(r"(?m)^RUN (.*)$", text("container/Containerfile"))
+        commands = re.findall(r"(?m)^    (\S.*)$", comments("systemd/tsecho.service"))
+        ignored = {"--quiet", "--no-cache-dir", ">/dev/null"}
+        for step, command in zip(steps, commands[: len(steps)], strict=True):
+            words = [word for word in shlex.split(command) if word not in ignored]
+            words[0] = words[0].replace("python3", "python")
+            self.assertEqual([word for word in json.loads(step) if word not in ignored], words)
 
     def test_metrics(self) -> None:
         """The alerts, their tests and the dashboard use no metric that is not exported."""
