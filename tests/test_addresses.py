@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from timestamp_echo.addresses import host_port, network_key, parse_ip, peer_key, unmapped
+from timestamp_echo.addresses import (
+    host_port,
+    network_key,
+    parse_ip,
+    parse_network,
+    peer_key,
+    unmapped,
+)
 
 
 class AddressTests(SynchronousTestCase):
@@ -25,6 +32,21 @@ class AddressTests(SynchronousTestCase):
         self.assertEqual(parse_ip("192.0.2.1"), IPv4Address("192.0.2.1"))
         for host in ("localhost", "", "%eth0", "192.0.2.256", "[::1]"):
             self.assertRaises(ValueError, parse_ip, host)
+
+    def test_parse_network(self) -> None:
+        """An address is a network of one; IPv4-mapped networks are those of IPv4."""
+        for text, meant in (
+            ("192.0.2.0/24", "192.0.2.0/24"),
+            ("192.0.2.1", "192.0.2.1/32"),
+            ("2001:db8::/32", "2001:db8::/32"),
+            ("2001:db8::/96", "2001:db8::/96"),
+            ("::/0", "::/0"),
+            ("::ffff:192.0.2.0/120", "192.0.2.0/24"),
+            ("::ffff:0:0/96", "0.0.0.0/0"),
+        ):
+            self.assertEqual(parse_network(text), ip_network(meant))
+        for text in ("192.0.2.1/24", "::ffff:192.0.2.1/120", "192.0.2.0/33", "localhost", ""):
+            self.assertRaises(ValueError, parse_network, text)
 
     def test_unmapped(self) -> None:
         """Only an IPv4-mapped address changes; a zone stays."""

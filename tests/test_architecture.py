@@ -34,7 +34,8 @@ LAYERS: dict[str, set[str]] = {
     "server": COMMON | {"transports"},
     "client": COMMON | {"__init__", "clocks", "transports.arrivals"},
     "ping": COMMON | {"clocks", "transports.arrivals", "client"},
-    "tap": COMMON | {"transports", "server", "clocks", "__init__"},
+    "status": COMMON | {"server", "__init__"},
+    "tap": COMMON | {"transports", "server", "status", "clocks", "__init__"},
     "__main__": {"client", "ping", "__init__"},
     "__init__": COMMON | {"transports", "server"},
 }

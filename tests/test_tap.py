@@ -11,8 +11,10 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from twisted.application.service import IService, IServiceMaker
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.logger import formatEvent
 from twisted.plugin import IPlugin, getPlugins
 from twisted.scripts._twistd_unix import ServerOptions
@@ -114,6 +116,7 @@ class OptionsTests(SynchronousTestCase):
             ("--max-per-peer", "x", 0),
             ("--idle-timeout", "-1", 0),
             ("--drain-timeout", "soon", 0),
+            ("--stop-delay", "-1", 0),
             ("--max-unsent", "0", 1),
         ):
             self.assertEqual(
@@ -162,6 +165,34 @@ class OptionsTests(SynchronousTestCase):
                 f"--client-ca: expected an ssl: endpoint to ask for certificates, got {given}",
             )
 
+    def test_proxy_from(self) -> None:
+        """--proxy-from takes networks, and needs an endpoint that reads PROXY headers."""
+        haproxy = ["-l", "haproxy:tcp:0"]
+        anywhere = self.parsed(*haproxy).factory
+        networks = ["--proxy-from", "192.0.2.0/24", "--proxy-from", "2001:db8::1"]
+        some = self.parsed(*networks, "-l", "tcp:0", *haproxy).factory
+        for host, allowed in (("192.0.2.9", True), ("192.0.3.1", False)):
+            address = IPv4Address("TCP", host, 1)
+            self.assertEqual(some.may_proxy(address), allowed)
+            self.assertTrue(anywhere.may_proxy(address))
+        self.assertTrue(some.may_proxy(IPv6Address("TCP", "2001:db8::1", 1)))
+        for listen in ([], ["-l", "tcp:0"]):
+            self.assertEqual(
+                self.refused("--proxy-from", "10.0.0.0/8", *listen),
+                "--proxy-from: expected a haproxy: endpoint to read PROXY headers, got none",
+            )
+        for text, hint in (
+            ("10.1.0.0/8", ": did you mean 10.0.0.0/8?"),
+            ("2001:db8::1/64", ": did you mean 2001:db8::/64?"),
+            ("10.0.0.0/33", ""),
+            ("example.org", ""),
+            ("", ""),
+        ):
+            self.assertEqual(
+                self.refused("--proxy-from", text, *haproxy),
+                f"--proxy-from: expected a network such as 10.0.0.0/8, not '{text}'{hint}",
+            )
+
     def test_udp_rate(self) -> None:
         """--udp-rate takes whole numbers from 1."""
         self.parsed("--udp-rate", "1")
@@ -169,6 +200,32 @@ class OptionsTests(SynchronousTestCase):
             line = self.refused("--udp-rate", text)
             self.assertEqual(
                 line, f"--udp-rate: expected a whole number from 1 to 999999999, not {text!r}"
+            )
+
+    def test_status(self) -> None:
+        """--status takes Twisted's stream endpoints; without it nothing is prepared."""
+        self.assertIsNone(self.parsed().status)
+        for text in ("tcp:0:interface=127.0.0.1", "unix:/run/status", "tcp6:0"):
+            options = self.parsed("--status", text)
+            status = tap.makeService(options).status  # type: ignore[attr-defined]
+            self.assertEqual((status.description, status.reload), (text, None))
+        for text, why in (
+            ("udp:1", "expected an endpoint such as tcp:3000, not 'udp:1': Unknown endpoint type"),
+            ("9100", "expected an endpoint such as tcp:3000, not '9100': did you mean tcp:9100?"),
+            ("tcp:70000", "expected a port from 0 to 65535, not 70000 in 'tcp:70000'"),
+            ("", "expected an endpoint such as tcp:3000, not ''"),
+        ):
+            self.assertIn(f"--status: {why}", self.refused("--status", text))
+
+    def test_status_not_installed(self) -> None:
+        """Without the extra, the error says which one is missing."""
+        loaded = [name for name in sys.modules if name.startswith("timestamp_echo.status.")]
+        hidden = dict.fromkeys([*loaded, "prometheus_client"])
+        with patch.dict(sys.modules, hidden):
+            self.assertEqual(
+                self.refused("--status", "tcp:0"),
+                "--status: needs the package prometheus-client (the extra 'status' of tsecho),"
+                " which is not installed",
             )
 
     def test_framing(self) -> None:
@@ -376,6 +433,21 @@ class MakeServiceTests(SynchronousTestCase):
         service = tap.makeService(options)
         verifyObject(IService, service)
         self.assertIsInstance(service, EchoService)
+
+    def test_notify(self) -> None:
+        """Notifications are sent where $NOTIFY_SOCKET is set; elsewhere nothing is imported."""
+        options = tap.Options()
+        options.parseOptions([])
+        module = "timestamp_echo.server.notify"
+        for value, imported in (("/nonexistent", True), ("", False), (None, False)):
+            environment = {} if value is None else {"NOTIFY_SOCKET": value}
+            with patch.dict(sys.modules), patch.dict(os.environ, environment):
+                sys.modules.pop(module, None)
+                service: Any = tap.makeService(options)
+                self.assertEqual(module in sys.modules, imported)
+                events = logged(self)
+                service.notify("READY")
+                self.assertEqual(len(events), imported)
 
     def test_reported_once(self) -> None:
         """A daemon's start is reported once, whatever is started again later."""

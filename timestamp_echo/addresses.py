@@ -5,7 +5,14 @@ Knows no socket, no reactor and no name resolution.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
 
 
 def host_port(host: str, port: int) -> str:
@@ -25,6 +32,20 @@ def parse_ip(host: str) -> IPv4Address | IPv6Address:
     """
     ip = ip_address(host.partition("%")[0])
     return (isinstance(ip, IPv6Address) and ip.ipv4_mapped) or ip
+
+
+def parse_network(text: str) -> IPv4Network | IPv6Network:
+    """Parse an IP network, such as `192.0.2.0/24`; an address alone is a network of one.
+
+    @return: the network; for one of IPv4-mapped addresses, the IPv4 network that they stand for.
+    @raise ValueError: the text is no network, or its address is one within the network.
+    """
+    network = ip_network(text)
+    if isinstance(network, IPv6Network) and network.prefixlen >= 96:
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None:
+            return IPv4Network((mapped, network.prefixlen - 96))
+    return network
 
 
 def unmapped(host: str) -> str:

@@ -8,18 +8,21 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, ClassVar
 
 from twisted.application.service import IService
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred, execute
-from twisted.internet.endpoints import quoteStringArgument
+from twisted.internet.endpoints import quoteStringArgument, serverFromString
 from twisted.internet.interfaces import IListeningPort, IReactorTime
 from twisted.logger import Logger
 from twisted.python import usage
 
 from timestamp_echo import __version__
+from timestamp_echo.addresses import parse_network
 from timestamp_echo.clocks import use_monotonic_clock
 from timestamp_echo.framing import FRAMINGS, MAX_DATAGRAM
 from timestamp_echo.server.connections import (
@@ -87,6 +90,7 @@ class Options(usage.Options):
         ["max-unsent", None, MAX_UNSENT, "Stop reading a connection with more unsent bytes."],
         ["idle-timeout", None, int(IDLE_TIMEOUT), "Close after this many idle seconds; 0: never."],
         ["drain-timeout", None, int(DRAIN_TIMEOUT), "Spend at most this many seconds on a stop."],
+        ["stop-delay", None, 0, "Before a stop, serve on for this many seconds; /readyz fails."],
         [
             "client-ca",
             None,
@@ -99,12 +103,18 @@ class Options(usage.Options):
             UDP_RATE,
             "Answer at most this many datagrams/s per IPv4 /24 or IPv6 /64.",
         ],
+        [
+            "status",
+            None,
+            None,
+            "Serve metrics and health checks over HTTP on this Twisted server endpoint.",
+        ],
     ]
     optFlags: ClassVar = [["utc", None, "Write stamps in UTC, not in the local time zone."]]
 
     def __init__(self) -> None:
         super().__init__()
-        self["listen"] = []
+        self["listen"], self["proxy-from"] = [], []
 
     def opt_listen(self, description: str) -> None:
         """Listen on a Twisted server endpoint or udp:PORT[:interface=ADDRESS]; repeatable.
@@ -114,6 +124,13 @@ class Options(usage.Options):
         self["listen"].append(description)
 
     opt_l = opt_listen
+
+    def opt_proxy_from(self, network: str) -> None:
+        """Read PROXY headers only from this network, such as 10.0.0.0/8; repeatable.
+
+        [default: from anywhere]
+        """
+        self["proxy-from"].append(network)
 
     def opt_version(self) -> None:
         """Print tsecho's version and exit."""
@@ -163,21 +180,30 @@ class Options(usage.Options):
         except ValueError as error:
             raise usage.UsageError(f"--stamp: {error}") from error
         rate = RateLimit(self._number("udp-rate", 1))
-        adapter = ReactorAdapter(
-            reactor, stamp.subsecond, self._number("max-unsent", 1), self._client_ca()
-        )
         self.drain_timeout = self._number("drain-timeout", 0)
+        self.stop_delay = self._number("stop-delay", 0)
         self.reactor = reactor
         self.connections = self._connections(reactor)
         factory = TimestampEchoFactory(
             stamp, FRAMINGS[self["framing"]], reactor, connections=self.connections
         )
+        adapter = ReactorAdapter(
+            reactor,
+            stamp.subsecond,
+            self._number("max-unsent", 1),
+            self._client_ca(),
+            factory.may_proxy,
+        )
         own_ports: set[int] = set()
+        self.datagrams: list[TimestampDatagram] = []
 
         def datagram_protocol() -> TimestampDatagram:
-            return TimestampDatagram(stamp, reactor, rate=rate, own_ports=own_ports)
+            protocol = TimestampDatagram(stamp, reactor, rate=rate, own_ports=own_ports)
+            self.datagrams.append(protocol)
+            return protocol
 
         self.factory = factory
+        self.status = self._status()
         self.listeners = [
             _listener(description, factory, datagram_protocol, adapter)
             for description in self["listen"] or ["tcp:3000"]
@@ -193,6 +219,41 @@ class Options(usage.Options):
             raise usage.UsageError(f"--client-ca: {expected}, got {given}")
         return authorities
 
+    def _status(self) -> Callable[[EchoService], Listener] | None:
+        """Prepare to open the endpoint of `--status`; None if there is none."""
+        description: str | None = self["status"]
+        if description is None:
+            return None
+        try:
+            from timestamp_echo.status.metrics import Metrics
+            from timestamp_echo.status.site import StatusSite
+        except ImportError as error:
+            raise usage.UsageError(
+                "--status: needs the package prometheus-client (the extra 'status' of tsecho),"
+                " which is not installed"
+            ) from error
+        _check_port("--status", description)
+        try:
+            endpoint = serverFromString(self.reactor, description)
+        except Exception as error:  # each kind of endpoint refuses in its own way
+            raise _not_an_endpoint("--status", description, error) from error
+
+        def listener(service: EchoService) -> Listener:
+            metrics = Metrics(self.factory, self.datagrams, lambda: service.ports, self.reactor)
+            site = StatusSite(metrics, lambda: service.ready, self.reactor)
+            return Listener(description, lambda: endpoint.listen(site))
+
+        return listener
+
+    def _proxies(self) -> list[IPv4Network | IPv6Network]:
+        """The networks of proxies; a listener must read their headers."""
+        haproxy = any(description.startswith("haproxy:") for description in self["listen"])
+        if self["proxy-from"] and not haproxy:
+            raise usage.UsageError(
+                "--proxy-from: expected a haproxy: endpoint to read PROXY headers, got none"
+            )
+        return [_network(text) for text in self["proxy-from"]]
+
     def _connections(self, clock: IReactorTime) -> Connections:
         total = (
             _default_total()
@@ -200,7 +261,11 @@ class Options(usage.Options):
             else self._number("max-connections", 1)
         )
         return Connections(
-            clock, total, self._number("max-per-peer", 0), self._number("idle-timeout", 0)
+            clock,
+            total,
+            self._number("max-per-peer", 0),
+            self._number("idle-timeout", 0),
+            self._proxies(),
         )
 
     def _number(self, option: str, minimum: int) -> int:
@@ -231,13 +296,20 @@ def _default_total() -> int:
 def makeService(options: Options) -> IService:
     """The service that these options describe."""
     daemonizes = options.parent is not None and not options.parent.get("nodaemon", True)
-    service: IService = EchoService(
+    service = EchoService(
         options.listeners,
         options.connections,
         options.reactor,
         options.drain_timeout,
         _report_to_shell() if daemonizes else lambda error: None,
+        options.stop_delay,
     )
+    if options.status is not None:
+        service.status = options.status(service)
+    if os.environ.get("NOTIFY_SOCKET"):
+        from timestamp_echo.server.notify import Notifier
+
+        service.notify = Notifier(os.environ, options.reactor).notify
     return service
 
 
@@ -247,12 +319,7 @@ def _listener(
     datagram_protocol: Callable[[], TimestampDatagram],
     adapter: ReactorAdapter,
 ) -> Listener:
-    port = _PORT.match(description)
-    if port is not None and not 0 <= int(port["port"]) <= 65535:
-        raise usage.UsageError(
-            f"--listen: expected a port from 0 to 65535, not {port['port']}"
-            f" in {_quoted(description)}"
-        )
+    _check_port("--listen", description)
     if description.startswith("udp:"):
         return _datagram_listener(
             description, datagram_protocol(), factory.stamp.subsecond, adapter
@@ -271,10 +338,7 @@ def _stream_listener(
             f" {escape(describe(error))}"
         ) from error
     except Exception as error:  # each kind of endpoint refuses in its own way
-        raise usage.UsageError(
-            f"--listen: expected an endpoint such as tcp:3000, not {_quoted(description)}:"
-            f" {_endpoint_error(description, error)}"
-        ) from error
+        raise _not_an_endpoint("--listen", description, error) from error
 
     def reload(port: IListeningPort) -> Deferred[Any]:
         again: Deferred[Any] = adapter.replacing(port).endpoint(description).listen(factory)
@@ -310,6 +374,22 @@ def _datagram_listener(
     return Listener(description, listen)
 
 
+def _check_port(option: str, description: str) -> None:
+    port = _PORT.match(description)
+    if port is not None and not 0 <= int(port["port"]) <= 65535:
+        raise usage.UsageError(
+            f"{option}: expected a port from 0 to 65535, not {port['port']}"
+            f" in {_quoted(description)}"
+        )
+
+
+def _not_an_endpoint(option: str, description: str, error: Exception) -> usage.UsageError:
+    return usage.UsageError(
+        f"{option}: expected an endpoint such as tcp:3000, not {_quoted(description)}:"
+        f" {_endpoint_error(description, error)}"
+    )
+
+
 def _endpoint_error(description: str, error: Exception) -> str:
     """What was probably meant by a description that is none; or else what the parser raised."""
     if meant := _meant(description):
@@ -337,6 +417,17 @@ def _meant(description: str) -> str:
         return f"tcp6:{match['port']}:interface={quoteStringArgument(match['v6'])}"
     host = "127.0.0.1" if match["host"].lower() == "localhost" else match["host"]
     return f"tcp:{match['port']}:interface={host}"
+
+
+def _network(text: str) -> IPv4Network | IPv6Network:
+    try:
+        return parse_network(text)
+    except ValueError as error:
+        expected = "--proxy-from: expected a network such as 10.0.0.0/8"
+        with suppress(ValueError):
+            hint = f": did you mean {ip_network(text, strict=False)}?"
+            raise usage.UsageError(f"{expected}, not {_quoted(text)}{hint}") from error
+        raise usage.UsageError(f"{expected}, not {_quoted(text)}") from error
 
 
 def _quoted(text: str) -> str:

@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from timestamp_echo.addresses import parse_network
 from timestamp_echo.server.closing import LINGER_TIMEOUT
 from timestamp_echo.server.connections import (
     IDLE_TIMEOUT,
@@ -22,6 +23,7 @@ from timestamp_echo.server.connections import (
     address_key,
     file_limit,
 )
+from timestamp_echo.server.counts import Counts
 
 
 class FakeConnection:
@@ -34,6 +36,10 @@ class FakeConnection:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+
+    def add_to(self, counts: Counts) -> None:
+        """See `Connection`."""
+        counts.add("tcp", 3, 12, 90)
 
     def end(self, why: str) -> None:
         """See `Connection`."""
@@ -134,6 +140,21 @@ class ConnectionsTests(SynchronousTestCase):
             self.added(connections, ipv4("192.0.2.1"))
         self.assertEqual(connections.refusal(ipv4("192.0.2.1")), "")
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_proxies(self) -> None:
+        """PROXY headers come from the networks that are given; without any, from anywhere."""
+        networks = [parse_network(text) for text in ("192.0.2.0/24", "2001:db8::/64")]
+        connections = Connections(self.clock, proxies=networks)
+        for address in (
+            *(ipv4("192.0.2.9"), ipv6("::ffff:192.0.2.9"), ipv6("2001:db8::1"), None),
+            UNIXAddress("/run/x"),  # guarded by the mode of its file
+        ):
+            self.assertEqual(connections.proxy_refusal(address), "")
+        for address in (ipv4("192.0.3.1"), ipv6("::ffff:192.0.3.1"), ipv6("2001:db8:0:1::1")):
+            self.assertEqual(
+                connections.proxy_refusal(address), "not from a network of --proxy-from"
+            )
+            self.assertEqual(Connections(self.clock).proxy_refusal(address), "")
 
     def test_total(self) -> None:
         """At the limit of all connections another is refused, until one closes."""

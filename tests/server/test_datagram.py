@@ -16,7 +16,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import logged
 from timestamp_echo.server import datagram
-from timestamp_echo.server.datagram import RateLimit, TimestampDatagram, refusal
+from timestamp_echo.server.datagram import (
+    LABELS,
+    NOT_RECEIVED,
+    RateLimit,
+    TimestampDatagram,
+    refusal,
+)
 from timestamp_echo.stamps import SECOND, Stamp
 
 HOST = "192.0.2.1"
@@ -340,6 +346,27 @@ class TimestampDatagramTests(SynchronousTestCase):
                 "datagrams not answered: 1 from one of this service's own ports",
             ],
         )
+
+    def test_counts(self) -> None:
+        """The counts themselves go on from the start of the port to its end, and beyond."""
+        port = Port()
+        echo = self.echo(port)
+        for _ in range(3):
+            echo.datagramReceived(b"x", (HOST, 7))
+            self.clock.advance(10)
+        batch: Any = FakeBatch([b"a", STAMP, b"b"], 5000)
+        echo.datagramsReceived(batch)
+        port.lost, port.unread = 5, 6
+        echo.stopProtocol()
+        self.assertEqual(echo.received, 6)
+        counts = {LABELS[why]: count for why, count in echo.unanswered.items()}
+        expected = {"privileged_port": 3, "reply": 1, "overflow": 5, "left": 6}
+        self.assertEqual(counts, expected)
+        self.assertEqual(sum(echo.unanswered[why] for why in NOT_RECEIVED), 11)
+
+    def test_labels(self) -> None:
+        """Each reason has a label of its own."""
+        self.assertEqual(len(set(LABELS.values())), len(LABELS))
 
     def test_default_rate(self) -> None:
         """By default 1000 datagrams a second are answered per source."""

@@ -1,4 +1,8 @@
-"""Tests for `timestamp_echo.server.log`."""
+"""Tests for `timestamp_echo.server.log`, and of the page that explains all lines."""
+
+import ast
+import re
+from pathlib import Path
 
 from OpenSSL.SSL import Error, SysCallError
 from twisted.internet._posixstdio import PipeAddress
@@ -15,6 +19,27 @@ from timestamp_echo.server.log import (
     describe,
     format_address,
 )
+
+ROOT = Path(__file__).parents[2]
+
+WRITERS = {"info", "warn", "error", "failure", "failuresHandled"}
+"""The methods of `Logger` with which the service writes."""
+
+
+def formats() -> set[str]:
+    """The lines that the service can write, with the names of their values in capitals."""
+    found = set()
+    folders = (".", "server", "transports", "status")
+    for path in (
+        file for name in folders for file in (ROOT / "timestamp_echo" / name).glob("*.py")
+    ):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            if node.func.attr in WRITERS and "_log" in ast.unparse(node.func.value):
+                plural = ast.literal_eval(node.args[0]).replace("{s}", "s")
+                found.add(re.sub(r"{(\w+)[^}]*}", lambda match: match[1].upper(), plural))
+    return found
 
 
 def peer_at(host: str) -> IPv4Address:
@@ -237,3 +262,12 @@ class ConnectionLogTests(SynchronousTestCase):
             self.clock.advance(1)
             self.assertEqual(self.lines(), [])
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class PageTests(SynchronousTestCase):
+    """`docs/log.rst`."""
+
+    def test_each_line_explained(self) -> None:
+        """The page has the lines that the service can write: all of them, and no others."""
+        page = (ROOT / "docs" / "log.rst").read_text()
+        self.assertEqual(set(re.findall(r"(?m)^``([^`]+)``[,.]?$", page)), formats())

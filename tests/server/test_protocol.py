@@ -5,9 +5,12 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from ipaddress import ip_network
 from math import inf
 from typing import Any
 
+from OpenSSL import SSL
+from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
@@ -114,11 +117,17 @@ class TimestampEchoTests(SynchronousTestCase):
         echo.makeConnection(self.transport)
         return echo
 
+    def talked(self, transport: StringTransport | None = None) -> TimestampEcho:
+        """Make a connection on which a line has been answered."""
+        echo = self.connect(transport=transport)
+        echo.dataReceived(b"hello\n")
+        return echo
+
     def lose(self, echo: TimestampEcho, error: Exception | None = None) -> str:
-        """Lose the connection, and return its line in the log."""
+        """Lose the connection, and return its line in the log; empty if it has none."""
         events = logged(self)
         echo.connectionLost(Failure(error or ConnectionDone()))
-        return formatEvent(events[-1])
+        return formatEvent(events[-1]) if events else ""
 
     def test_interfaces(self) -> None:
         """The classes implement the interfaces that they declare."""
@@ -391,14 +400,90 @@ class TimestampEchoTests(SynchronousTestCase):
             " 7 bytes in, 61 bytes out; closed by the peer",
         )
 
+    def test_log_opened(self) -> None:
+        """The first bytes write the line that a connection was opened; no others do."""
+        events = logged(self)
+        echo = self.connect()
+        self.assertEqual(events, [])
+        for data in (b"one", b"two", b"\n" * 5000):
+            echo.dataReceived(data)
+        echo.pauseProducing()
+        echo.resumeProducing()
+        echo.dataReceived(b"three\n")
+        lines = [formatEvent(event) for event in events]
+        self.assertEqual(lines, ["connection from 192.168.1.1:54321 opened"])
+
+    def test_log_opened_while_paused(self) -> None:
+        """So they do if they come while it is paused, or after that; their reply is not lost."""
+        for resumed_first in (True, False):
+            events = logged(self)
+            echo = self.connect()
+            echo.pauseProducing()
+            if resumed_first:
+                echo.resumeProducing()
+            echo.dataReceived(b"one\n")
+            if not resumed_first:
+                self.assertEqual(self.transport.value(), b"")
+                echo.resumeProducing()
+            self.assertEqual(self.transport.value(), STAMP + b"one\n")
+            self.assertEqual([event["log_format"][-6:] for event in events], ["opened"])
+
+    def test_usual_path(self) -> None:
+        """After the first read, and after a pause, short reads do not take the longer way."""
+        for paused in (False, True):
+            echo = self.connect()
+            echo.dataReceived(b"one\n")
+            if paused:
+                echo.pauseProducing()
+                echo.resumeProducing()
+            self.patch(echo, "_answer_backlog", {}.popitem)  # raises
+            echo.dataReceived(b"two\n")
+            self.assertEqual(self.transport.value(), STAMP + b"one\n" + STAMP + b"two\n")
+
+    def test_log_silent(self) -> None:
+        """A connection that ends without a byte, as a health check does, is only counted."""
+        for transport in (Transport, TLSTransport):
+            for error in (ConnectionDone(), ConnectionLost(), ConnectionAborted()):
+                self.assertEqual(self.lose(self.connect(transport=transport()), error), "")
+                self.assertEqual(self.factory.connections.without_data, 1)
+        for echo in (self.connect(), self.connect()):
+            echo.readConnectionLost()
+            self.assertEqual(self.lose(echo), "")
+        echo = self.talked()
+        self.assertNotEqual(self.lose(echo), "")
+        self.assertEqual(self.factory.connections.without_data, 0)
+
+    def test_log_handshake_failed(self) -> None:
+        """A connection whose TLS handshake fails is logged, although it brought no message."""
+        error = SSL.Error([("SSL routines", "", "no shared cipher")])
+        line = self.lose(self.connect(transport=TLSTransport()), error)
+        self.assertIn("0 messages, 0 bytes in, 0 bytes out; no shared cipher", line)
+        self.assertEqual(self.factory.connections.without_data, 0)
+
+    def test_may_proxy(self) -> None:
+        """Who may send no PROXY header is counted, and has a line, at the log's pace."""
+        clock = Clock()
+        connections = Connections(clock, proxies=[ip_network("192.0.2.0/24")])
+        factory = TimestampEchoFactory(clock=clock, connections=connections)
+        events = logged(self)
+        self.assertTrue(factory.may_proxy(IPv4Address("TCP", "192.0.2.1", 1)))
+        self.assertEqual((events, connections.refused_proxies), ([], 0))
+        for port in range(20):
+            self.assertFalse(factory.may_proxy(IPv4Address("TCP", "192.0.3.1", port)))
+        self.assertEqual((len(events), connections.refused_proxies), (USUAL.lines, 20))
+        self.assertEqual(
+            formatEvent(events[0]),
+            "connection from 192.0.3.1:0 refused: not from a network of --proxy-from",
+        )
+
     def test_log_server_closed(self) -> None:
         """A clean close that the peer did not begin is the server's."""
-        self.assertIn("; closed by the server", self.lose(self.connect()))
+        self.assertIn("; closed by the server", self.lose(self.talked()))
 
     def test_log_lost(self) -> None:
         """The log tells a lost connection from one that the server aborted."""
-        self.assertIn("connection lost", self.lose(self.connect(), ConnectionLost()))
-        self.assertIn("aborted", self.lose(self.connect(), ConnectionAborted()))
+        self.assertIn("connection lost", self.lose(self.talked(), ConnectionLost()))
+        self.assertIn("aborted", self.lose(self.talked(), ConnectionAborted()))
 
     def test_no_handshake(self) -> None:
         """A connection without a TLS handshake is aborted after ten seconds; the log says why."""
@@ -449,18 +534,18 @@ class TimestampEchoTests(SynchronousTestCase):
 
     def test_log_reset_while_closing(self) -> None:
         """If the peer closes its side and then resets, the log has the reset."""
-        echo = self.connect()
+        echo = self.talked()
         echo.readConnectionLost()
         self.assertIn("connection lost", self.lose(echo, ConnectionLost()))
 
     def test_linger(self) -> None:
         """After `end` input is discarded; a peer that does not close is left after a second."""
         transport = TCPTransport()
-        echo = self.connect(transport=transport)
+        echo = self.talked(transport)
         echo.end("over")
         echo.end("again")
         echo.dataReceived(b"late\n")
-        self.assertEqual(transport.value(), b"")
+        self.assertEqual(transport.value(), STAMP + b"hello\n")
         echo.writeConnectionLost()
         self.assertFalse(transport.disconnecting)
         self.clock.advance(1)
@@ -470,7 +555,7 @@ class TimestampEchoTests(SynchronousTestCase):
     def test_linger_tls(self) -> None:
         """The same holds over TLS."""
         transport = TLSTransport()
-        echo = self.connect(transport=transport)
+        echo = self.talked(transport)
         echo.end("over")
         self.assertTrue(transport.half_closed)
         echo.writeConnectionLost()
@@ -481,7 +566,7 @@ class TimestampEchoTests(SynchronousTestCase):
     def test_linger_until_peer_closes(self) -> None:
         """When the peer closes its side after `end`, the connection closes at once."""
         transport = TCPTransport()
-        echo = self.connect(transport=transport)
+        echo = self.talked(transport)
         echo.end("over")
         echo.writeConnectionLost()
         echo.readConnectionLost()
@@ -492,7 +577,7 @@ class TimestampEchoTests(SynchronousTestCase):
     def test_end_while_paused(self) -> None:
         """`end` aborts a connection whose peer does not read its replies."""
         transport = TCPTransport()
-        echo = self.connect(transport=transport)
+        echo = self.talked(transport)
         echo.pauseProducing()
         echo.end("over")
         self.assertTrue(transport.aborted)
@@ -621,6 +706,7 @@ class TimestampEchoTests(SynchronousTestCase):
                 echo = self.factory.buildProtocol(None)
                 assert isinstance(echo, TimestampEcho)
                 echo.makeConnection(StringTransport())
+                echo.dataReceived(b"\n")
                 echoes.append(echo)
             events = logged(self)
             if port_first:
@@ -659,7 +745,7 @@ class TimestampEchoTests(SynchronousTestCase):
 
     def test_exception_in_log(self) -> None:
         """A connection whose line cannot be written is over all the same."""
-        echo = self.connect()
+        echo = self.talked()
         self.patch(self.transport, "getPeer", {}.popitem)
         self.assertRaises(KeyError, echo.connectionLost, Failure(ConnectionDone()))
         self.assertEqual(len(self.factory.connections), 0)

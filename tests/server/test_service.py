@@ -236,6 +236,138 @@ class EchoServiceTests(SynchronousTestCase):
         self.reactor.advance(0)
         self.assertFalse(port.connected)
 
+    def test_status(self) -> None:
+        """The port of --status opens first, and closes last: when everything is drained."""
+        closing: Deferred[None] = Deferred()
+        port = Port(IPv4Address("TCP", "0.0.0.0", 1))
+        status = Port(IPv4Address("TCP", "127.0.0.1", 2), closing)
+        service = self.service(("tcp:1", port))
+        service.status = Listener("tcp:2", partial(execute, lambda: status))
+        service.startService()
+        self.assertEqual(
+            self.lines(), ["status on tcp:2:interface=127.0.0.1", "listening on tcp:1"]
+        )
+        self.assertEqual(service.ports, [("tcp:1", port)])
+        connection = FakeConnection()
+        self.connections.add(connection, lambda: None)
+        stopped = service.stopService()
+        self.assertEqual((port.listening, status.listening), (False, True))
+        self.assertEqual(service.ports, [("tcp:1", port)])
+        self.connections.remove(connection)
+        self.assertFalse(status.listening)
+        self.assertNoResult(stopped)
+        closing.callback(None)
+        self.successResultOf(stopped)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_status_not_closed(self) -> None:
+        """A port of --status that does not close does not keep the service from stopping."""
+        service = self.service()
+        status = Port(IPv4Address("TCP", "127.0.0.1", 2), Deferred())
+        service.status = Listener("tcp:2", partial(execute, lambda: status))
+        service.startService()
+        stopped = service.stopService()
+        self.reactor.advance(20)
+        self.assertNoResult(stopped)
+        self.reactor.advance(ABORT_TIMEOUT)
+        self.successResultOf(stopped)
+
+    def test_status_not_opened(self) -> None:
+        """If the port of --status cannot be opened, the service does not start."""
+        port = Port(IPv4Address("TCP", "0.0.0.0", 1))
+        service = self.service(("tcp:1", port))
+        error = CannotListenError("", 2, OSError(98, "Address already in use"))
+        service.status = Listener("tcp:2", partial(fail, error))
+        raised = self.assertRaises(CannotListen, service.startService)
+        self.assertEqual(str(raised), "tsecho: cannot listen on tcp:2: Address already in use")
+        self.assertEqual(self.lines(), [])
+
+    def test_status_alone(self) -> None:
+        """The end of `stdio:` is the end of the service, although --status has a port."""
+        service = self.service(("stdio:", StandardIO()))
+        status = Port(IPv4Address("TCP", "127.0.0.1", 2))
+        service.status = Listener("tcp:2", partial(execute, lambda: status))
+        self.reactor.running = True
+        connection = FakeConnection()
+        self.connections.add(connection, lambda: None)
+        service.startService()
+        self.connections.remove(connection)
+        self.assertTrue(self.reactor.hasStopped)
+
+    def test_ready(self) -> None:
+        """The service is ready once all is open, until a stop begins; not after an error."""
+        openings: list[Deferred[Any]] = [Deferred(), Deferred()]
+        service = self.late(*openings)
+        for number, opening in enumerate(openings):
+            self.assertFalse(service.ready)
+            opening.callback(Port(IPv4Address("TCP", "0.0.0.0", number)))
+        self.assertTrue(service.ready)
+        connection = FakeConnection()
+        self.connections.add(connection, lambda: None)
+        service.stopService()
+        self.assertFalse(service.ready)
+        self.connections.remove(connection)
+        failing = self.service(("tcp:1", CannotListenError("", 1, OSError(98, "x"))))
+        self.assertRaises(CannotListen, failing.startService)
+        self.assertFalse(failing.ready)
+
+    def delayed(self) -> tuple[EchoService, Port, FakeConnection]:
+        """Start a service whose stops have a delay, with a port and a connection."""
+        port = Port(IPv4Address("TCP", "0.0.0.0", 1))
+        listener = Listener("tcp:1", partial(execute, lambda: port))
+        service = EchoService([listener], self.connections, self.reactor, 20, stop_delay=5)
+        service.startService()
+        connection = FakeConnection()
+        self.connections.add(connection, lambda: None)
+        return service, port, connection
+
+    def test_stop_delay(self) -> None:
+        """With a delay, a stop leaves everything open for so long, but the service is not ready.
+
+        The drain timeout begins after the delay.
+        """
+        service, port, connection = self.delayed()
+        stopped = service.stopService()
+        self.assertFalse(service.ready)
+        self.assertEqual(self.lines()[1:], ["the ports close in 5 s"])
+        self.reactor.advance(4.9)
+        self.assertEqual((port.listening, connection.calls), (True, []))
+        self.reactor.advance(0.1)
+        self.assertEqual((port.listening, set(connection.calls)), (False, {"drain"}))
+        self.reactor.advance(19.9)
+        self.assertNotIn("abort", connection.calls)
+        self.reactor.advance(0.1)
+        self.assertEqual(connection.calls[-1], "abort")
+        self.connections.remove(connection)
+        self.successResultOf(stopped)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_stop_delay_ended(self) -> None:
+        """A second signal ends the delay: the ports close, and connections end by force."""
+        handlers: dict[int, Any] = {}
+        self.patch(signal, "signal", handlers.__setitem__)
+        service, port, connection = self.delayed()
+        handlers[signal.SIGTERM](signal.SIGTERM, None)
+        stopped = service.stopService()
+        handlers[signal.SIGTERM](signal.SIGTERM, None)
+        self.assertEqual((port.listening, connection.calls[-1]), (False, "abort"))
+        self.connections.remove(connection)
+        self.successResultOf(stopped)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_stop_delay_not_started(self) -> None:
+        """A service that cannot start, or is not ready yet, ends without a delay."""
+        port = Port(IPv4Address("TCP", "0.0.0.0", 1))
+        error = CannotListenError("", 2, OSError(98, "Address already in use"))
+        listeners = [
+            Listener("tcp:1", partial(execute, lambda: port)),
+            Listener("tcp:2", partial(fail, error)),
+        ]
+        service = EchoService(listeners, self.connections, self.reactor, 20, stop_delay=5)
+        self.assertRaises(CannotListen, service.startService)
+        self.assertFalse(port.listening)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
     def test_reload(self) -> None:
         """At SIGHUP the certificates of each TLS listener are reloaded; the log has every error."""
         handlers: dict[int, Any] = {}
@@ -275,6 +407,71 @@ class EchoServiceTests(SynchronousTestCase):
         service.stopService()
         handlers[signal.SIGHUP](signal.SIGHUP, None)
         self.assertEqual(len(reloaded), 1)
+
+    def notifying(self, *listeners: Listener) -> tuple[EchoService, list[str]]:
+        """Start a service of these listeners, and record what it notifies systemd of."""
+        service = EchoService(listeners, self.connections, self.reactor)
+        states: list[str] = []
+        service.notify = states.append
+        service.startService()
+        return service, states
+
+    def test_notify(self) -> None:
+        """READY comes when all ports are open, and STOPPING when a stop begins."""
+        openings: list[Deferred[Any]] = [Deferred(), Deferred()]
+        service, states = self.notifying(
+            Listener("tcp:1", lambda: openings[0]), Listener("tcp:2", lambda: openings[1])
+        )
+        connection = FakeConnection()
+        self.connections.add(connection, lambda: None)
+        openings[0].callback(Port(IPv4Address("TCP", "0.0.0.0", 1)))
+        self.assertEqual((states, service.ready), ([], False))
+        openings[1].callback(Port(IPv4Address("TCP", "0.0.0.0", 2)))
+        self.assertEqual((states, service.ready), (["READY"], True))
+        service.stopService()
+        self.assertEqual((states, service.ready), (["READY", "STOPPING"], False))
+        self.connections.remove(connection)
+        self.assertEqual(states, ["READY", "STOPPING"])
+
+    def test_notify_reload(self) -> None:
+        """A reload has ended when the last listener's has, well or not."""
+        port = Port(IPv4Address("TCP", "0.0.0.0", 1))
+        for last in (0, 1):
+            reloads: list[Deferred[Any]] = [Deferred(), Deferred()]
+            service, states = self.notifying(
+                *(
+                    Listener("ssl:1", partial(execute, lambda: port), lambda _, end=end: end)  # type: ignore[misc]
+                    for end in reloads
+                )
+            )
+            service._reload()
+            reloads.pop(1 - last).errback(OSError())
+            self.assertEqual(states, ["READY", "RELOADING"])
+            reloads.pop().callback(None)
+            self.assertEqual(states, ["READY", "RELOADING", "READY"])
+
+    def test_notify_nothing_to_reload(self) -> None:
+        """Whoever asked for a reload hears that it has ended, also if there was nothing to do."""
+        service, states = self.notifying()
+        service._reload()
+        self.assertEqual(states, ["READY", "RELOADING", "READY"])
+
+    def test_notify_not_ready(self) -> None:
+        """A reload does not make ready what is still opening, or is being stopped."""
+        opening: Deferred[Any] = Deferred()
+        service, states = self.notifying(Listener("tcp:1", lambda: opening))
+        service._reload()
+        self.assertEqual(states, [])
+        end: Deferred[Any] = Deferred()
+        port = Port(IPv4Address("TCP", "0.0.0.0", 1))
+        service, states = self.notifying(
+            Listener("ssl:1", partial(execute, lambda: port), lambda _: end)
+        )
+        service._reload()
+        service.stopService()
+        end.callback(None)
+        service._reload()
+        self.assertEqual(states, ["READY", "RELOADING", "STOPPING"])
 
     def test_nothing_to_reload(self) -> None:
         """Without TLS, SIGHUP does nothing but a line in the log."""

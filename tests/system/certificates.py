@@ -63,6 +63,7 @@ def issued(
     *,
     names: x509.ExtensionType | None = None,
     age: float = 1,
+    left: float = 1,
     key: PrivateKey | None = None,
 ) -> Pair:
     """Make a certificate for this host.
@@ -70,6 +71,7 @@ def issued(
     @param issuer: who signs it; None for itself.
     @param names: an extension in place of that with the host's name.
     @param age: how long it has been valid, in hours.
+    @param left: how long it will be, in hours.
     @param key: its private key, if not a new one.
     """
     key = key or ec.generate_private_key(ec.SECP256R1())
@@ -83,16 +85,19 @@ def issued(
             x509.random_serial_number(),
         )
         .not_valid_before(now - datetime.timedelta(hours=age))
-        .not_valid_after(now + datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=left))
         .add_extension(names or alternatives(host), critical=False)
         .sign(issuer.private_key if issuer else key, hashes.SHA256())
     )
     return Pair(key, certificate)
 
 
-def self_signed(folder: str, host: str = "localhost") -> Files:
-    """Make a key and a certificate for this name and 127.0.0.1, in a new folder."""
-    pair = issued(host)
+def self_signed(folder: str, host: str = "localhost", left: float = 1) -> Files:
+    """Make a key and a certificate for this name and 127.0.0.1, in a new folder.
+
+    @param left: how long it will be valid, in hours.
+    """
+    pair = issued(host, left=left)
     place = Path(folder).absolute()
     place.mkdir(parents=True)
     files = Files(str(place / "key.pem"), str(place / "certificate.pem"))

@@ -12,7 +12,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from benchmarks.counts import CONNECTIONS, STRACE, counted
-from benchmarks.servers import built, commands
+from benchmarks.servers import SCRAPED, built, commands
 from benchmarks.storm import COLUMNS, STORMS
 from tests.system.running import PATIENCE, needs, run
 
@@ -53,6 +53,14 @@ class BenchmarkTests(SynchronousTestCase):
         results = json.loads(Path(file).read_text())
         self.assertGreater(results["100 connections, 64 B"]["tsecho"][0]["rate"], 0)
 
+    def test_scraped(self) -> None:
+        """The service that is scraped takes part in each case, if it is asked for."""
+        table = self.bench(
+            *("benchmarks", "--rounds", "1", "--seconds", "1.5", "--case", "100 connections, 64"),
+            *("--case", "UDP", "--server", SCRAPED),
+        )
+        self.assertEqual(len(re.findall(rf"(?m)^  {SCRAPED} +\d", table)), 2)
+
     def test_tls(self) -> None:
         """Every installed server has a row in the table for TLS."""
         table = self.bench("benchmarks", "--rounds", "1", "--seconds", "0.1", "--case", "TLS")
@@ -60,6 +68,17 @@ class BenchmarkTests(SynchronousTestCase):
             self.skipTest("libssl's headers are not installed")
         for server in ("tsecho", "C", "asyncio", "Twisted"):
             self.assertRegex(table, rf"(?m)^  {server} +\d")
+
+    def test_capacity(self) -> None:
+        """The memory and the time that a connection takes are a table; the kernel has a part."""
+        if os.getuid() != 0:
+            self.skipTest("only root may read /proc/slabinfo")
+        for kind in ((), ("--tls",)):
+            table = self.bench("benchmarks.capacity", "--connections", "300", *kind)
+            for row in ("the kernel", "  TCP", "  sock_inode_cache", "together"):
+                self.assertRegex(table, rf"(?m)^  {row} +\d[\d,]*$")
+            for row in ("connect, a line, its reply", "another line", "the end"):
+                self.assertRegex(table, rf"(?m)^  {row} +\d+\.\d$")
 
     def count(self, messages: int) -> Counter[str]:
         """Count the system calls of the server in C."""

@@ -112,7 +112,8 @@ class ServiceTests(SynchronousTestCase):
             last = []
             for step, clock, service in services:
                 fill(stack.enter_context(service.connect()), b"x" * 1023 + b"\n")
-                for index in (0, 1, 2):  # idle, without a PROXY header, without a handshake
+                stack.enter_context(service.connect()).sendall(b"x")  # idle
+                for index in (1, 2):  # without a PROXY header, without a handshake
                     stack.enter_context(service.connect(index))
                 talker = stack.enter_context(service.connect())
                 talker.sendall(b"one\ntwo")

@@ -20,7 +20,7 @@ FILES = (
     *("setup.cfg", "setup.py", "pyproject.toml", "tox.ini", "MANIFEST.in", "LICENSE"),
     *("README.rst", "NEWS.rst", "CONTRIBUTING.rst", "SECURITY.rst"),
 )
-FOLDERS = ("timestamp_echo", "twisted", "tests", "benchmarks", "docs", "completions")
+FOLDERS = ("timestamp_echo", "twisted", "tests", "benchmarks", "docs", "completions", "deploy")
 COMPLETIONS = {
     "share/bash-completion/completions/tsecho",
     "share/zsh/site-functions/_tsecho",

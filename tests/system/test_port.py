@@ -271,6 +271,7 @@ class StreamPortTests(SynchronousTestCase):
                 f"{line} (20 pauses since the last such line)",
             ],
         )
+        self.assertEqual(self.port.pauses, 40)
 
     def test_stop(self) -> None:
         """A stop accepts what waits in the queue, however much it is, before the port closes."""

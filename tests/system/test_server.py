@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import select
@@ -30,6 +31,7 @@ from tests.system.running import (
     REACTOR,
     SIGNALLED,
     STAMP,
+    Log,
     Service,
     connectable,
     fill,
@@ -389,6 +391,74 @@ class StreamTests(SynchronousTestCase):
         service.stop()
         self.assertNotIn("Traceback", service.log.text)
 
+    def test_health_checks(self) -> None:
+        """Who connects and sends no byte has no line in the log, over TLS and PROXY as well.
+
+        The last four have one: they send a byte, or no PROXY header, or no TLS.
+        """
+        files = self_signed(self.mktemp())
+        service = Service(
+            self,
+            *("-l", "tcp:0:interface=127.0.0.1"),
+            *("-l", "haproxy:tcp:0:interface=127.0.0.1"),
+            *("-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}"),
+            *("-l", f"haproxy:ssl:0:interface=127.0.0.1:{files.endpoint}"),
+        )
+        trusted = Path(files.certificate).read_text()
+        header, local = b"PROXY UNKNOWN\r\n", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"
+        for reset in (b"\0", b"\1"):
+            proxied = [service.connect(1), service.connect(1)]
+            proxied[0].sendall(header)
+            proxied[1].sendall(local)
+            for sock in (
+                *proxied,
+                *(service.connect(index) for index in range(4)),
+                self.secured(service, trusted, 2),
+                self.secured(service, trusted, 3, header=header),
+            ):
+                linger = reset + bytes(7)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                sock.close()
+        for index in range(4):
+            talk(service.connect(index), b"hello\n")
+        service.log.wait_for("connection from .* ended", 4)
+        service.stop()
+        self.assertEqual(service.log.text.count("connection from"), 1 + 4)
+
+    def test_proxy_from(self) -> None:
+        """With --proxy-from, other hosts' connections are closed before their header is read.
+
+        The file of a UNIX socket has a mode to guard it. Other listeners serve everybody.
+        """
+        files = self_signed(self.mktemp())
+        service = Service(
+            self,
+            *("-l", "haproxy:tcp6:0"),
+            *("-l", f"haproxy:ssl:0:{files.endpoint}"),
+            *("-l", "haproxy:unix:socket", "-l", "tcp:0:interface=127.0.0.1"),
+            *("--proxy-from", "127.0.0.1", "--proxy-from", "2001:db8::/32"),
+        )
+        header = b"PROXY TCP4 192.0.2.7 192.0.2.8 1 2\r\n"
+        path = self.connected(socket.AF_UNIX, service.path())
+        for proxy in (service.connect(), path):
+            proxy.sendall(header)
+            self.assert_echo(proxy)
+        sources = (("::1", 0), ("127.0.0.2", 0), ("127.0.0.2", 1))
+        for host, index in sources:
+            address = (host if ":" in host else "127.0.0.1", service.port(index))
+            other = socket.create_connection(address, PATIENCE, (host, 0))
+            with other, contextlib.suppress(ConnectionError):  # a reset: the header is not read
+                other.sendall(header + LINES)
+                self.assertEqual(read_all(other), b"")
+        service.log.wait_for(
+            r"connection from (?:127.0.0.2|\[::1\]):\d+ refused: not from a network",
+            len(sources),
+        )
+        self.assert_echo(service.connect(3))
+        service.stop()
+        self.assertNotIn("Traceback", service.log.text)
+        self.assertEqual(service.log.text.count("ended after"), 3)
+
     def test_proxied_refusal_tls(self) -> None:
         """A refused connection whose client stays silent is closed, and counts no longer."""
         files = self_signed(self.mktemp())
@@ -530,11 +600,6 @@ class HostileClientTests(SynchronousTestCase):
         """A client that closes without having sent anything gets no bytes."""
         self.assertEqual(talk(self.service.connect(), b""), b"")
 
-    def test_connect_and_close(self) -> None:
-        """A connection without a message has a line in the log."""
-        self.service.connect().close()
-        self.service.log.wait_for("connection from .* ended after .*: 0 messages, 0 bytes in")
-
     def test_storm(self) -> None:
         """Two thousand connections are reset before they are accepted (twisted#11625)."""
         os.kill(self.service.process.pid, signal.SIGSTOP)
@@ -638,7 +703,8 @@ class LimitTests(SynchronousTestCase):
     def test_too_many_of_one_peer(self) -> None:
         """The limit per peer applies to each address separately."""
         service = self.service("--max-per-peer", "1")
-        with service.connect():
+        with service.connect() as sock:
+            sock.sendall(b"hello\n")
             service.log.wait_for("opened")
             self.assertIn(
                 b"too many connections from your address: the limit is 1",
@@ -941,12 +1007,15 @@ class StopTests(SynchronousTestCase):
         self.assertIn(" 1 message, 6 bytes in", service.log.text)
 
     def test_second_signal(self) -> None:
-        """A second signal stops the service at once."""
+        """A second signal stops the service at once; SIGHUP does not."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--drain-timeout", "1000")
         with service.connect() as sock:
             fill(sock, b"x" * 1023 + b"\n")
             service.process.send_signal(signal.SIGTERM)
             service.log.wait_for("Port .* Closed")
+            service.process.send_signal(signal.SIGHUP)
+            service.log.wait_for("SIGHUP received")
+            self.assertIsNone(service.process.poll())
             self.assertEqual(service.stop(), 0)
         self.assertNotIn("Traceback", service.log.text)
 
@@ -1347,6 +1416,38 @@ class LateTests(SynchronousTestCase):
         self.addCleanup(os.close, watch)
         os.kill(pid, signal.SIGTERM)
         self.assertTrue(select.select([watch], [], [], PATIENCE)[0])
+
+
+class JSONTests(SynchronousTestCase):
+    """`twist --log-format=json tsecho`."""
+
+    def test_fields(self) -> None:
+        """Each line is an object that has the fields of its line; a stop has status 0."""
+        process = subprocess.Popen(
+            [BIN / "twist", "--log-format=json", "tsecho", "-l", "tcp:0:interface=127.0.0.1"],
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        for cleanup in (process.stdout.close, process.wait, process.kill):
+            self.addCleanup(cleanup)
+        log = Log(process.stdout)
+        (port,) = log.wait_for(r'"where": "tcp:(\d+):interface=127.0.0.1"')
+        talk(socket.create_connection(("127.0.0.1", int(port)), PATIENCE), LINES)
+        log.wait_for("closed by the peer")
+        process.send_signal(signal.SIGHUP)
+        log.wait_for("SIGHUP received")
+        process.terminate()
+        self.assertEqual(process.wait(PATIENCE), 0)
+        events = [json.loads(text) for text in log.finish().split("\x1e")[1:]]
+        (ended,) = [event for event in events if event.get("why")]
+        self.assertEqual(
+            [ended[name] for name in ("messages", "received", "why", "log_namespace")],
+            [3, len(LINES), "closed by the peer", "timestamp_echo.server.log.ConnectionLog"],
+        )
+        self.assertTrue(ended["peer"].startswith("127.0.0.1:"))
+        for event in events:
+            names = re.findall(r"{(\w+)", event["log_format"])
+            self.assertLessEqual(set(names), set(event), event)
 
 
 class DaemonTests(SynchronousTestCase):

@@ -73,9 +73,9 @@ def shown(certificates: ServerCertificates, name: bytes | None = None) -> list[s
     return [str(link.subject.rfc4514_string()).removeprefix("CN=") for link in chain or []]
 
 
-def authority(name: str, issuer: Pair | None = None) -> Pair:
+def authority(name: str, issuer: Pair | None = None, left: float = 1) -> Pair:
     """A certificate without DNS names."""
-    return issued(name, issuer, names=alternatives())
+    return issued(name, issuer, names=alternatives(), left=left)
 
 
 class FilesCase(SynchronousTestCase):
@@ -215,6 +215,24 @@ class FromFolderTests(FilesCase):
 
             got = connection(certificates, prepare).get_peer_certificate(as_cryptography=True)
             self.assertEqual(got, pairs[expected].parsed)
+
+    def test_expiry(self) -> None:
+        """The first that expires counts, of those that clients get, with their chains.
+
+        One that was replaced does not, nor does an authority that has signed none of them.
+        """
+        soon, later, unused = (authority(str(left), left=left) for left in (2, 5, 0.1))
+        old = issued("a.example", later, age=2, left=1)
+        new = issued("a.example", soon, left=4)
+        other = issued("b.example", later, left=3)
+        for file, pair in (("a", old), ("b", new), ("c", other)):
+            self.write(f"{file}.pem", pair.key, pair.certificate)
+        path = self.write("z.pem", *(each.certificate for each in (soon, later, unused)))
+        self.assertEqual(self.load().expiry, soon.parsed.not_valid_after_utc.timestamp())
+        os.remove(path)
+        self.assertEqual(self.load().expiry, other.parsed.not_valid_after_utc.timestamp())
+        os.remove(os.path.join(self.folder, "b.pem"))
+        self.assertEqual(self.load().expiry, old.parsed.not_valid_after_utc.timestamp())
 
     def test_without_names(self) -> None:
         """A certificate without DNS names serves those who name no server, if it is the first."""

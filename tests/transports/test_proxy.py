@@ -124,8 +124,8 @@ class ProxiedProtocolTests(SynchronousTestCase):
 
     def connect(self, inner: Any) -> None:
         """Make a connection with a protocol of this factory inside."""
-        factory = ProxiedFactory(inner)
-        self.proxied: Any = factory.buildProtocol(None)
+        factory: Any = ProxiedFactory(inner)
+        self.proxied = factory.buildProtocol(None)
         self.transport = TCPTransport()
         self.proxied.makeConnection(self.transport)
 
@@ -227,6 +227,28 @@ class ProxiedProtocolTests(SynchronousTestCase):
         self.assertIn("connection from 192.0.2.1:1 opened", lines)
         self.assertIn(f"connection from 192.0.2.1:7 refused: {why}", lines)
 
+    def test_log_silent(self) -> None:
+        """A header without a byte after it is a proxy's health check: counted, not logged."""
+        events = logged(self)
+        headers = b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", V2 + b"\x20\0\0\0", b"PROXY", b""
+        for header in headers:
+            self.connect(self.factory)
+            self.proxied.dataReceived(header)
+            self.proxied.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(events, [])
+        self.assertEqual(self.factory.connections.without_data, len(headers))
+
+    def test_log_failed(self) -> None:
+        """A header that is wrong, or refused, has a line at its end, and is no health check."""
+        self.proxied.dataReceived(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
+        for header in (b"no\n", b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"):
+            events = logged(self)
+            self.connect(self.factory)
+            self.proxied.dataReceived(header)
+            self.proxied.connectionLost(Failure(ConnectionDone()))
+            self.assertIn("ended", formatEvent(events[-1]))
+        self.assertEqual(self.factory.connections.without_data, 0)
+
     def test_log_flood(self) -> None:
         """Of many new clients, and of many refusals, in a second ten each have a line."""
         events = logged(self)
@@ -234,7 +256,7 @@ class ProxiedProtocolTests(SynchronousTestCase):
         for number in range(20):
             for host in (b"192.0.2.1", b"192.0.3.%d" % number):
                 self.connect(self.factory)
-                self.proxied.dataReceived(b"PROXY TCP4 %s 192.0.2.2 1 2\r\n" % host)
+                self.proxied.dataReceived(b"PROXY TCP4 %s 192.0.2.2 1 2\r\nx" % host)
                 self.proxied.connectionLost(Failure(ConnectionDone()))
         lines = [formatEvent(event) for event in events]
         for kind in ("opened", "refused"):
@@ -265,6 +287,7 @@ class ProxiedProtocolTests(SynchronousTestCase):
         self.assertTrue(self.transport.aborted)
         self.proxied.connectionLost(Failure(ConnectionAborted()))
         self.assertIn("; no PROXY header within 10 s", formatEvent(events[-1]))
+        self.assertEqual(self.factory.connections.without_data, 0)
 
     def test_no_timeout_after_header(self) -> None:
         """After the header there is no such timeout."""
@@ -278,6 +301,13 @@ class ProxiedProtocolTests(SynchronousTestCase):
         self.proxied.dataReceived(b"PROXY UNKNOWN\r\n")
         self.assertEqual(self.proxied.getPeer(), self.transport.getPeer())
 
+    def test_not_a_proxy(self) -> None:
+        """A connection whose header may not be read is not made at all."""
+        allowed, other = (IPv4Address("TCP", host, 1) for host in ("192.0.2.1", "192.0.2.2"))
+        factory = ProxiedFactory(self.factory, lambda address: address == allowed)
+        self.assertIsNone(factory.buildProtocol(other))
+        self.assertIsInstance(factory.buildProtocol(allowed), ProxiedProtocol)
+
     def test_proxy_has_no_limit(self) -> None:
         """The address of the proxy itself is not checked against the limit per peer."""
         proxy = IPv4Address("TCP", "192.0.2.50", 1)
@@ -286,7 +316,7 @@ class ProxiedProtocolTests(SynchronousTestCase):
         transport = TCPTransport(peerAddress=proxy)
         direct.makeConnection(transport)
         self.assertNotEqual(self.factory.connections.refusal(proxy), "")
-        proxied = ProxiedFactory(self.factory).buildProtocol(proxy)
+        proxied: Any = ProxiedFactory(self.factory).buildProtocol(proxy)
         self.assertIsInstance(proxied.wrappedProtocol, TimestampEcho)
 
     def test_exception_inside(self) -> None:

@@ -472,7 +472,8 @@ class ProxiedTLSTests(SynchronousTestCase):
         self.creator = creator
         echoes = TimestampEchoFactory(Stamp(utc=True), clock=self.clock, now=lambda: SECOND)
         secured = HalfCloseTLSFactory(self.creator, echoes, self.clock)
-        self.proxied = ProxiedFactory(secured).buildProtocol(None)
+        factory: Any = ProxiedFactory(secured)
+        self.proxied = factory.buildProtocol(None)
         self.transport = TCPTransport()
         self.proxied.makeConnection(self.transport)
         tls: Any = self.proxied.wrappedProtocol
@@ -494,7 +495,7 @@ class ProxiedTLSTests(SynchronousTestCase):
         for header in (b"PROXY UNKNOWN\r\n", b"no\n"):
             inner: Any = Factory.forProtocol(Protocol)
             secured = HalfCloseTLSFactory(self.creator, inner, self.clock)
-            proxied = ProxiedFactory(secured).buildProtocol(None)
+            proxied: Any = ProxiedFactory(secured).buildProtocol(None)
             transport = TCPTransport()
             proxied.makeConnection(transport)
             proxied.dataReceived(header)

@@ -19,6 +19,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from timestamp_echo.server.counts import Counts
 from timestamp_echo.server.log import ConnectionLog
 
 LINGER_TIMEOUT = 1.0
@@ -74,6 +75,7 @@ class ServiceFactory(typing.Protocol):
 
     clock: IReactorTime
     log: ConnectionLog
+    counts: Counts
 
     refusals: int
     """How many refused connections are open."""
@@ -204,6 +206,7 @@ class Refusal(LingeringClose):
     def connectionMade(self) -> None:
         """Send the reason, and close."""
         self.factory.refusals += 1
+        self.factory.counts.count_refused(self.why)
         if self.factory.log.may_write("refused"):
             self.factory.log.refused(self.transport.getPeer(), self.why)
         if self.factory.refusals > MAX_REFUSALS:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import resource
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from ipaddress import IPv4Network, IPv6Network
 from typing import Protocol
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -16,8 +17,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from timestamp_echo.addresses import peer_key
+from timestamp_echo.addresses import parse_ip, peer_key
 from timestamp_echo.server.closing import LINGER_TIMEOUT
+from timestamp_echo.server.counts import Counts
 
 RESERVED_FILES = 64
 """Open files kept for other things than connections: ports, logs, the reactor's own, and refused
@@ -53,6 +55,9 @@ class Connection(Protocol):
 
         Bytes of a message that has not ended are no progress.
         """
+
+    def add_to(self, counts: Counts) -> None:
+        """Add its messages and bytes so far."""
 
     def end(self, why: str) -> None:
         """Answer what is pending, then close.
@@ -98,7 +103,14 @@ class Connections:
     @param max_per_peer: how many of one peer may be open; 0 is no limit.
     @param idle_timeout: seconds without a complete exchange after which one is closed; 0 is
         never.
+    @param proxies: the networks from which PROXY headers are read; if empty, from anywhere.
     """
+
+    without_data = 0
+    """How many have ended although nothing had come, and nothing failed: health checks, mostly."""
+
+    refused_proxies = 0
+    """How many were closed because no PROXY header is read from their address."""
 
     _log = Logger()
 
@@ -108,11 +120,13 @@ class Connections:
         max_total: int = 0,
         max_per_peer: int = 0,
         idle_timeout: float = IDLE_TIMEOUT,
+        proxies: Collection[IPv4Network | IPv6Network] = (),
     ) -> None:
         self._clock = clock
         self._max_total = max_total
         self._max_per_peer = max_per_peer
         self._idle_timeout = idle_timeout
+        self._proxies = proxies
         # One that was ended has at least as long as its lingering close takes.
         self._max_checks = _ENDED
         if idle_timeout:
@@ -142,6 +156,17 @@ class Connections:
         if self._max_total and len(self._connections) >= self._max_total:
             return f"too many connections: the limit is {self._max_total}"
         return self._peer_refusal(address_key(address)) if self._max_per_peer else ""
+
+    def proxy_refusal(self, address: IAddress | None) -> str:
+        """Why no PROXY header is read from this address; empty if one is.
+
+        Who may connect to a UNIX socket, the mode of its file decides.
+        """
+        if not (self._proxies and isinstance(address, (IPv4Address, IPv6Address))):
+            return ""
+        ip = parse_ip(address.host)
+        allowed = any(ip in network for network in self._proxies)
+        return "" if allowed else "not from a network of --proxy-from"
 
     def set_peer(self, connection: Connection, address: IAddress) -> str:
         """The peer of a connection, unknown when it was added, is known.

@@ -51,6 +51,32 @@ _OVERFLOWED = "lost in a full receive buffer"
 
 _LEFT = "left unread at the stop"
 
+_PRIVILEGED_PORT = "from a port under 1024"
+
+_OWN_PORT = "from one of this service's own ports"
+
+_NOT_UNICAST = "not from a single host"
+
+_LIKE_REPLY = "like a reply"
+
+_OVER_RATE = "over the rate limit"
+
+LABELS = {
+    _PRIVILEGED_PORT: "privileged_port",
+    _OWN_PORT: "own_port",
+    _NOT_UNICAST: "source",
+    _LIKE_REPLY: "reply",
+    _OVER_RATE: "rate",
+    _NOT_SENT: "not_sent",
+    _TO_GROUP: "group",
+    _OVERFLOWED: "overflow",
+    _LEFT: "left",
+}
+"""Why datagrams are not answered, and how `--status` calls that."""
+
+NOT_RECEIVED = {_OVERFLOWED, _LEFT}
+"""Reasons of the datagrams that are not among those received."""
+
 _CACHED_SOURCES = 2**12  # the results of parsing this many addresses are kept
 
 
@@ -62,14 +88,14 @@ def refusal(datagram: bytes, host: str, port: int, own_ports: set[int]) -> str:
     @param own_ports: the UDP ports that this service listens on.
     """
     if port < _PRIVILEGED:
-        return "from a port under 1024"
+        return _PRIVILEGED_PORT
     if port in own_ports:
-        return "from one of this service's own ports"
+        return _OWN_PORT
     if not _is_unicast(host):
-        return "not from a single host"
+        return _NOT_UNICAST
     if datagram and datagram[0] == _BRACKET and b"] " in datagram:
         # It looks like a reply, in any style of stamp: no reply is ever answered.
-        return "like a reply"
+        return _LIKE_REPLY
     return ""
 
 
@@ -141,6 +167,12 @@ class TimestampDatagram(DatagramProtocol):
     noisy = False  # the service itself logs what it listens on
     _log = Logger()
 
+    received = 0
+    """How many datagrams there were, answered or not."""
+
+    unanswered: Counter[str]
+    """How many were not answered, by the reason."""
+
     def __init__(
         self,
         stamp: Stamp,
@@ -154,7 +186,8 @@ class TimestampDatagram(DatagramProtocol):
         self._now = now
         self._rate = RateLimit() if rate is None else rate
         self._own_ports: set[int] = set() if own_ports is None else own_ports
-        self._unanswered: Counter[str] = Counter()
+        self.unanswered = Counter()
+        self._logged: Counter[str] = Counter()  # those that the log has
 
     def startProtocol(self) -> None:
         """The port is open."""
@@ -164,16 +197,18 @@ class TimestampDatagram(DatagramProtocol):
 
     def datagramReceived(self, datagram: bytes, addr: tuple[str, int]) -> None:
         """Answer one datagram, or count why not."""
+        self.received += 1
         if self.transport.to_group:
-            self._unanswered[_TO_GROUP] += 1
+            self.unanswered[_TO_GROUP] += 1
         elif self._may_answer(datagram, addr, self._clock.seconds()):
             try:
                 self.transport.write(self._stamp.prefix(self._now()) + datagram, addr)
             except (OSError, MessageLengthError):
-                self._unanswered[_NOT_SENT] += 1
+                self.unanswered[_NOT_SENT] += 1
 
     def datagramsReceived(self, batch: DatagramBatch) -> None:
         """The same for the datagrams of a batch."""
+        self.received += batch.count
         now = moment = self._now()
         seconds = self._clock.seconds()
         timed, groups, first_bytes = batch.timed, batch.groups, batch.first_bytes
@@ -181,7 +216,7 @@ class TimestampDatagram(DatagramProtocol):
         for slot in range(batch.count):
             try:
                 if groups and slot in groups:
-                    self._unanswered[_TO_GROUP] += 1
+                    self.unanswered[_TO_GROUP] += 1
                     batch.drop(slot)
                     continue
                 if timed:
@@ -199,21 +234,21 @@ class TimestampDatagram(DatagramProtocol):
                 self._log.failure("a datagram could not be answered")
                 batch.drop(slot)
         if failed := batch.send():
-            self._unanswered[_NOT_SENT] += failed
+            self.unanswered[_NOT_SENT] += failed
 
     def _may_answer(self, datagram: bytes, addr: tuple[str, int], moment: float) -> bool:
         host, port = addr
         why = refusal(datagram, host, port, self._own_ports)
         if not why and not self._rate.allows(host, moment):
-            why = "over the rate limit"
+            why = _OVER_RATE
         if why:
-            self._unanswered[why] += 1
+            self.unanswered[why] += 1
         return not why
 
     def stopProtocol(self) -> None:
         """The port is closed: log what has been counted so far."""
         self._log_call.cancel()
-        self._unanswered[_LEFT] += self._port.unread
+        self.unanswered[_LEFT] += self._port.unread
         self._write_log()
 
     def _log_regularly(self) -> None:
@@ -221,9 +256,9 @@ class TimestampDatagram(DatagramProtocol):
         self._write_log()
 
     def _write_log(self) -> None:
-        self._unanswered[_OVERFLOWED] += self._port.overflows()
-        unanswered = (+self._unanswered).most_common()  # the reasons that there are
-        self._unanswered.clear()
+        self.unanswered[_OVERFLOWED] += self._port.overflows()
+        unanswered = (self.unanswered - self._logged).most_common()  # the reasons that there are
+        self._logged = self.unanswered.copy()
         if unanswered:
             counts = ", ".join(f"{count} {why}" for why, count in unanswered)
             self._log.info("datagrams not answered: {counts}", counts=counts)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import cast
 
-from twisted.internet.error import ConnectionDone
+from twisted.internet.error import ConnectionClosed, ConnectionDone
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
@@ -27,6 +27,7 @@ from zope.interface import implementer
 from timestamp_echo.framing import MIN_PORTION, SHORT_REPLY, AutoFraming, Framing
 from timestamp_echo.server.closing import Drain, LingeringClose, Refusal, cancel, refusal
 from timestamp_echo.server.connections import Connections
+from timestamp_echo.server.counts import Counts
 from timestamp_echo.server.log import ConnectionLog, describe, escape
 from timestamp_echo.stamps import Stamp
 from timestamp_echo.transports.proxy import IProxied, IProxyListener
@@ -108,6 +109,8 @@ class TimestampEcho(LingeringClose):
     _received = 0  # bytes
     _sent = 0  # bytes of replies
     _paused = False  # too many replies are unsent, or others have their turn
+    _unusual = True  # the next read needs more than an answer: it is the first, or comes too soon
+    _failed = False  # its PROXY header or its handshake, or it was refused: its end is logged
     _backlog: tuple[tuple[bytes, bytes], ...] = ()  # reads, with their prefixes, to be answered
     _eof = False  # the peer has closed its side, but there still is a backlog
     _gap: MessageGap | None = None
@@ -126,10 +129,8 @@ class TimestampEcho(LingeringClose):
         # are not looked up, which would be done for every connection.
         if not isinstance(transport, StreamTransport) and self._begin_layers():
             factory.connections.add(self, _unknown_peer)
-            return
-        factory.connections.add(self, transport.getPeer)
-        if factory.log.may_write("opened"):
-            factory.log.opened(transport.getPeer())
+        else:
+            factory.connections.add(self, transport.getPeer)
 
     def _begin_layers(self) -> bool:
         """Set up a transport that may not be a socket's own.
@@ -154,6 +155,7 @@ class TimestampEcho(LingeringClose):
 
     def _time_out(self, what: str) -> None:
         self.why = self.why or f"no {what} within {HANDSHAKE_TIMEOUT:g} s"
+        self._failed = True
         self.abort()
 
     def handshakeCompleted(self) -> None:
@@ -163,6 +165,7 @@ class TimestampEcho(LingeringClose):
     def proxy_header_invalid(self) -> None:
         """See `IProxyListener`."""
         self.why = "no valid PROXY header"
+        self._failed = True
 
     def proxy_header_received(self) -> None:
         """See `IProxyListener`: the peer is known, so that its limit can be checked."""
@@ -171,18 +174,23 @@ class TimestampEcho(LingeringClose):
         peer, log = self.transport.getPeer(), self.factory.log
         why = self.factory.connections.set_peer(self, peer)
         if why:
+            self.factory.counts.count_refused(why)
             if log.may_write("refused"):
                 log.refused(peer, why)
+            self._failed = True
             self._finish(why)
             self.transport.write(refusal(why))
             self.close()
-        elif log.may_write("opened"):
-            log.opened(peer)
 
     @property
     def messages(self) -> int:
         """How many messages have been answered."""
         return self._framing.messages
+
+    def add_to(self, counts: Counts) -> None:
+        """See `Connection.add_to`."""
+        transport = getattr(self.transport, "kind", "other")  # our own transports have it
+        counts.add(transport, self._framing.messages, self._received, self._sent)
 
     @property
     def progress(self) -> int:
@@ -200,13 +208,22 @@ class TimestampEcho(LingeringClose):
         size = len(data)
         self._received += size
         # While paused nothing is read, but TLS still hands on what it had read before.
-        if self._paused or (
+        if self._unusual or (
             size * len(prefix) > SHORT_REPLY and self._framing.portion(data, prefix) < size
         ):
+            if self._received == size:
+                self._log_opened()
             self._backlog += ((data, prefix),)
             self._answer_backlog()
         else:
             self._answer(data, prefix)
+
+    def _log_opened(self) -> None:
+        """The first bytes have come. Until then it may be a health check, which is not logged."""
+        self._unusual = self._paused
+        log = self.factory.log
+        if log.may_write("opened"):
+            log.opened(self.transport.getPeer())
 
     def _answer_backlog(self) -> None:
         """Answer a portion of what was read, and the next one when others have had their turn.
@@ -239,7 +256,7 @@ class TimestampEcho(LingeringClose):
 
         From now on silence is this side's, not the sender's, and ends no message.
         """
-        self._paused = True
+        self._paused = self._unusual = True
         self.transport.pauseProducing()
         self._cancel_gap()
         if self._turn is not None:
@@ -250,6 +267,7 @@ class TimestampEcho(LingeringClose):
     def resumeProducing(self) -> None:
         """There is room again, or the turn has come: answer the backlog, then read on."""
         self._paused = False
+        self._unusual = not self._received
         self._answer_backlog()
         if self._paused:
             return
@@ -325,8 +343,12 @@ class TimestampEcho(LingeringClose):
         # once, with what is unsent, and not only when the garbage collector runs.
         self._gap = self._turn = None
         factory = self.factory
+        factory.counts.count_closed(self._reason(reason.value), self._received)
+        self.add_to(factory.counts)
         try:
-            if factory.log.may_write("ended"):
+            if self._is_silent(reason.value):
+                factory.connections.without_data += 1
+            elif factory.log.may_write("ended"):
                 factory.log.ended(
                     self.transport.getPeer(),
                     self._reason(reason.value),
@@ -337,6 +359,10 @@ class TimestampEcho(LingeringClose):
                 )
         finally:  # with the last connection, the log is flushed
             factory.connections.remove(self)
+
+    def _is_silent(self, error: BaseException | None) -> bool:
+        """Whether nothing came, and nothing went wrong, as in a health check."""
+        return not (self._received or self._failed) and isinstance(error, ConnectionClosed)
 
     def _reason(self, error: BaseException | None) -> str:
         """Why the connection ended: this side's own reason, or else the transport's."""
@@ -407,6 +433,7 @@ class TimestampEchoFactory(Factory[TimestampEcho]):
         self.clock = clock
         self.now = now
         self.log = ConnectionLog(clock)
+        self.counts = Counts()
         self.refusals = 0
         self.connections = Connections(clock) if connections is None else connections
 
@@ -427,3 +454,12 @@ class TimestampEchoFactory(Factory[TimestampEcho]):
         refusal = Refusal(why)
         refusal.factory = self
         return refusal
+
+    def may_proxy(self, address: IAddress | None) -> bool:
+        """Whether a PROXY header from this address is read; if not, the log has why."""
+        why = self.connections.proxy_refusal(address)
+        if why:
+            self.connections.refused_proxies += 1
+            if self.log.may_write("refused"):
+                self.log.refused(address, why)
+        return not why

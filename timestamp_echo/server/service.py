@@ -43,7 +43,7 @@ class CannotListen(SystemExit, Exception):
 
 
 class Listener(NamedTuple):
-    """One `--listen`."""
+    """One `--listen`, or `--status`."""
 
     description: str
     """As it was given."""
@@ -65,7 +65,14 @@ class EchoService(Service):
     @param drain_timeout: seconds that a stop may take.
     @param report: is called when the ports are open, with an empty text, or when one could not be
         opened, with the error.
+    @param stop_delay: seconds for which a stop leaves everything open, while `ready` is false.
     """
+
+    status: Listener | None = None
+    """`--status`, if there is one: it is opened first, and closed last."""
+
+    ready = False
+    """Whether everything is open, and no stop has begun."""
 
     _log = Logger()
 
@@ -76,19 +83,25 @@ class EchoService(Service):
         reactor: Any,  # IReactorCore, IReactorTime, IReactorFromThreads, and `iterate`
         drain_timeout: float = DRAIN_TIMEOUT,
         report: Callable[[str], None] = lambda error: None,
+        stop_delay: float = 0,
     ) -> None:
         self._listeners = listeners
         self._connections = connections
         self._drain_timeout = drain_timeout
+        self._stop_delay = stop_delay
         self._reactor = reactor
         self._report = report
+        # Is called with READY, RELOADING and STOPPING (sd_notify(3)).
+        self.notify: Callable[[str], None] = lambda state: None
         self._openings: list[Deferred[Any]] = []  # of the listeners; they may take long
         self._ports: list[tuple[Listener, IListeningPort]] = []
+        self._status_ports: list[tuple[Listener, IListeningPort]] = []
         self._listening = False  # whether ports are to be open
         self._error = ""  # why one could not be opened
         self._closing: list[tuple[Listener, IListeningPort]] = []
         self._stopped: Deferred[None] = Deferred()
         self._timeout: IDelayedCall | None = None  # of a stop
+        self._delay: IDelayedCall | None = None  # until a stop closes the ports
         self._stopping = False
 
     def privilegedStartService(self) -> None:
@@ -99,7 +112,7 @@ class EchoService(Service):
         super().privilegedStartService()
         self._set_signal_handlers()  # from the first "listening on" in the log
         self._listening, self._openings, self._error = True, [], ""
-        for listener in self._listeners:
+        for listener in filter(None, [self.status, *self._listeners]):
             self._open(listener)
             if self._error:
                 self._close_again()
@@ -118,8 +131,18 @@ class EchoService(Service):
         At the drain timeout, or at a second signal, the rest ends by force.
         """
         super().stopService()
-        self._listening = False
+        self.notify("STOPPING")
         self._stopped = Deferred()
+        if self.ready and self._stop_delay:
+            self._log.info("the ports close in {delay:g} s", delay=self._stop_delay)
+            self._delay = self._reactor.callLater(self._stop_delay, self._begin_stop)
+        else:
+            self._begin_stop()
+        self.ready = False
+        return self._stopped
+
+    def _begin_stop(self) -> None:
+        self._listening = False
         self._timeout = self._reactor.callLater(self._drain_timeout, self._abort)
         for opening in self._openings:
             # Without a canceller, this would not end the opening, but hide its port from `_opened`.
@@ -132,7 +155,11 @@ class EchoService(Service):
         self._connections.drain()
         closed.addCallback(lambda _: self._connections.all_closed())
         closed.addCallback(self._end_stop)
-        return self._stopped
+
+    @property
+    def ports(self) -> list[tuple[str, IListeningPort]]:
+        """The ports, including those that are being closed, with their descriptions."""
+        return [(listener.description, port) for listener, port in (*self._closing, *self._ports)]
 
     def _open(self, listener: Listener) -> None:
         # Twisted logs "... starting on 3000" from within; an event without a format has no line.
@@ -150,9 +177,11 @@ class EchoService(Service):
             return
         # What `stdio:` opens is no port. It is one of the connections, and closes with them.
         if IListeningPort.providedBy(port):
-            self._ports.append((listener, port))
+            ports = self._status_ports if listener is self.status else self._ports
+            ports.append((listener, port))
         where = _listening_on(listener.description, port.getHost())
-        self._log.info("listening on {where}", where=where)
+        what = "status" if listener is self.status else "listening"
+        self._log.info("{what} on {where}", what=what, where=where)
 
     def _not_opened(self, failure: Failure, listener: Listener) -> None:
         if not self._listening:  # cancelled by the stop, or of no interest any more
@@ -169,7 +198,9 @@ class EchoService(Service):
     def _all_opened(self, _: object) -> None:
         if self._error or not self._listening:
             return
+        self.ready = True
         self._report("")
+        self.notify("READY")
         if self._connections and not self._ports:
             # The end of `stdio:` is the end of the service, unless it listens on a port as well.
             self._connections.all_closed().addCallback(lambda _: self._stop())
@@ -188,6 +219,9 @@ class EchoService(Service):
         self._log.failure("cannot close {where}:", failure, where=where)
 
     def _abort(self) -> None:
+        if self._delay is not None and self._delay.active():  # a second signal
+            self._delay.cancel()
+            self._begin_stop()
         for _, port in self._closing:
             with self._log.failuresHandled("while closing a port by force:"):
                 if isinstance(port, StreamPort):
@@ -203,6 +237,11 @@ class EchoService(Service):
         self._end_stop()
 
     def _end_stop(self, _: object = None) -> None:
+        ports, self._status_ports = self._status_ports, []
+        closed = DeferredList([self._close(*each) for each in ports])
+        closed.addCallback(self._fire_stopped)
+
+    def _fire_stopped(self, _: object) -> None:
         cancel(self._timeout)
         if not self._stopped.called:
             self._stopped.callback(None)
@@ -236,15 +275,24 @@ class EchoService(Service):
             for listener, port in self._ports
             if listener.reload is not None
         ]
+        if self.ready:
+            self.notify("RELOADING")
         if not reloads:
             self._log.info("SIGHUP received: there are no certificates to reload")
-        for description, reload, port in reloads:
+        ends = [
             maybeDeferred(reload, port).addCallbacks(
                 self._reloaded,
                 self._not_reloaded,
                 callbackArgs=(description,),
                 errbackArgs=(description,),
             )
+            for description, reload, port in reloads
+        ]
+        DeferredList(ends).addCallback(self._reload_ended)
+
+    def _reload_ended(self, _: object) -> None:
+        if self.ready:
+            self.notify("READY")
 
     def _reloaded(self, _: object, description: str) -> None:
         self._log.info("certificates of {where} reloaded", where=escape(description))

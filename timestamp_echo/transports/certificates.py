@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -79,9 +79,14 @@ class ServerCertificates:
         learns it from the certificate, whose names it checks (RFC 6066, section 3, allows this).
     @param named: for a server's name in lower case, or for `*.` and all of a name but its first
         label.
+    @param shown: all certificates that clients may get.
     """
 
-    def __init__(self, default: Context, named: dict[bytes, Context]) -> None:
+    def __init__(
+        self, default: Context, named: dict[bytes, Context], shown: Collection[Certificate]
+    ) -> None:
+        self.expiry = min(each.not_valid_after_utc for each in shown).timestamp()
+        """When the first of the certificates expires, in seconds since the epoch."""
         self._default = default
         self._named = named
         default.set_tlsext_servername_callback(self._choose)
@@ -128,7 +133,8 @@ def from_files(
     context = _context(certificates[0], keys[0], chain, client_ca, **options)
     if dh_file is not None:
         _load_dh(context, dh_file)
-    return ServerCertificates(context, {})
+    shown = [each.parsed for each in (certificates[0], *chain)]
+    return ServerCertificates(context, {}, shown)
 
 
 def from_folder(folder: str) -> ServerCertificates:
@@ -154,13 +160,20 @@ def from_folder(folder: str) -> ServerCertificates:
     if not keyed:
         raise BadFile(folder, "expected files *.pem with certificates and their private keys")
     made = [
-        (certificate, _context(certificate, keys[certificate.public_key], chain))
+        (certificate, chain, _context(certificate, keys[certificate.public_key], chain))
         for certificate, chain in zip(keyed, chains, strict=True)
     ]
-    first, default = made[0]
-    made.sort(key=lambda pair: pair[0].parsed.not_valid_before_utc)
-    named = {name: context for certificate, context in made for name in certificate.names}
-    return ServerCertificates(next((named[name] for name in first.names), default), named)
+    first, _, default = made[0]
+    made.sort(key=lambda each: each[0].parsed.not_valid_before_utc)
+    named = {name: context for certificate, _, context in made for name in certificate.names}
+    default = next((named[name] for name in first.names), default)
+    shown = [
+        each.parsed
+        for certificate, chain, context in made
+        if context in {default, *named.values()}
+        for each in (certificate, *chain)
+    ]
+    return ServerCertificates(default, named, shown)
 
 
 def require_client_certificate(options: CertificateOptions, authorities: str) -> None:

@@ -74,6 +74,9 @@ class StreamPort(tcp.Port):
     inherited = False
     """Whether the socket outlives this process, with what waits in its queue."""
 
+    pauses = 0
+    """How often it stopped accepting because the file table was full."""
+
     _logger = Logger()
     _resume_call: IDelayedCall | None = None
     _pauses = 0  # since the last line in the log
@@ -163,6 +166,7 @@ class StreamPort(tcp.Port):
         """Let new connections wait, and say so at most once in `LOG_INTERVAL`."""
         self.stopReading()
         self._resume_call = self.reactor.callLater(PAUSE, self._resume)
+        self.pauses += 1
         self._pauses += 1
         now = self.reactor.seconds()
         if now >= self._next_line:

@@ -18,7 +18,13 @@ import struct
 from collections.abc import Callable
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IProtocol, ITCPTransport
+from twisted.internet.interfaces import (
+    IAddress,
+    IHalfCloseableProtocol,
+    IProtocol,
+    IProtocolFactory,
+    ITCPTransport,
+)
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from zope.interface import Interface, implementer
 
@@ -207,11 +213,24 @@ class ProxiedProtocol(ProtocolWrapper):
 
 
 class ProxiedFactory(WrappingFactory):
-    """Builds connections that begin with the header of the PROXY protocol."""
+    """Builds connections that begin with the header of the PROXY protocol.
+
+    @param factory: makes the protocols inside.
+    @param may_proxy: whether a header from this address is read. Otherwise the connection is
+        closed before that.
+    """
 
     protocol = ProxiedProtocol
     noisy = False  # the service itself logs what it listens on
 
-    def buildProtocol(self, addr: IAddress | None) -> ProtocolWrapper:
+    def __init__(
+        self,
+        factory: IProtocolFactory,
+        may_proxy: Callable[[IAddress | None], bool] = lambda address: True,
+    ) -> None:
+        super().__init__(factory)
+        self._may_proxy = may_proxy
+
+    def buildProtocol(self, addr: IAddress | None) -> ProtocolWrapper | None:  # type: ignore[override]  # closes it
         """See `IProtocolFactory.buildProtocol`. The client is unknown until the header comes."""
-        return super().buildProtocol(None)
+        return super().buildProtocol(None) if self._may_proxy(addr) else None

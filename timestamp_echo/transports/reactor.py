@@ -9,13 +9,19 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.endpoints import StandardIOEndpoint as TwistedStandardIOEndpoint
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
 from twisted.internet.error import CannotListenError, UnsupportedAddressFamily
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.internet.interfaces import (
+    IAddress,
+    IListeningPort,
+    IProtocolFactory,
+    IStreamServerEndpoint,
+)
 
 from timestamp_echo.transports import arrivals
 from timestamp_echo.transports.arrivals import LINUX
@@ -60,6 +66,7 @@ class ReactorAdapter:
         further.
     @param client_ca: a file of certificates in PEM: clients of `ssl:` endpoints must show one of
         these authorities.
+    @param may_proxy: whether a PROXY header from this address is read.
     """
 
     def __init__(
@@ -68,11 +75,13 @@ class ReactorAdapter:
         kernel_times: bool,
         max_unsent: int = MAX_UNSENT,
         client_ca: str | None = None,
+        may_proxy: Callable[[IAddress | None], bool] = lambda address: True,
     ) -> None:
         self._reactor = reactor
         self._timed = kernel_times and LINUX
         self._max_unsent = max_unsent
         self._client_ca = client_ca
+        self._may_proxy = may_proxy
         self._group = EpollGroup(reactor) if HAS_EPOLL else reactor
         self._proxied = False
         self._replaced_port: Any = None
@@ -232,7 +241,7 @@ class ReactorAdapter:
         return self._opened(port)
 
     def _outermost(self, factory: IProtocolFactory) -> IProtocolFactory:
-        return ProxiedFactory(factory) if self._proxied else factory
+        return ProxiedFactory(factory, self._may_proxy) if self._proxied else factory
 
     def _opened(self, port: StreamPort) -> IListeningPort:
         """Begin to listen on a port whose connections are in the group."""

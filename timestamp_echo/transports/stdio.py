@@ -37,6 +37,7 @@ MAX_UNREAD = 2**20
 class StandardIOTransport(StandardIO):
     """A connection of which this side can close the output alone, or everything."""
 
+    kind = "stdio"
     read_size = READ_SIZE
 
     _half_closing = False

@@ -48,6 +48,9 @@ class StreamTransport(tcp.Server):
     @param max_unsent: bytes beyond which its producer is paused.
     """
 
+    kind = "tcp"
+    """What it is, in the statistics."""
+
     server: Any  # the `StreamPort` that accepted it
 
     fd: int
@@ -301,6 +304,8 @@ class UNIXStreamTransport(StreamTransport, unix.Server):
     File descriptors that a peer passes (unix(7)) are closed by the kernel, as no ancillary data is
     asked for, unless the protocol can receive them (`IFileDescriptorReceiver`).
     """
+
+    kind = "unix"
 
     def __init__(self, sock: Any, protocol: Any, client: Any, *args: Any, **options: Any) -> None:
         unix._SendmsgMixin.__init__(self)

@@ -103,6 +103,8 @@ class HalfCloseTLS(TLSMemoryBIOProtocol):
     - has `loseWriteConnection`, as TCP's transport has.
     """
 
+    kind = "tls"
+
     transport: Any  # what is below: a socket's transport, or a `ProxiedProtocol`
 
     _read_size = FIRST_READ_SIZE
@@ -260,6 +262,7 @@ class HalfCloseTLSFactory(TLSMemoryBIOFactory):
         clock: IReactorTime,
     ) -> None:
         super().__init__(creator, False, factory, clock)
+        self.certificates = creator
 
 
 @implementer(IStreamServerEndpoint)

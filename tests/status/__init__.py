@@ -1,0 +1,1 @@
+"""Tests of `timestamp_echo.status`."""

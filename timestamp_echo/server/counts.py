@@ -1,0 +1,77 @@
+"""What a service has counted since its start: plain integers, which `--status` shows.
+
+Nothing is counted here for a message: each connection counts its own, and adds them up when it
+ends. Knows neither connections nor metrics.
+"""
+
+from __future__ import annotations
+
+TRANSPORTS = ("tcp", "unix", "tls", "stdio", "other")
+"""What a connection may be made of, behind the PROXY protocol or not; `other`: a plugin's."""
+
+REFUSED = {
+    "too many connections from your address": "per_peer",
+    "too many connections": "total",
+}
+"""What the reasons for a refusal begin with, and their labels."""
+
+CLOSED = {
+    "closed by the peer": "peer",
+    "connection lost": "lost",
+    "idle for": "idle",
+    "the service is stopping": "stopping",
+    "aborted by the server": "aborted",
+    "no TLS handshake": "handshake",
+    "no PROXY header": "proxy",
+    "no valid PROXY header": "proxy",
+    "too many connections": "refused",
+}
+"""What the reasons for the end of a connection begin with, and their labels."""
+
+NO_DATA = "no_data"
+"""The label of a connection whose peer ended it without a byte: a health check, for example."""
+
+OTHER = "other"
+"""The label of any other reason: an error of TLS's, for example."""
+
+
+class Counts:
+    """The counts of one service."""
+
+    def __init__(self) -> None:
+        self.refused = dict.fromkeys((*REFUSED.values(), OTHER), 0)
+        self.closed = dict.fromkeys((*CLOSED.values(), NO_DATA, OTHER), 0)
+        self.messages = dict.fromkeys(TRANSPORTS, 0)
+        self.received = 0
+        self.sent = 0
+
+    def add(self, transport: str, messages: int, received: int, sent: int) -> None:
+        """Add the messages and bytes of a connection.
+
+        @param transport: one of `TRANSPORTS`.
+        """
+        self.messages[transport] += messages
+        self.received += received
+        self.sent += sent
+
+    def count_refused(self, why: str) -> None:
+        """A connection was refused.
+
+        @param why: the reason.
+        """
+        self.refused[_label(REFUSED, why)] += 1
+
+    def count_closed(self, why: str, received: int) -> None:
+        """A connection that was not refused is over.
+
+        @param why: the reason.
+        @param received: how many bytes its peer had sent.
+        """
+        label = CLOSED.get(why) or _label(CLOSED, why)
+        if not received and label in {"peer", "lost"}:
+            label = NO_DATA
+        self.closed[label] += 1
+
+
+def _label(labels: dict[str, str], why: str) -> str:
+    return next((label for beginning, label in labels.items() if why.startswith(beginning)), OTHER)

@@ -1,0 +1,167 @@
+"""The status over HTTP: `/metrics`, `/livez` and `/readyz`.
+
+It is meant for this host or a private network: there is no login, and nothing here changes
+anything. Whatever clients do, it is bounded, and writes nothing to the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from twisted.web.http import NOT_ALLOWED, NOT_FOUND, SERVICE_UNAVAILABLE, HTTPChannel, Request
+from twisted.web.resource import IResource, Resource
+from twisted.web.server import Site
+
+from timestamp_echo.status.metrics import Metrics
+
+MAX_CONNECTIONS = 24
+"""Connections that may be open at once. Together with refused connections that linger, they fit
+into the files that the service's own limit leaves free (`connections.RESERVED_FILES`)."""
+
+MAX_BODY = 2**13
+"""Bytes of a request's body at most; of its line and headers, Twisted takes 16 KiB."""
+
+REQUEST_TIMEOUT = 30.0
+"""Seconds for a request, from the end of the previous one. Prometheus asks every 15 s or so, and
+keeps its connection."""
+
+_BAD = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+_TOO_LARGE = b"HTTP/1.1 413 Content Too Large\r\n\r\n"
+
+
+class Plain(Resource):
+    """A short text.
+
+    @param render: writes it; it may set the status of the response.
+    @param content_type: the media type.
+    """
+
+    def __init__(
+        self,
+        render: Callable[[Request], bytes],
+        content_type: str = "text/plain; charset=utf-8",
+    ) -> None:
+        super().__init__()
+        self._render = render
+        self._content_type = content_type
+
+    def getChild(self, path: bytes, request: Request) -> IResource:
+        """See `IResource.getChildWithDefault`: what was not put here."""
+        return Plain(_not_found)
+
+    def render(self, request: Request) -> bytes:
+        """See `IResource.render`."""
+        if request.method not in {b"GET", b"HEAD"}:
+            request.setResponseCode(NOT_ALLOWED)
+            request.setHeader("Allow", "GET, HEAD")
+            return b"expected GET or HEAD\n"
+        request.setHeader("Content-Type", self._content_type)
+        request.setHeader("Cache-Control", "no-store")
+        return self._render(request)
+
+
+def _not_found(request: Request) -> bytes:
+    request.setResponseCode(NOT_FOUND)
+    return b"not found\n"
+
+
+class Channel(HTTPChannel):
+    """A connection whose requests are bounded in size and time."""
+
+    factory: StatusSite
+    transport: Any  # an `ITCPTransport`, or that of a UNIX socket
+
+    _answered = False  # whether a request of this read was
+
+    def connectionMade(self) -> None:
+        """See `IProtocol.connectionMade`."""
+        self.factory.channels.add(self)
+        super().connectionMade()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """See `IProtocol.connectionLost`."""
+        self.factory.channels.discard(self)
+        super().connectionLost(reason)
+
+    def resetTimeout(self) -> None:
+        """See `TimeoutMixin`. Bytes do not prolong the time for a request."""
+
+    def timeoutConnection(self) -> None:
+        """See `TimeoutMixin`. Twisted would write two lines to the log, and wait for 15 s more."""
+        self.transport.abortConnection()
+
+    def loseConnection(self) -> None:
+        """See `ITransport.loseConnection`. Who reads no response has no more time either."""
+        self.setTimeout(REQUEST_TIMEOUT)
+        super().loseConnection()
+
+    def dataReceived(self, data: bytes) -> None:
+        """See `IProtocol.dataReceived`."""
+        self._answered = False
+        try:
+            super().dataReceived(data)
+        except ValueError:  # Twisted's parser: a Content-Length of more digits than Python takes
+            self._refuse(_BAD)
+
+    def requestDone(self, request: Request) -> None:
+        """See `HTTPChannel`. Whoever does not wait for responses (pipelining) is disconnected.
+
+        A single read may hold thousands of requests. Twisted would answer all of them at once.
+        """
+        if self._answered:
+            self.persistent = 0
+        self._answered = True
+        super().requestDone(request)
+
+    def allHeadersReceived(self) -> None:
+        """See `HTTPChannel`. A body whose size is not known in advance is too large as well."""
+        if self.length is None or self.length > MAX_BODY:
+            self._refuse(_TOO_LARGE)
+        else:
+            super().allHeadersReceived()
+
+    def _refuse(self, response: bytes) -> None:
+        self.write(response)
+        self.loseConnection()
+
+
+class StatusSite(Site):
+    """The site; it writes no access log."""
+
+    protocol = Channel  # type: ignore[assignment]  # without Twisted's wrapper, which is for HTTP/2
+
+    noisy = False  # the service itself logs what it listens on
+
+    def __init__(self, metrics: Metrics, ready: Callable[[], bool], reactor: IReactorTime) -> None:
+        root = Plain(_not_found)
+        super().__init__(root, timeout=REQUEST_TIMEOUT, reactor=reactor)
+        self.channels: set[Channel] = set()
+        self.lag = metrics.lag
+        root.putChild(b"metrics", Plain(lambda _: metrics.text(), CONTENT_TYPE_PLAIN_0_0_4))
+        root.putChild(b"livez", Plain(lambda _: b"ok\n"))
+
+        def readyz(request: Request) -> bytes:
+            if ready():
+                return b"ok\n"
+            request.setResponseCode(SERVICE_UNAVAILABLE)
+            return b"not ready\n"
+
+        root.putChild(b"readyz", Plain(readyz))
+        # The page at `/`, and what it loads, is added to `root` here.
+
+    def startFactory(self) -> None:
+        """See `IProtocolFactory.doStart`. Twisted would open a log here."""
+        self.lag.start()
+
+    def stopFactory(self) -> None:
+        """See `IProtocolFactory.doStop`."""
+        self.lag.stop()
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        """See `IProtocolFactory.buildProtocol`. Over the limit, the connection is closed."""
+        return super().buildProtocol(addr) if len(self.channels) < MAX_CONNECTIONS else None
