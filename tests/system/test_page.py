@@ -42,6 +42,17 @@ const found = (rule) => `${rule.impact}: ${rule.id}: ${rule.nodes.map((node) => 
 axe.run().then((results) => done(results.violations.map(found)), (error) => done([`${error}`]));
 """
 
+SOURCES = """
+window.sources = [];
+window.EventSource = class extends EventSource {
+  constructor(url) {
+    super(url);
+    window.sources.push(this);
+  }
+};
+"""
+"""Runs before the page's own script: the streams that it opens are in `sources`."""
+
 T = TypeVar("T")
 
 
@@ -261,14 +272,25 @@ class BrowserTests(SynchronousTestCase):
             browser.wait_for("[data-figure=connections] td", "^1$")
 
     def test_hung(self) -> None:
-        """A service that is silent counts as gone, although its connection stays."""
-        service, browser = self.page(), self.browser
+        """A service that is silent counts as gone, although its connection stays.
+
+        So does one whose connection is lost, at once. There never are two streams.
+        """
+        browser = self.browser
+        script = {"source": SOURCES}
+        browser.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", script)
+        service = self.page()
+        browser.wait_for("#state", "Live")
+        lost = "(sources[0].dispatchEvent(new Event('error')), byId('state').textContent)"
+        self.assertIn("Not connected", browser.run(lost))
         browser.wait_for("#state", "Live")
         service.process.send_signal(signal.SIGSTOP)
         self.addCleanup(service.process.send_signal, signal.SIGCONT)
         browser.wait_for("#state", "^Not connected")
         service.process.send_signal(signal.SIGCONT)
         browser.wait_for("#state", "Live")
+        self.assertGreater(browser.run("sources.length"), 1)
+        self.assertEqual(browser.run("sources.filter((each) => each.readyState < 2).length"), 1)
 
     def test_without_scripts(self) -> None:
         """The figures are there, and the echo works, without JavaScript."""
