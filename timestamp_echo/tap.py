@@ -226,6 +226,7 @@ class Options(usage.Options):
             return None
         try:
             from timestamp_echo.status.metrics import Metrics
+            from timestamp_echo.status.page import add_page
             from timestamp_echo.status.site import StatusSite
         except ImportError as error:
             raise usage.UsageError(
@@ -241,6 +242,7 @@ class Options(usage.Options):
         def listener(service: EchoService) -> Listener:
             metrics = Metrics(self.factory, self.datagrams, lambda: service.ports, self.reactor)
             site = StatusSite(metrics, lambda: service.ready, self.reactor)
+            add_page(site.resource, metrics.figures, self.factory, self.reactor)
             return Listener(description, lambda: endpoint.listen(site))
 
         return listener

@@ -109,6 +109,7 @@ class PackagingTests(SynchronousTestCase):
                 "timestamp_echo/**/*.py",
                 "timestamp_echo/py.typed",
                 "timestamp_echo/ping/schema.json",
+                "timestamp_echo/status/page.*",
                 "twisted/plugins/*.py",
             )
             for path in ROOT.glob(pattern)

@@ -1,4 +1,4 @@
-"""The status over HTTP: `/metrics`, `/livez` and `/readyz`.
+"""The status over HTTP: `/metrics`, `/livez` and `/readyz`; `page` adds the page.
 
 It is meant for this host or a private network: there is no login, and nothing here changes
 anything. Whatever clients do, it is bounded, and writes nothing to the log.
@@ -30,6 +30,16 @@ REQUEST_TIMEOUT = 30.0
 """Seconds for a request, from the end of the previous one. Prometheus asks every 15 s or so, and
 keeps its connection."""
 
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src data:; base-uri 'none';"
+    " form-action 'self'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+"""Of all responses: nothing comes from other hosts, goes to them, or is kept."""
+
 _BAD = b"HTTP/1.1 400 Bad Request\r\n\r\n"
 _TOO_LARGE = b"HTTP/1.1 413 Content Too Large\r\n\r\n"
 
@@ -39,30 +49,36 @@ class Plain(Resource):
 
     @param render: writes it; it may set the status of the response.
     @param content_type: the media type.
+    @param method: the only one allowed; HEAD too, if it is GET.
     """
 
     def __init__(
         self,
-        render: Callable[[Request], bytes],
+        render: Callable[[Request], bytes | int],
         content_type: str = "text/plain; charset=utf-8",
+        method: str = "GET",
     ) -> None:
         super().__init__()
         self._render = render
         self._content_type = content_type
+        self._methods = ["GET", "HEAD"] if method == "GET" else [method]
 
     def getChild(self, path: bytes, request: Request) -> IResource:
         """See `IResource.getChildWithDefault`: what was not put here."""
         return Plain(_not_found)
 
-    def render(self, request: Request) -> bytes:
+    def render(self, request: Request) -> bytes | int:
         """See `IResource.render`."""
-        if request.method not in {b"GET", b"HEAD"}:
+        for name, value in HEADERS.items():
+            request.setHeader(name, value)
+        if request.method not in {method.encode() for method in self._methods}:
             request.setResponseCode(NOT_ALLOWED)
-            request.setHeader("Allow", "GET, HEAD")
-            return b"expected GET or HEAD\n"
+            request.setHeader("Allow", ", ".join(self._methods))
+            return f"expected {' or '.join(self._methods)}\n".encode()
         request.setHeader("Content-Type", self._content_type)
-        request.setHeader("Cache-Control", "no-store")
-        return self._render(request)
+        body = self._render(request)
+        # Twisted would write to the log that it drops the body.
+        return b"" if request.method == b"HEAD" else body
 
 
 def _not_found(request: Request) -> bytes:
@@ -152,7 +168,6 @@ class StatusSite(Site):
             return b"not ready\n"
 
         root.putChild(b"readyz", Plain(readyz))
-        # The page at `/`, and what it loads, is added to `root` here.
 
     def startFactory(self) -> None:
         """See `IProtocolFactory.doStart`. Twisted would open a log here."""
