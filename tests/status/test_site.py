@@ -15,6 +15,7 @@ from timestamp_echo.status.metrics import LAG_INTERVAL, Metrics
 from timestamp_echo.status.site import (
     MAX_BODY,
     MAX_CONNECTIONS,
+    MAX_REPLACED,
     REQUEST_TIMEOUT,
     Channel,
     StatusSite,
@@ -143,11 +144,33 @@ class LimitTests(SiteCase):
     """`Channel`: what bounds a client."""
 
     def test_connections(self) -> None:
-        """Over the limit a connection is closed at once; when another ends, there is room."""
-        channels = [self.connect()[0] for _ in range(MAX_CONNECTIONS)]
+        """Over the limit a connection takes the place of the one that has been idle for longest."""
+        connections = [self.connect() for _ in range(MAX_CONNECTIONS)]
+        connections[0][0].dataReceived(GET % b"/livez")
+        for _ in range(MAX_REPLACED):
+            self.connect()
+        aborted = [transport.aborted for _, transport in connections]
+        kept = MAX_CONNECTIONS - MAX_REPLACED - 1
+        self.assertEqual(aborted, [False] + [True] * MAX_REPLACED + [False] * kept)
+
+    def test_connections_at_once(self) -> None:
+        """Only so many may be closing at once; beyond that a connection is closed at once."""
+        channels = [self.connect()[0] for _ in range(MAX_CONNECTIONS + MAX_REPLACED)]
         self.assertIsNone(self.site.buildProtocol(None))
-        channels[5].connectionLost()
+        channels[0].connectionLost()
         self.assertIsNotNone(self.site.buildProtocol(None))
+
+    def test_flood(self) -> None:
+        """However many connections are opened and left idle, a health check is answered."""
+        idle = [self.connect() for _ in range(MAX_CONNECTIONS + MAX_REPLACED)]
+        for _ in range(100):
+            for channel, transport in idle:
+                if transport.aborted:
+                    channel.connectionLost()
+            idle = [each for each in idle if not each[1].aborted]
+            self.assertTrue(self.request(GET % b"/livez").endswith(b"ok\n"))
+            while len(idle) < MAX_CONNECTIONS:
+                idle.append(self.connect())
 
     def test_slow_request(self) -> None:
         """Bytes that trickle in do not prolong the time for a request."""
@@ -275,5 +298,5 @@ class MalformedTests(SiteCase):
             channel.connectionLost()
         self.assertLess(longest, 2**14)
         self.assertEqual(events, [])
-        self.assertEqual((self.site.channels, self.clock.getDelayedCalls()), (set(), []))
+        self.assertEqual((self.site.channels, self.clock.getDelayedCalls()), ([], []))
         self.assertEqual(self.get(b"/readyz")[0], b"200 OK")

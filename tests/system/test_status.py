@@ -13,6 +13,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tests.system.running import (
     twistd,
 )
 from tests.system.test_server import TLSClient, passing
+from timestamp_echo.status.site import MAX_CONNECTIONS
 
 STATUS = ("--status", "tcp:0:interface=127.0.0.1")
 
@@ -216,6 +218,23 @@ class StatusTests(SynchronousTestCase):
             )
             self.assertEqual(status_port(service), listener.getsockname()[1])
             self.assertEqual(get(service, "/livez"), (200, "ok\n"))
+
+    def test_many_idle(self) -> None:
+        """Whoever opens connections and asks nothing keeps no health check out."""
+        service = Service(self, *TCP, *STATUS)
+        with ExitStack() as stack:
+
+            def connect() -> socket.socket:
+                where = ("127.0.0.1", status_port(service))
+                return stack.enter_context(socket.create_connection(where, PATIENCE))
+
+            first = connect()
+            for _ in range(MAX_CONNECTIONS):
+                connect()
+            self.assertRaises(ConnectionResetError, first.recv, 1)  # it made room for the last
+            for _ in range(2 * MAX_CONNECTIONS):
+                self.assertEqual(get(service, "/livez"), (200, "ok\n"))
+                connect()
 
     def test_not_opened(self) -> None:
         """A port that is in use ends the start with one line, and nothing is left open."""

@@ -35,8 +35,8 @@ INTERVAL = 1.0
 """Seconds between two events."""
 
 MAX_READERS = 8
-"""Readers of the live figures at once. A page has a second connection besides, and the site's
-other clients, which have as many connections as these, must not wait for people."""
+"""Readers of the live figures at once. A page has a second connection besides; that leaves four for
+the site's other clients, which must not wait for people."""
 
 Figures = Mapping[str, float | Mapping[str, float]]
 """Numbers by their names; some have one number for each value of a label."""

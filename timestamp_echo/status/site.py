@@ -19,9 +19,14 @@ from twisted.web.server import Site
 
 from timestamp_echo.status.metrics import Metrics
 
-MAX_CONNECTIONS = 24
-"""Connections that may be open at once. Together with refused connections that linger, they fit
-into the files that the service's own limit leaves free (`connections.RESERVED_FILES`)."""
+MAX_CONNECTIONS = 20
+"""Connections that may be open at once. One more takes the place of the one whose last request, or
+beginning, was the longest ago: whoever opens many must not keep a health check out."""
+
+MAX_REPLACED = 4
+"""Connections that may be closing for others at once. Together with all the others, and refused
+connections that linger, they fit into the files that the service's own limit leaves free
+(`connections.RESERVED_FILES`)."""
 
 MAX_BODY = 2**13
 """Bytes of a request's body at most; of its line and headers, Twisted takes 16 KiB."""
@@ -96,12 +101,12 @@ class Channel(HTTPChannel):
 
     def connectionMade(self) -> None:
         """See `IProtocol.connectionMade`."""
-        self.factory.channels.add(self)
+        self.factory.channels.append(self)
         super().connectionMade()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """See `IProtocol.connectionLost`."""
-        self.factory.channels.discard(self)
+        self.factory.channels.remove(self)
         super().connectionLost(reason)
 
     def resetTimeout(self) -> None:
@@ -132,6 +137,8 @@ class Channel(HTTPChannel):
         if self._answered:
             self.persistent = 0
         self._answered = True
+        self.factory.channels.remove(self)
+        self.factory.channels.append(self)
         super().requestDone(request)
 
     def allHeadersReceived(self) -> None:
@@ -156,7 +163,7 @@ class StatusSite(Site):
     def __init__(self, metrics: Metrics, ready: Callable[[], bool], reactor: IReactorTime) -> None:
         root = Plain(_not_found)
         super().__init__(root, timeout=REQUEST_TIMEOUT, reactor=reactor)
-        self.channels: set[Channel] = set()
+        self.channels: list[Channel] = []  # the longest idle first
         self.lag = metrics.lag
         root.putChild(b"metrics", Plain(lambda _: metrics.text(), CONTENT_TYPE_PLAIN_0_0_4))
         root.putChild(b"livez", Plain(lambda _: b"ok\n"))
@@ -178,5 +185,10 @@ class StatusSite(Site):
         self.lag.stop()
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        """See `IProtocolFactory.buildProtocol`. Over the limit, the connection is closed."""
-        return super().buildProtocol(addr) if len(self.channels) < MAX_CONNECTIONS else None
+        """See `IProtocolFactory.buildProtocol`. Over the limit, a connection is closed."""
+        replaced = len(self.channels) - MAX_CONNECTIONS
+        if replaced >= MAX_REPLACED:
+            return None
+        if replaced >= 0:
+            self.channels[replaced].transport.abortConnection()
+        return super().buildProtocol(addr)
