@@ -98,7 +98,7 @@ class CountsTests(SynchronousTestCase):
         refusal.makeConnection(TCPTransport())
         refusal.connectionLost(Failure(ConnectionDone()))
         counts = self.factory.counts
-        self.assertEqual(counts.refused, {"per_peer": 0, "total": 1, "other": 0})
+        self.assertEqual(counts.refused, {"per_peer": 0, "total": 1, "proxy_from": 0, "other": 0})
         self.assertEqual(sum(counts.closed.values()), 0)
 
     def test_refused_behind_proxy(self) -> None:
@@ -110,14 +110,16 @@ class CountsTests(SynchronousTestCase):
         self.connections._max_per_peer = 1
         first.proxy_header_received()
         second.proxy_header_received()
-        self.assertEqual(self.factory.counts.refused, {"per_peer": 1, "total": 0, "other": 0})
+        self.assertEqual(
+            self.factory.counts.refused, {"per_peer": 1, "total": 0, "proxy_from": 0, "other": 0}
+        )
         self.assertEqual(self.closed(second), "refused")
 
     def test_unknown_refusal(self) -> None:
         """A reason without a label of its own adds none."""
         counts = Counts()
         counts.count_refused("no such reason")
-        self.assertEqual(counts.refused, {"per_peer": 0, "total": 0, "other": 1})
+        self.assertEqual(counts.refused, {"per_peer": 0, "total": 0, "proxy_from": 0, "other": 1})
 
     def test_kinds(self) -> None:
         """Each kind of connection has a label of its own."""

@@ -445,20 +445,21 @@ class TimestampEchoTests(SynchronousTestCase):
         for transport in (Transport, TLSTransport):
             for error in (ConnectionDone(), ConnectionLost(), ConnectionAborted()):
                 self.assertEqual(self.lose(self.connect(transport=transport()), error), "")
-                self.assertEqual(self.factory.connections.without_data, 1)
+                label = "aborted" if isinstance(error, ConnectionAborted) else "no_data"
+                self.assertEqual(self.factory.counts.closed[label], 1)
         for echo in (self.connect(), self.connect()):
             echo.readConnectionLost()
             self.assertEqual(self.lose(echo), "")
         echo = self.talked()
         self.assertNotEqual(self.lose(echo), "")
-        self.assertEqual(self.factory.connections.without_data, 0)
+        self.assertEqual(self.factory.counts.closed["no_data"], 0)
 
     def test_log_handshake_failed(self) -> None:
         """A connection whose TLS handshake fails is logged, although it brought no message."""
         error = SSL.Error([("SSL routines", "", "no shared cipher")])
         line = self.lose(self.connect(transport=TLSTransport()), error)
         self.assertIn("0 messages, 0 bytes in, 0 bytes out; no shared cipher", line)
-        self.assertEqual(self.factory.connections.without_data, 0)
+        self.assertEqual(self.factory.counts.closed["no_data"], 0)
 
     def test_may_proxy(self) -> None:
         """Who may send no PROXY header is counted, and has a line, at the log's pace."""
@@ -467,10 +468,10 @@ class TimestampEchoTests(SynchronousTestCase):
         factory = TimestampEchoFactory(clock=clock, connections=connections)
         events = logged(self)
         self.assertTrue(factory.may_proxy(IPv4Address("TCP", "192.0.2.1", 1)))
-        self.assertEqual((events, connections.refused_proxies), ([], 0))
+        self.assertEqual((events, factory.counts.refused["proxy_from"]), ([], 0))
         for port in range(20):
             self.assertFalse(factory.may_proxy(IPv4Address("TCP", "192.0.3.1", port)))
-        self.assertEqual((len(events), connections.refused_proxies), (USUAL.lines, 20))
+        self.assertEqual((len(events), factory.counts.refused["proxy_from"]), (USUAL.lines, 20))
         self.assertEqual(
             formatEvent(events[0]),
             "connection from 192.0.3.1:0 refused: not from a network of --proxy-from",

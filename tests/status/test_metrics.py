@@ -68,7 +68,7 @@ class MetricsTests(SynchronousTestCase):
     def test_same(self) -> None:
         """Each figure is a metric of the same name and value, a label's value by label's value."""
         self.factory.counts.add("unix", 1, 2, 3)
-        self.factory.counts.count_closed("idle for 3 s", 2)
+        self.factory.counts.count_closed("idle for 3 s")
         self.ports.append(("tcp:1", Port(pauses=7)))
         samples = self.samples()
         for name, figure in self.metrics.figures().items():
@@ -87,7 +87,7 @@ class MetricsTests(SynchronousTestCase):
         fake = FakeConnection()
         self.factory.connections.add(fake, lambda: None)
         self.factory.counts.add("tcp", 10, 100, 1000)
-        self.factory.counts.count_closed("closed by the peer", 100)
+        self.factory.counts.count_closed("closed by the peer")
         figures: Any = self.metrics.figures()
         self.assertEqual((figures["connections"], figures["connections_total"]), (1, 2))
         self.assertEqual(figures["messages_total"]["tcp"], 13)
@@ -95,7 +95,7 @@ class MetricsTests(SynchronousTestCase):
         self.assertEqual(figures["sent_bytes_total"], 1090)
         self.assertEqual(self.metrics.figures(), figures)
         fake.add_to(self.factory.counts)
-        self.factory.counts.count_closed("closed by the peer", 12)
+        self.factory.counts.count_closed("closed by the peer")
         self.factory.connections.remove(fake)
         after: Any = self.metrics.figures()
         self.assertEqual((after["connections"], after["connections_total"]), (0, 2))

@@ -236,7 +236,7 @@ class ProxiedProtocolTests(SynchronousTestCase):
             self.proxied.dataReceived(header)
             self.proxied.connectionLost(Failure(ConnectionDone()))
         self.assertEqual(events, [])
-        self.assertEqual(self.factory.connections.without_data, len(headers))
+        self.assertEqual(self.factory.counts.closed["no_data"], len(headers))
 
     def test_log_failed(self) -> None:
         """A header that is wrong, or refused, has a line at its end, and is no health check."""
@@ -247,7 +247,7 @@ class ProxiedProtocolTests(SynchronousTestCase):
             self.proxied.dataReceived(header)
             self.proxied.connectionLost(Failure(ConnectionDone()))
             self.assertIn("ended", formatEvent(events[-1]))
-        self.assertEqual(self.factory.connections.without_data, 0)
+        self.assertEqual(self.factory.counts.closed["no_data"], 0)
 
     def test_log_flood(self) -> None:
         """Of many new clients, and of many refusals, in a second ten each have a line."""
@@ -287,7 +287,7 @@ class ProxiedProtocolTests(SynchronousTestCase):
         self.assertTrue(self.transport.aborted)
         self.proxied.connectionLost(Failure(ConnectionAborted()))
         self.assertIn("; no PROXY header within 10 s", formatEvent(events[-1]))
-        self.assertEqual(self.factory.connections.without_data, 0)
+        self.assertEqual(self.factory.counts.closed["no_data"], 0)
 
     def test_no_timeout_after_header(self) -> None:
         """After the header there is no such timeout."""

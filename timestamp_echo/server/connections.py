@@ -106,12 +106,6 @@ class Connections:
     @param proxies: the networks from which PROXY headers are read; if empty, from anywhere.
     """
 
-    without_data = 0
-    """How many have ended although nothing had come, and nothing failed: health checks, mostly."""
-
-    refused_proxies = 0
-    """How many were closed because no PROXY header is read from their address."""
-
     _log = Logger()
 
     def __init__(

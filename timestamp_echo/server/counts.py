@@ -12,6 +12,7 @@ TRANSPORTS = ("tcp", "unix", "tls", "stdio", "other")
 REFUSED = {
     "too many connections from your address": "per_peer",
     "too many connections": "total",
+    "not from a network of --proxy-from": "proxy_from",
 }
 """What the reasons for a refusal begin with, and their labels."""
 
@@ -61,14 +62,14 @@ class Counts:
         """
         self.refused[_label(REFUSED, why)] += 1
 
-    def count_closed(self, why: str, received: int) -> None:
+    def count_closed(self, why: str, *, silent: bool = False) -> None:
         """A connection that was not refused is over.
 
         @param why: the reason.
-        @param received: how many bytes its peer had sent.
+        @param silent: whether nothing had come, and nothing went wrong.
         """
         label = CLOSED.get(why) or _label(CLOSED, why)
-        if not received and label in {"peer", "lost"}:
+        if silent and label in {"peer", "lost", OTHER}:
             label = NO_DATA
         self.closed[label] += 1
 

@@ -343,12 +343,11 @@ class TimestampEcho(LingeringClose):
         # once, with what is unsent, and not only when the garbage collector runs.
         self._gap = self._turn = None
         factory = self.factory
-        factory.counts.count_closed(self._reason(reason.value), self._received)
+        silent = self._is_silent(reason.value)
+        factory.counts.count_closed(self._reason(reason.value), silent=silent)
         self.add_to(factory.counts)
         try:
-            if self._is_silent(reason.value):
-                factory.connections.without_data += 1
-            elif factory.log.may_write("ended"):
+            if not silent and factory.log.may_write("ended"):
                 factory.log.ended(
                     self.transport.getPeer(),
                     self._reason(reason.value),
@@ -459,7 +458,7 @@ class TimestampEchoFactory(Factory[TimestampEcho]):
         """Whether a PROXY header from this address is read; if not, the log has why."""
         why = self.connections.proxy_refusal(address)
         if why:
-            self.connections.refused_proxies += 1
+            self.counts.count_refused(why)
             if self.log.may_write("refused"):
                 self.log.refused(address, why)
         return not why

@@ -56,7 +56,9 @@ _KINDS = {
         CounterMetricFamily, "Connections accepted so far, without those refused."
     ),
     "connections_refused_total": _Kind(
-        CounterMetricFamily, "Connections refused, by the limit that was reached.", "reason"
+        CounterMetricFamily,
+        "Connections refused, by the limit or option.",
+        "reason",
     ),
     "connections_closed_total": _Kind(
         CounterMetricFamily,
