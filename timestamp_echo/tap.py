@@ -14,6 +14,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, ClassVar
 
 from twisted.application.service import IService
+from twisted.internet import fdesc
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred, execute
 from twisted.internet.endpoints import quoteStringArgument, serverFromString
@@ -36,7 +37,7 @@ from timestamp_echo.server.log import describe, escape
 from timestamp_echo.server.protocol import TimestampEchoFactory
 from timestamp_echo.server.service import DRAIN_TIMEOUT, EchoService, Listener
 from timestamp_echo.stamps import Stamp
-from timestamp_echo.transports.reactor import MAX_UNSENT, ReactorAdapter
+from timestamp_echo.transports.reactor import MAX_UNSENT, ReactorAdapter, is_datagram_socket
 from timestamp_echo.transports.udp import DatagramPort
 
 _log = Logger()
@@ -110,7 +111,10 @@ class Options(usage.Options):
             "Serve metrics and health checks over HTTP on this Twisted server endpoint.",
         ],
     ]
-    optFlags: ClassVar = [["utc", None, "Write stamps in UTC, not in the local time zone."]]
+    optFlags: ClassVar = [
+        ["utc", None, "Write stamps in UTC, not in the local time zone."],
+        ["reuse-port", None, "Share TCP and UDP ports with other processes of this user."],
+    ]
 
     def __init__(self) -> None:
         super().__init__()
@@ -194,6 +198,7 @@ class Options(usage.Options):
             self._client_ca(),
             factory.may_proxy,
         )
+        adapter.reuse_port = bool(self["reuse-port"])
         own_ports: set[int] = set()
         self.datagrams: list[TimestampDatagram] = []
 
@@ -323,24 +328,10 @@ def _listener(
 ) -> Listener:
     _check_port("--listen", description)
     if description.startswith("udp:"):
-        return _datagram_listener(
-            description, datagram_protocol(), factory.stamp.subsecond, adapter
-        )
-    return _stream_listener(description, factory, adapter)
-
-
-def _stream_listener(
-    description: str, factory: TimestampEchoFactory, adapter: ReactorAdapter
-) -> Listener:
-    try:
-        endpoint = adapter.endpoint(description)
-    except OSError as error:  # of all endpoints, only ssl: and tls: read files
-        raise usage.UsageError(
-            f"--listen: cannot load the certificates of {_quoted(description)}:"
-            f" {escape(describe(error))}"
-        ) from error
-    except Exception as error:  # each kind of endpoint refuses in its own way
-        raise _not_an_endpoint("--listen", description, error) from error
+        return _datagram_listener(description, datagram_protocol(), adapter)
+    endpoint = _endpoint(description, adapter)
+    if description.startswith("systemd:") and is_datagram_socket(endpoint.fileno):
+        return _adopted_datagram_listener(description, endpoint, datagram_protocol(), adapter)
 
     def reload(port: IListeningPort) -> Deferred[Any]:
         again: Deferred[Any] = adapter.replacing(port).endpoint(description).listen(factory)
@@ -353,8 +344,20 @@ def _stream_listener(
     )
 
 
+def _endpoint(description: str, adapter: ReactorAdapter) -> Any:
+    try:
+        return adapter.endpoint(description)
+    except OSError as error:  # of all endpoints, only ssl: and tls: read files
+        raise usage.UsageError(
+            f"--listen: cannot load the certificates of {_quoted(description)}:"
+            f" {escape(describe(error))}"
+        ) from error
+    except Exception as error:  # each kind of endpoint refuses in its own way
+        raise _not_an_endpoint("--listen", description, error) from error
+
+
 def _datagram_listener(
-    description: str, protocol: TimestampDatagram, timed: bool, reactor: Any
+    description: str, protocol: TimestampDatagram, adapter: ReactorAdapter
 ) -> Listener:
     match = _UDP.fullmatch(description)
     if match is None:
@@ -369,11 +372,25 @@ def _datagram_listener(
             f" in {_quoted(description)}"
         )
 
-    def listen() -> Deferred[Any]:
-        port = DatagramPort(int(match["port"]), protocol, interface, MAX_DATAGRAM, reactor)
-        return execute(port.listen, timed).addCallback(lambda _: port)
+    port = int(match["port"])
+    return Listener(
+        description, lambda: execute(adapter.listenUDP, port, protocol, interface, MAX_DATAGRAM)
+    )
 
-    return Listener(description, listen)
+
+def _adopted_datagram_listener(
+    description: str, endpoint: Any, protocol: TimestampDatagram, adapter: ReactorAdapter
+) -> Listener:
+    """The same for a datagram socket of systemd's, which Twisted takes for one that listens."""
+
+    def adopt() -> DatagramPort:
+        fd = endpoint.fileno
+        fdesc.setNonBlocking(fd)
+        port = adapter.adoptDatagramPort(fd, endpoint.addressFamily, protocol, MAX_DATAGRAM)
+        os.close(fd)  # the port has a duplicate
+        return port
+
+    return Listener(description, lambda: execute(adopt))
 
 
 def _check_port(option: str, description: str) -> None:

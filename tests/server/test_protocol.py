@@ -41,6 +41,7 @@ from timestamp_echo.server.closing import LAST_BYTES_DELAY, MAX_LAST_BYTES
 from timestamp_echo.server.connections import Connections
 from timestamp_echo.server.log import USUAL
 from timestamp_echo.server.protocol import (
+    FIRST_MESSAGE,
     MESSAGE_GAP,
     TimestampEcho,
     TimestampEchoFactory,
@@ -816,9 +817,15 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertEqual(transport.value().replace(STAMP, b""), b"one\ntwo\nthree")
         self.assertIn("; the service is stopping", self.lose(echo))
 
+    def connect_before(self, transport: TCPTransport) -> TimestampEcho:
+        """Connect so long before a stop that no first message is waited for."""
+        echo = self.connect(transport=transport)
+        self.clock.advance(FIRST_MESSAGE)
+        return echo
+
     def drain(self, transport: UnreadTransport) -> None:
         """Drain a connection until its side is closed."""
-        echo = transport.echo = self.connect(transport=transport)
+        echo = transport.echo = self.connect_before(transport)
         echo.drain()
         echo.drain()  # the second call of a stop changes nothing
         while not transport.half_closed:
@@ -842,7 +849,7 @@ class TimestampEchoTests(SynchronousTestCase):
     def test_drain_late(self) -> None:
         """What a full buffer kept out may come a little after the buffer was emptied."""
         transport = UnreadTransport(FULL_READ + 1)
-        echo = transport.echo = self.connect(transport=transport)
+        echo = transport.echo = self.connect_before(transport)
         echo.drain()
         self.clock.pump([0] * 3)
         self.assertEqual(transport.reads, 2)
@@ -857,7 +864,7 @@ class TimestampEchoTests(SynchronousTestCase):
     def test_drain_at_once(self) -> None:
         """Nothing is waited for where the buffer was not full."""
         transport = UnreadTransport(FULL_READ)
-        echo = transport.echo = self.connect(transport=transport)
+        echo = transport.echo = self.connect_before(transport)
         echo.drain()
         self.clock.pump([0] * 2)
         self.assertTrue(transport.half_closed)
@@ -874,7 +881,7 @@ class TimestampEchoTests(SynchronousTestCase):
     def test_drain_pausing(self) -> None:
         """A read whose reply pauses the connection interrupts the drain; it begins again later."""
         transport = UnreadTransport(2 * FULL_READ)
-        echo = transport.echo = self.connect(transport=transport)
+        echo = transport.echo = self.connect_before(transport)
         self.full_after(1, transport)
         echo.drain()
         for _ in range(3):
@@ -888,7 +895,7 @@ class TimestampEchoTests(SynchronousTestCase):
     def test_drain_while_paused(self) -> None:
         """While too many replies are unsent, draining waits."""
         transport = TCPTransport()
-        echo = self.connect(transport=transport)
+        echo = self.connect_before(transport)
         echo.pauseProducing()
         echo.drain()
         self.clock.advance(10)
@@ -907,15 +914,44 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertEqual(transport.value().count(b"] one\n"), 1)
 
     def test_drain_lost(self) -> None:
-        """A connection that is lost while it is drained leaves no timer."""
+        """A connection that is lost while it is drained, or before, leaves no timer."""
+        for age in (FIRST_MESSAGE, 0):
+            transport = TCPTransport()
+            echo = self.connect(transport=transport)
+            self.clock.advance(age)
+            echo.drain()
+            self.lose(echo, ConnectionLost())
+            self.clock.advance(0)
+            self.clock.advance(2)
+            self.assertEqual(self.clock.getDelayedCalls(), [])
+            self.assertFalse(transport.half_closed)
+
+    def test_drain_first_message(self) -> None:
+        """A young connection without a message is drained only when it is a second old."""
+        for message in (b"", b"one\n"):
+            transport = TCPTransport()
+            echo = self.connect(transport=transport)
+            self.clock.advance(FIRST_MESSAGE / 4)
+            for _ in range(2):
+                echo.drain()
+            self.clock.pump([FIRST_MESSAGE / 4] * 2)
+            if message:
+                echo.dataReceived(message)
+            self.clock.advance(FIRST_MESSAGE / 5)
+            self.assertFalse(transport.half_closed)
+            self.clock.pump([FIRST_MESSAGE / 20, 0, 0])
+            self.assertTrue(transport.half_closed)
+            self.assertEqual(transport.value(), STAMP + message if message else b"")
+            self.lose(echo)
+
+    def test_drain_after_first_message(self) -> None:
+        """A young connection that has sent its first message is drained at once."""
         transport = TCPTransport()
         echo = self.connect(transport=transport)
+        echo.dataReceived(b"one\n")
         echo.drain()
-        self.lose(echo, ConnectionLost())
-        self.clock.advance(0)
-        self.clock.advance(2)
-        self.assertEqual(self.clock.getDelayedCalls(), [])
-        self.assertFalse(transport.half_closed)
+        self.clock.pump([0, 0])
+        self.assertTrue(transport.half_closed)
 
     def test_messages(self) -> None:
         """`messages` counts the answered messages, for the idle timeout."""

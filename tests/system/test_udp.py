@@ -16,6 +16,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from timestamp_echo.transports import arrivals, udp
+from timestamp_echo.transports.reactor import ReactorAdapter
 from timestamp_echo.transports.udp import (
     BATCH,
     HAS_RECVMMSG,
@@ -491,6 +492,46 @@ class DatagramPortTests(SynchronousTestCase):
             self.stop(port)
             self.assertEqual((protocol.received, port.unread), ([], 0))
             self.assertEqual(other.recv(10), b"x")
+
+    def adopted(self, sock: socket.socket, timed: bool = False) -> tuple[DatagramPort, Recorder]:
+        """Inherit a bound socket."""
+        protocol = Recorder()
+        sock.setblocking(False)
+        adapter = ReactorAdapter(MemoryReactorClock(), timed)
+        port = adapter.adoptDatagramPort(sock.fileno(), sock.family, protocol, 65536)
+        self.addCleanup(close, port)
+        return port, protocol
+
+    def test_adopted(self) -> None:
+        """An inherited socket is prepared like one of this process's own; others may have it."""
+        for host, local in (("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.2"), ("::", "::1")):
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            with socket.socket(family, socket.SOCK_DGRAM) as sock:
+                sock.bind((host, 0))
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**12)
+                port, _ = self.adopted(sock)
+                self.assertTrue(port.inherited)
+                client = self.client(port, local)  # receives what leaves from there alone
+                client.send(b"hello")
+                port.doRead()
+                self.assertEqual(client.recv(100), PREFIX + b"hello")
+                size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+                self.assertGreater(size, 2**17)
+                close(port)
+                client.send(b"to the next")
+                self.assertEqual(sock.recv(100), b"to the next")
+
+    def test_adopted_by_several(self) -> None:
+        """Whatever stamps the processes write that have a socket: each answers, and knows times."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("0.0.0.0", 0))
+            ports = [self.adopted(sock, timed) for timed in (False, True, False)]
+            client = self.client(ports[0][0], "127.0.0.2")
+            for port, protocol in ports:
+                client.send(b"hello")
+                port.doRead()
+                self.assertEqual(client.recv(100), PREFIX + b"hello")
+                self.assertGreater(protocol.received[0][2], 0)
 
     def test_without_recvmmsg(self) -> None:
         """Without recvmmsg(2) datagrams are received one by one, as many per read."""

@@ -43,6 +43,10 @@ HANDSHAKE_TIMEOUT = 10.0
 CLOSED_BY_PEER = "closed by the peer"
 """Why a connection ended, unless an error follows."""
 
+FIRST_MESSAGE = 1.0
+"""Seconds from its beginning that a connection has for its first bytes when the service stops: they
+may still be on their way, behind a TLS handshake or from a host that is busy."""
+
 MESSAGE_GAP = 0.1
 """Seconds of silence that end a message in `auto`: longer than the next segment takes to follow
 on a path around the world, shorter than a person notices."""
@@ -115,6 +119,7 @@ class TimestampEcho(LingeringClose):
     _eof = False  # the peer has closed its side, but there still is a backlog
     _gap: MessageGap | None = None
     _drain: Drain | None = None
+    _first: IDelayedCall | None = None  # to drain it once its first message has had its time
     _handshake: IDelayedCall | None = None
     _turn: IDelayedCall | None = None  # to answer the rest of the backlog
 
@@ -307,7 +312,12 @@ class TimestampEcho(LingeringClose):
 
     def drain(self) -> None:
         """See `Connection.drain`. While this is paused nothing is read; it waits."""
-        self._drain_and_end("the service is stopping")
+        why, clock = "the service is stopping", self.factory.clock
+        left = self._since + FIRST_MESSAGE - clock.seconds()
+        if self._received or left <= 0:
+            self._drain_and_end(why)
+        elif self._first is None:
+            self._first = clock.callLater(left, self._drain_and_end, why)
 
     def _drain_and_end(self, why: str) -> None:
         if self._drain is None:
@@ -339,6 +349,8 @@ class TimestampEcho(LingeringClose):
             cancel(self._handshake)
         if self._turn is not None:
             cancel(self._turn)
+        if self._first is not None:
+            cancel(self._first)
         # They refer to this object. Without them a connection that the peer ends is deleted at
         # once, with what is unsent, and not only when the garbage collector runs.
         self._gap = self._turn = None

@@ -62,6 +62,7 @@ _MANY_READY = 8  # in one round: then others are likely to have become ready mea
 _IN = 1
 _OUT = 4
 _BROKEN = 8 | 16
+_EXCLUSIVE = 1 << 28  # EPOLLEXCLUSIVE
 
 _LOST = Failure(CONNECTION_LOST)
 
@@ -413,6 +414,22 @@ class EpollGroup:
         assert self._epoll is not None
         self._epoll.close()
         self._epoll = None
+
+
+def watch_exclusively(reactor: Any, fd: int) -> bool:
+    """Have the kernel wake this process for a file only if none before it can be woken.
+
+    To watch it anew goes to the end of the kernel's queue. It has to be the reactor's own epoll:
+    EPOLLEXCLUSIVE has no effect through another one.
+
+    @param reactor: watches the file for reading.
+    @return: whether this is possible.
+    """
+    if not (HAS_EPOLL and isinstance(reactor, EPollReactor)):
+        return False
+    reactor._poller.unregister(fd)
+    reactor._poller.register(fd, _IN | _EXCLUSIVE)
+    return True
 
 
 class Waker:

@@ -29,6 +29,7 @@ from twisted.python.failure import Failure
 
 from timestamp_echo.addresses import host_port
 from timestamp_echo.transports.arrivals import LINUX
+from timestamp_echo.transports.shared import SharedSocket
 
 if TYPE_CHECKING:
     from timestamp_echo.transports.epoll import EpollGroup
@@ -60,7 +61,7 @@ _UNACKED = slice(24, 28)
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
-class StreamPort(tcp.Port):
+class StreamPort(SharedSocket, tcp.Port):
     """A TCP port, or an inherited socket, that puts established connections first.
 
     `transport` makes its connections, as in `tcp.Port`.
@@ -71,8 +72,8 @@ class StreamPort(tcp.Port):
     group: EpollGroup | None = None
     """Of its connections, which it serves; None if the reactor has to do it."""
 
-    inherited = False
-    """Whether the socket outlives this process, with what waits in its queue."""
+    reuse_port = False
+    """Whether other processes may open the same port."""
 
     pauses = 0
     """How often it stopped accepting because the file table was full."""
@@ -81,6 +82,7 @@ class StreamPort(tcp.Port):
     _resume_call: IDelayedCall | None = None
     _pauses = 0  # since the last line in the log
     _next_line = -inf
+    _accepted = False  # whether anything was, in this turn
     _stopped: Deferred[None] | None = None  # fires when the port is closed; None: not stopping
     _last_accepts = 0  # allowed until it is closed
 
@@ -97,13 +99,23 @@ class StreamPort(tcp.Port):
         if self.group is not None:
             self.group.add_port(self)
 
+    def createInternetSocket(self) -> socket.socket:
+        """See `tcp.Port.createInternetSocket`."""
+        sock: socket.socket = super().createInternetSocket()
+        if self.reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        return sock
+
     def doRead(self) -> None:
         """Accept a few connections, serve the established ones, and so on for a short time."""
         deadline = monotonic() + MAX_SECONDS
         while self._accept_some() and self.group is not None:
             self.group.serve()
             if monotonic() >= deadline:
-                return
+                break
+        if self._accepted:
+            self._accepted = False
+            self.end_turn()
 
     def _accept_some(self) -> bool:
         """Accept a few connections.
@@ -146,6 +158,7 @@ class StreamPort(tcp.Port):
         return int.from_bytes(info[_UNACKED], sys.byteorder)
 
     def _make_connection(self, sock: Any, address: Any) -> None:
+        self._accepted = True
         if self._stopped is not None:
             self._last_accepts -= 1
         try:

@@ -9,12 +9,18 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.endpoints import StandardIOEndpoint as TwistedStandardIOEndpoint
-from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
+from twisted.internet.endpoints import (
+    TCP4ServerEndpoint,
+    TCP6ServerEndpoint,
+    quoteStringArgument,
+    serverFromString,
+)
 from twisted.internet.error import CannotListenError, UnsupportedAddressFamily
 from twisted.internet.interfaces import (
     IAddress,
@@ -22,6 +28,7 @@ from twisted.internet.interfaces import (
     IProtocolFactory,
     IStreamServerEndpoint,
 )
+from twisted.internet.protocol import DatagramProtocol
 
 from timestamp_echo.transports import arrivals
 from timestamp_echo.transports.arrivals import LINUX
@@ -34,6 +41,7 @@ from timestamp_echo.transports.stream import (
     TimedStreamTransport,
     UNIXStreamTransport,
 )
+from timestamp_echo.transports.udp import DatagramPort
 
 if TYPE_CHECKING:
     from timestamp_echo.transports.certificates import ServerCertificates
@@ -68,6 +76,10 @@ class ReactorAdapter:
         these authorities.
     @param may_proxy: whether a PROXY header from this address is read.
     """
+
+    reuse_port = False
+    """Whether other processes may open the same TCP and UDP ports, and share what comes there
+    (SO_REUSEPORT, socket(7))."""
 
     def __init__(
         self,
@@ -115,8 +127,15 @@ class ReactorAdapter:
         from timestamp_echo.transports.tls import HalfCloseTLSEndpoint
 
         kind, positional, named = _arguments(description)
+        name = named.pop("systemd", None)
+        if name is not None:
+            if "port" in named:
+                raise ValueError("expected port= or systemd=, not both")
+            named["port"] = "0"
         make = self._ssl if kind == "ssl" else self._tls
         endpoint, certificates = make(*positional, **named)
+        if name is not None and self._replaced_port is None:
+            endpoint = self._adopted(name)
         return HalfCloseTLSEndpoint(endpoint, certificates, self._reactor)
 
     def _ssl(  # noqa: PLR0913, PLR0917  # these are the arguments of Twisted's `ssl:`
@@ -147,6 +166,15 @@ class ReactorAdapter:
         endpoint = TCP6ServerEndpoint(self, int(port), int(backlog), interface)
         return endpoint, from_folder(path)
 
+    def _adopted(self, name: str) -> IStreamServerEndpoint:
+        """The endpoint of a socket that systemd passed under this name, of any family."""
+        endpoint = serverFromString(self, f"systemd:domain=INET:name={quoteStringArgument(name)}")
+        # What is no socket is refused by `adoptStreamPort`.
+        with suppress(OSError), _borrowed(endpoint.fileno) as sock:
+            endpoint.addressFamily = sock.family
+        adopted: IStreamServerEndpoint = endpoint
+        return adopted
+
     def replacing(self, port: IListeningPort) -> ReactorAdapter:
         """An adapter that does not open ports, but gives an open one a new factory.
 
@@ -172,6 +200,7 @@ class ReactorAdapter:
             return replaced
         opened = StreamPort(port, outermost, _backlog(backlog), interface, self._reactor)
         opened._type = getattr(factory, "port_type", opened._type)
+        opened.reuse_port = self.reuse_port
         return self._opened(opened)
 
     def listenSSL(
@@ -227,10 +256,7 @@ class ReactorAdapter:
         port: StreamPort
         if addressFamily not in {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}:
             raise UnsupportedAddressFamily("expected domain=INET, INET6 or UNIX")
-        if given := _wrong_kind(fileDescriptor, addressFamily):
-            expected = f"a listening stream socket with domain={_domain(addressFamily)}"
-            why = OSError(f"expected {expected}, got {given}")
-            raise CannotListenError(None, fileDescriptor, why)
+        _check_kind(fileDescriptor, addressFamily, socket.SOCK_STREAM)
         if addressFamily == socket.AF_UNIX:
             port = UNIXStreamPort._fromListeningDescriptor(self._reactor, fileDescriptor, outermost)
         else:
@@ -239,6 +265,40 @@ class ReactorAdapter:
             )
         port.inherited = True
         return self._opened(port)
+
+    def listenUDP(
+        self,
+        port: int,
+        protocol: DatagramProtocol,
+        interface: str = "",
+        maxPacketSize: int = 8192,
+    ) -> DatagramPort:
+        """See `IReactorUDP.listenUDP`."""
+        opened = DatagramPort(port, protocol, interface, maxPacketSize, self._reactor)
+        opened.reuse_port = self.reuse_port
+        opened.listen(self._timed)
+        return opened
+
+    def adoptDatagramPort(
+        self,
+        fileDescriptor: int,
+        addressFamily: int,
+        protocol: DatagramProtocol,
+        maxPacketSize: int = 8192,
+    ) -> DatagramPort:
+        """See `IReactorSocket.adoptDatagramPort`.
+
+        @raise CannotListenError: it is no UDP socket of this family, or not bound.
+        """
+        if addressFamily not in {socket.AF_INET, socket.AF_INET6}:
+            raise UnsupportedAddressFamily("expected domain=INET or INET6 of a datagram socket")
+        _check_kind(fileDescriptor, addressFamily, socket.SOCK_DGRAM)
+        port: DatagramPort = DatagramPort._fromListeningDescriptor(
+            self._reactor, fileDescriptor, addressFamily, protocol, maxPacketSize
+        )
+        port.inherited = True
+        port.listen(self._timed)
+        return port
 
     def _outermost(self, factory: IProtocolFactory) -> IProtocolFactory:
         return ProxiedFactory(factory, self._may_proxy) if self._proxied else factory
@@ -278,22 +338,49 @@ def _backlog(asked_for: int) -> int:
     return BACKLOG if asked_for == _TWISTED_BACKLOG else asked_for
 
 
-def _wrong_kind(fd: int, family: int) -> str:
-    """What a file descriptor is, in place of a listening stream socket; empty if it is one."""
+@contextmanager
+def _borrowed(fd: int) -> Iterator[socket.socket]:
+    """A socket of which only the file descriptor is there; it stays open.
+
+    @raise OSError: it is no socket.
+    """
+    sock = socket.socket(fileno=fd)
     try:
-        sock = socket.socket(fileno=fd)
-    except OSError:
-        return "no socket"
-    try:
-        if sock.type != socket.SOCK_STREAM:
-            return f"one of type {sock.type.name.removeprefix('SOCK_')}"
-        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            return "one that does not listen"
-        if sock.family != family:
-            return f"one with domain={_domain(sock.family)}"
-        return ""
+        yield sock
     finally:
         sock.detach()
+
+
+def is_datagram_socket(fd: int) -> bool:
+    """Whether a file descriptor is a socket for datagrams."""
+    with suppress(OSError), _borrowed(fd) as sock:
+        return sock.type == socket.SOCK_DGRAM
+    return False
+
+
+def _check_kind(fd: int, family: int, kind: int) -> None:
+    """Check that a file descriptor is a listening stream socket, or a bound datagram socket.
+
+    @raise CannotListenError: it is not.
+    """
+    if given := _wrong_kind(fd, family, kind):
+        name = "listening stream" if kind == socket.SOCK_STREAM else "bound datagram"
+        expected = f"expected a {name} socket with domain={_domain(family)}"
+        raise CannotListenError(None, fd, OSError(f"{expected}, got {given}"))
+
+
+def _wrong_kind(fd: int, family: int, kind: int) -> str:
+    """What a file descriptor is, in place of such a socket; empty if it is one."""
+    with suppress(OSError), _borrowed(fd) as sock:
+        if sock.type != kind:
+            return f"one of type {sock.type.name.removeprefix('SOCK_')}"
+        if sock.family != family:
+            return f"one with domain={_domain(sock.family)}"
+        if kind == socket.SOCK_DGRAM:
+            return "" if sock.getsockname()[1] else "one without a port"
+        listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        return "" if listens else "one that does not listen"
+    return "no socket"
 
 
 def _domain(family: int) -> str:

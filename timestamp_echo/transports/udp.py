@@ -48,6 +48,7 @@ from twisted.python.failure import Failure
 
 from timestamp_echo.transports import arrivals
 from timestamp_echo.transports.arrivals import LINUX
+from timestamp_echo.transports.shared import SharedSocket
 
 _LIBC: Any = ctypes.CDLL(None)  # its functions are made when they are first asked for
 
@@ -380,7 +381,7 @@ class DatagramBatch:
         return failed
 
 
-class DatagramPort(udp.Port):
+class DatagramPort(SharedSocket, udp.Port):
     """A UDP port whose protocol gets datagrams in batches, by its `datagramsReceived`.
 
     It knows when each arrived, and at which local address. Replies leave from that address:
@@ -389,8 +390,8 @@ class DatagramPort(udp.Port):
     `datagramReceived` for each datagram, and replies leave as the route says.
     """
 
-    inherited = False
-    """Whether the socket outlives this process, with what waits in its buffer."""
+    reuse_port = False
+    """Whether other processes may open the same port."""
 
     to_group = False
     """Whether the datagram that `datagramReceived` is called with was sent to a broadcast or
@@ -408,12 +409,22 @@ class DatagramPort(udp.Port):
 
         @param timed: whether it is to know arrival times.
         """
-        self._timed = timed
+        # What a socket is asked to tell, it tells all processes that have it, now and later. So an
+        # inherited one is always asked for the same, whatever stamps each of them writes.
+        self._timed = timed or self.inherited
         self.startListening()
+        if self.inherited:
+            self._prepare(self.socket)
 
     def createInternetSocket(self) -> socket.socket:
         """As `udp.Port.createInternetSocket`, prepared for bursts and batches."""
         sock: socket.socket = super().createInternetSocket()
+        if self.reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._prepare(sock)
+        return sock
+
+    def _prepare(self, sock: socket.socket) -> None:
         _enlarge_buffer(sock)
         # Bound to an address of this host's, it receives nothing that was sent to another.
         pktinfo = LINUX and not _is_own(sock.family, self.interface)
@@ -422,14 +433,16 @@ class DatagramPort(udp.Port):
         elif pktinfo:
             for family in {socket.AF_INET, sock.family}:  # an IPv6 socket has IPv4 peers, too
                 sock.setsockopt(*_FAMILIES[family].option, 1)
-        return sock
 
     def doRead(self) -> None:
-        """Answer the datagrams that are there, batch by batch."""
-        batch = self._batch
-        if batch is None:
+        """Answer the datagrams that are there."""
+        if self._batch is None:
             self._read_singly()
-            return
+        else:
+            self._read_batches(self._batch)
+        self.end_turn()
+
+    def _read_batches(self, batch: DatagramBatch) -> None:
         for _ in range(MAX_PER_ITERATION // BATCH):
             count = batch.receive()
             try:
