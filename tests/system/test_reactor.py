@@ -6,15 +6,18 @@ import os
 import shutil
 import socket
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from twisted.internet.endpoints import _SystemdParser
 from twisted.internet.error import CannotListenError, UnsupportedAddressFamily
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.protocol import DatagramProtocol, Factory, Protocol
 from twisted.internet.ssl import CertificateOptions
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
+from twisted.python.systemd import ListenFDs
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.system.certificates import self_signed
@@ -170,6 +173,53 @@ class ReactorAdapterTests(SynchronousTestCase):
                 )
                 os.fstat(fd)
 
+    def test_adopted_datagrams(self) -> None:
+        """What is no bound UDP socket of the family is refused, and stays open."""
+        adapter = ReactorAdapter(self.memory, False)
+        with (
+            socket.create_server(("127.0.0.1", 0)) as listening,
+            socket.socket(type=socket.SOCK_DGRAM) as unbound,
+            socket.socket(type=socket.SOCK_DGRAM) as bound,
+            open(os.devnull, "rb") as null,
+        ):
+            bound.bind(("127.0.0.1", 0))
+            for file, family, name, given in (
+                (listening, socket.AF_INET, "INET", "one of type STREAM"),
+                (unbound, socket.AF_INET, "INET", "one without a port"),
+                (bound, socket.AF_INET6, "INET6", "one with domain=INET"),
+                (null, socket.AF_INET, "INET", "no socket"),
+            ):
+                fd: Any = file.fileno()
+                raised = self.assertRaises(
+                    CannotListenError, adapter.adoptDatagramPort, fd, family, DatagramProtocol()
+                )
+                self.assertEqual(
+                    str(raised.socketError),
+                    f"expected a bound datagram socket with domain={name}, got {given}",
+                )
+                os.fstat(fd)
+            family = socket.AF_UNIX
+            raised = self.assertRaises(
+                *(UnsupportedAddressFamily, adapter.adoptDatagramPort),
+                *(bound.fileno(), family, DatagramProtocol()),
+            )
+            self.assertIn("with domain=INET or INET6", str(raised))
+
+    def test_reuse_port(self) -> None:
+        """Ports can be opened several times if each asks for that, and only then."""
+        sharing = ReactorAdapter(self.memory, False)
+        sharing.reuse_port = True
+        make: Callable[[], Any]
+        for name, make in (("listenTCP", lambda: FACTORY), ("listenUDP", DatagramProtocol)):
+            listen = partial(getattr(sharing, name), interface="127.0.0.1")
+            first: Any = listen(0, make())
+            number = first.getHost().port
+            for port in (first, listen(number, make())):
+                self.addCleanup(port.socket.close)
+                self.assertFalse(port.inherited)
+            alone = partial(getattr(self.reactor, name), interface="127.0.0.1")
+            self.assertRaises(CannotListenError, alone, number, make())
+
     def test_one_group(self) -> None:
         """All ports share one `EpollGroup`; without epoll, the reactor watches each connection."""
         for has_epoll in (True, False):
@@ -239,6 +289,68 @@ class ReactorAdapterTests(SynchronousTestCase):
             port = self.listen(description)
             self.assertEqual((port.backlog, port.getHost().host), (7, "127.0.0.1"))
             self.assertIsInstance(port.factory, HalfCloseTLSFactory)
+
+    def passed(self, family: int) -> str:
+        """Pass a listening socket, as systemd does.
+
+        @return: its name, which has a colon in it, as in an endpoint's description.
+        """
+        with socket.socket(family) as sock:
+            address: Any = ("::1" if family == socket.AF_INET6 else "127.0.0.1", 0)
+            sock.bind(self.socket_path() if family == socket.AF_UNIX else address)
+            sock.listen()
+            sockets = ListenFDs([os.dup(sock.fileno())], ["a:b"])
+        self.patch(_SystemdParser, "_sddaemon", sockets)
+        return "a\\:b"
+
+    def test_tls_adopted(self) -> None:
+        """`ssl:` and `tls:` listen on a socket of systemd's, of any family, in the same layers."""
+        files = self_signed(self.mktemp())
+        folder = os.path.dirname(files.key)
+        for tls in (f"ssl:{files.endpoint}", f"tls:{folder}", f"haproxy:tls:path={folder}"):
+            for family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+                port: Any = self.listen(f"{tls}:systemd={self.passed(family)}")
+                self.assertEqual((port.socket.family, port.inherited), (family, True))
+                self.assertEqual(port._type, "TLS")
+                factory = port.factory
+                if tls.startswith("haproxy"):
+                    self.assertIsInstance(factory, ProxiedFactory)
+                    factory = factory.wrappedFactory
+                self.assertIsInstance(factory, HalfCloseTLSFactory)
+                self.assertIs(factory.wrappedFactory, FACTORY)
+
+    def test_tls_adopted_replaced(self) -> None:
+        """Such a port gets new certificates without another socket."""
+        files = self_signed(self.mktemp())
+        description = f"ssl:{files.endpoint}:systemd={self.passed(socket.AF_INET)}"
+        port: Any = self.listen(description)
+        before = port.factory
+        endpoint = self.reactor.replacing(port).endpoint(description)
+        self.assertIs(self.successResultOf(endpoint.listen(FACTORY)), port)
+        self.assertIsNot(port.factory, before)
+        self.assertIsInstance(port.factory, HalfCloseTLSFactory)
+
+    def test_tls_adopted_wrong(self) -> None:
+        """The name must be that of a listening socket, which has its own port and address."""
+        files = self_signed(self.mktemp())
+        folder, name = os.path.dirname(files.key), self.passed(socket.AF_INET)
+        for description in (
+            f"ssl:3001:{files.endpoint}:systemd={name}",
+            f"ssl:port=3001:{files.endpoint}:systemd={name}",
+            f"ssl:{files.endpoint}:interface=127.0.0.1:systemd={name}",
+            f"tls:{folder}:3001:systemd={name}",
+            f"tls:{folder}:systemd={name}:backlog=7",
+        ):
+            raised = self.assertRaises(ValueError, self.reactor.endpoint, description)
+            self.assertEqual(
+                str(raised), "expected systemd= without port=, interface= and backlog="
+            )
+        self.assertRaises(LookupError, self.reactor.endpoint, f"tls:{folder}:systemd=no-such")
+        with open(os.devnull, "rb") as null:
+            self.patch(_SystemdParser, "_sddaemon", ListenFDs([null.fileno()], ["null"]))
+            endpoint = self.reactor.endpoint(f"tls:{folder}:systemd=null")
+            failure = self.failureResultOf(endpoint.listen(FACTORY), CannotListenError)
+        self.assertIn("got no socket", str(failure.value))
 
     def test_tls_files(self) -> None:
         """Each file of `ssl:` is read as what it should be."""

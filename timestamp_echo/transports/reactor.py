@@ -58,6 +58,9 @@ _TWISTED_BACKLOG = 50  # a burst overruns it, and a client that is dropped retri
 _PROXIED_KINDS = ("tcp", "tcp6", "ssl", "tls", "unix", "systemd")
 """Endpoints that open their ports by the methods below, which see to the PROXY header."""
 
+_SOCKET_ARGUMENTS = {"port", "interface", "backlog"}
+"""Arguments of `ssl:` and `tls:` that say what a socket of systemd's is already. The port is the
+first value without a name of `ssl:`, and the second of `tls:`."""
 
 # A part of an endpoint's description, between colons: a value, or a name, `=` and a value. A
 # backslash takes its meaning from the character behind it.
@@ -129,8 +132,8 @@ class ReactorAdapter:
         kind, positional, named = _arguments(description)
         name = named.pop("systemd", None)
         if name is not None:
-            if "port" in named:
-                raise ValueError("expected port= or systemd=, not both")
+            if _SOCKET_ARGUMENTS & named.keys() or len(positional) > (kind == "tls"):
+                raise ValueError("expected systemd= without port=, interface= and backlog=")
             named["port"] = "0"
         make = self._ssl if kind == "ssl" else self._tls
         endpoint, certificates = make(*positional, **named)
@@ -167,7 +170,10 @@ class ReactorAdapter:
         return endpoint, from_folder(path)
 
     def _adopted(self, name: str) -> IStreamServerEndpoint:
-        """The endpoint of a socket that systemd passed under this name, of any family."""
+        """The endpoint of a socket that systemd passed under this name, of any family.
+
+        @raise LookupError: there is none.
+        """
         endpoint = serverFromString(self, f"systemd:domain=INET:name={quoteStringArgument(name)}")
         # What is no socket is refused by `adoptStreamPort`.
         with suppress(OSError), _borrowed(endpoint.fileno) as sock:
@@ -199,9 +205,8 @@ class ReactorAdapter:
             replaced: IListeningPort = self._replaced_port
             return replaced
         opened = StreamPort(port, outermost, _backlog(backlog), interface, self._reactor)
-        opened._type = getattr(factory, "port_type", opened._type)
         opened.reuse_port = self.reuse_port
-        return self._opened(opened)
+        return self._opened(opened, factory)
 
     def listenSSL(
         self,
@@ -235,7 +240,7 @@ class ReactorAdapter:
             *(_backlog(backlog), mode, self._reactor, wantPID),
         )
         try:
-            return self._opened(port)
+            return self._opened(port, factory)
         except CannotListenError as error:
             lock = port.lockFile
             if lock is None:
@@ -264,7 +269,7 @@ class ReactorAdapter:
                 *(self._reactor, fileDescriptor, addressFamily, outermost)
             )
         port.inherited = True
-        return self._opened(port)
+        return self._opened(port, factory)
 
     def listenUDP(
         self,
@@ -291,7 +296,7 @@ class ReactorAdapter:
         @raise CannotListenError: it is no UDP socket of this family, or not bound.
         """
         if addressFamily not in {socket.AF_INET, socket.AF_INET6}:
-            raise UnsupportedAddressFamily("expected domain=INET or INET6 of a datagram socket")
+            raise UnsupportedAddressFamily("expected a datagram socket with domain=INET or INET6")
         _check_kind(fileDescriptor, addressFamily, socket.SOCK_DGRAM)
         port: DatagramPort = DatagramPort._fromListeningDescriptor(
             self._reactor, fileDescriptor, addressFamily, protocol, maxPacketSize
@@ -303,8 +308,9 @@ class ReactorAdapter:
     def _outermost(self, factory: IProtocolFactory) -> IProtocolFactory:
         return ProxiedFactory(factory, self._may_proxy) if self._proxied else factory
 
-    def _opened(self, port: StreamPort) -> IListeningPort:
+    def _opened(self, port: StreamPort, factory: IProtocolFactory) -> IListeningPort:
         """Begin to listen on a port whose connections are in the group."""
+        port._type = getattr(factory, "port_type", port._type)
         kind: type[StreamTransport] = StreamTransport
         if isinstance(port, UNIXStreamPort):
             kind = UNIXStreamTransport
