@@ -12,13 +12,19 @@ from unittest import SkipTest
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.system.host import Host
+from tests.system.certificates import self_signed
+from tests.system.host import INSTALLED, Host
 from tests.system.running import BIN, PATIENCE, Log, needs, run
 from tests.system.test_packaging import UNVERSIONED
-from tests.test_deploy import DEPLOY, SERVICES, text
+from tests.test_deploy import DEPLOY, SERVICES, comments, text, unit
 
 KUBERNETES = ("1.30", "1.34")
 """The first version of Kubernetes that has `preStop.sleep`, and the first in which it is stable."""
+
+OVERRIDE = "/etc/systemd/system/tsecho.service.d/tls.conf"
+
+COMMANDS = ("python3 ", "/opt/tsecho/bin/", "cp ", "systemctl ")
+"""How the commands begin that a comment says to run."""
 
 
 class ToolTests(SynchronousTestCase):
@@ -82,8 +88,20 @@ class ToolTests(SynchronousTestCase):
         self.assert_clean("promtool", "test", "rules", folder / "alerts_test.yml")
 
 
+ASK_TLS = """
+import socket, ssl, sys
+context = ssl.create_default_context()
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+context.set_alpn_protocols(["http/1.1"])
+with context.wrap_socket(socket.create_connection(("localhost", 3001), 10)) as sock:
+    sock.sendall(b"hello\\n")
+    print(sock.makefile("rb").readline())
+"""
+"""A client that offers protocols, as curl does."""
+
+
 class InstalledTests(SynchronousTestCase):
-    """The image, on a host where tsecho is installed by its steps."""
+    """The image and the units, on a host where tsecho is installed as their comments say."""
 
     def setUp(self) -> None:
         """Make the host, and install tsecho with the steps of the image."""
@@ -114,8 +132,20 @@ class InstalledTests(SynchronousTestCase):
         """Run a command on the host, which must succeed; return its standard output."""
         done = self.host.run(*command, folder=self.folder, stdin=stdin)
         output = (done.stdout + done.stderr).decode()
-        self.assertEqual(done.returncode, 0, output)
+        self.assertEqual(done.returncode, 0, output + self.host.log if done.returncode else "")
         return done.stdout.decode()
+
+    def assert_echo(self, *servers: str) -> None:
+        """Each of these servers of the host answers, also when it is asked for its state."""
+        for server in servers:
+            reply = self.do(INSTALLED / "bin" / "tsecho", server, stdin=b"hello\n")
+            self.assertRegex(reply, r"\] hello\n$")
+
+    def assert_ready(self, *ports: int) -> None:
+        """The services with these status ports are ready."""
+        for port in ports:
+            address = f"http://localhost:{port}/readyz"
+            self.do(needs("curl"), "--silent", "--show-error", "--fail", address)
 
     def test_image(self) -> None:
         """The image's command answers, as its user and with no rights, and writes no cache."""
@@ -146,3 +176,51 @@ class InstalledTests(SynchronousTestCase):
             self.assertIn(b"] hello", done.stdout, done.stderr)
         process.terminate()
         self.assertNotIn("plugin cache", log.finish())
+
+    def test_systemd(self) -> None:
+        """The units serve in their sandbox: one process, TLS, and several processes."""
+        self.copy("deploy")
+        self.host.boot()
+        commands = re.findall(r"(?m)^    (\S.*)$", comments("systemd/tsecho.service"))
+        _, _, cache, *install = [each for each in commands if each.startswith(COMMANDS)]
+        self.do("sh", "-c", cache)
+        for command in install:
+            self.do("bash", "-c", command)
+        self.assert_echo("localhost:3000", "udp:localhost:3000", "unix:/run/tsecho.sock")
+        self.assert_ready(8080)
+        self.do("systemctl", "reload", "tsecho.service")
+        self.do("systemctl", "restart", "tsecho.service")
+        self.assert_echo("localhost:3000")
+        self.several()
+        self.tls()
+        self.assertNotIn("plugin cache", self.host.log)
+        self.assertNotIn("Traceback", self.host.log)
+
+    def several(self) -> None:
+        """Replace the one process by four, restart them, and return to the one."""
+        enable, restart = re.findall(r"(?m)^    (\S.*)$", comments("systemd/tsecho@.service"))
+        self.do("bash", "-c", enable)
+        self.assert_ready(8081, 8082, 8083, 8084)
+        state = self.host.run("systemctl", "is-active", "tsecho.service").stdout
+        self.assertEqual(state, b"inactive\n")
+        self.do("bash", "-c", restart)
+        self.assert_echo("localhost:3000", "udp:localhost:3000", "unix:/run/tsecho.sock")
+        self.do("bash", "-c", "systemctl stop tsecho@{1..4}.service")
+        self.do("systemctl", "start", "tsecho.service")
+
+    def tls(self) -> None:
+        """TLS works under these restrictions, and would not with MemoryDenyWriteExecute=."""
+        self_signed(str(self.folder / "tls"))
+        self.do("install", "-d", "-m", "755", "/run/tls")
+        self.do("sh", "-c", "install -m 644 tls/*.pem /run/tls")
+        (command,) = unit("tsecho.service")["ExecStart"]
+        override = f"[Service]\nExecStart=\nExecStart={command} --listen tls:/run/tls:port=3001\n"
+        self.host.write(OVERRIDE, override)
+        self.do("systemctl", "daemon-reload")
+        self.do("systemctl", "restart", "tsecho.service")
+        self.assert_echo("localhost:3000")
+        self.assertRegex(self.do("/usr/bin/python3", "-c", ASK_TLS), r"\] hello")
+        self.host.write(OVERRIDE, f"{override}MemoryDenyWriteExecute=yes\n")
+        self.do("systemctl", "daemon-reload")
+        self.assertNotEqual(self.host.run("systemctl", "restart", "tsecho.service").returncode, 0)
+        self.assertIn("Cannot allocate write+execute memory", self.host.log)
