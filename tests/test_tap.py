@@ -7,6 +7,7 @@ import io
 import os
 import resource
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -15,14 +16,18 @@ from unittest.mock import patch
 
 from twisted.application.service import IService, IServiceMaker
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.endpoints import _SystemdParser
+from twisted.internet.error import CannotListenError
 from twisted.logger import formatEvent
 from twisted.plugin import IPlugin, getPlugins
+from twisted.python.systemd import ListenFDs
 from twisted.scripts._twistd_unix import ServerOptions
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from tests.fakes import logged
 from tests.system.certificates import self_signed
+from tests.system.running import PATIENCE
 from timestamp_echo import __version__, tap
 from timestamp_echo.clocks import monotonic_ns
 from timestamp_echo.framing import AutoFraming, ChunkFraming, LineFraming
@@ -146,6 +151,35 @@ class OptionsTests(SynchronousTestCase):
             formatEvent(events[0]),
             "the limit of open files (ulimit -Hn) is 100, so the limit of connections is 36",
         )
+
+    def test_reuse_port(self) -> None:
+        """One line warns where connections of TCP ports are reset when a process ends."""
+        files = self_signed(self.mktemp())
+        folder = os.path.dirname(files.key)
+        setting = Path(self.mktemp())
+        self.patch(tap, "_MIGRATION", setting)
+        self.patch(_SystemdParser, "_sddaemon", ListenFDs([0], ["x"]))
+        line = (
+            "--reuse-port: connections not yet accepted when a process ends are reset"
+            " (net.ipv4.tcp_migrate_req is 0)"
+        )
+        for value, listen, lines in (
+            (None, ["tcp:0"], []),  # another system, or before Linux 5.14
+            ("1", ["tcp:0"], []),
+            ("0", [], [line]),
+            ("0", ["tcp:0", "udp:0", "tcp6:0"], [line]),
+            ("0", [f"haproxy:ssl:0:{files.endpoint}"], [line]),
+            ("0", ["udp:0", f"tls:{folder}:port=0"], [line]),
+            ("0", ["udp:0", "unix:/run/tsecho", f"tls:{folder}:systemd=x"], []),
+        ):
+            if value is not None:
+                setting.write_text(f"{value}\n")
+            arguments = [word for text in listen for word in ("-l", text)]
+            events = logged(self)
+            self.parsed("--reuse-port", *arguments)
+            self.assertEqual(list(map(formatEvent, events)), lines)
+            self.parsed(*arguments)
+            self.assertEqual(len(events), len(lines))
 
     def test_client_ca(self) -> None:
         """--client-ca needs ssl:, and excludes tls:, which cannot ask for certificates."""
@@ -421,6 +455,53 @@ class ListenerTests(TestCase):
         plain, timed = await self.opened(UDP), await self.opened(UDP, "--stamp", "iso")
         self.assertIsInstance(plain, DatagramPort)
         self.assertEqual((plain._timed, timed._timed), (False, True))
+
+    async def test_reuse_port(self) -> None:
+        """With --reuse-port, TCP and UDP ports can be opened again; without it they cannot."""
+        for kind in ("tcp", "udp"):
+            port = await self.opened(f"{kind}:0:interface=127.0.0.1", "--reuse-port")
+            again = f"{kind}:{port.getHost().port}:interface=127.0.0.1"
+            await self.opened(again, "--reuse-port")
+            with self.assertRaises(CannotListenError):
+                await self.opened(again)
+
+    def passed(self, sock: socket.socket) -> int:
+        """Pass a socket by the name `x`, as systemd does; return its file descriptor."""
+        fd = os.dup(sock.fileno())
+        self.patch(_SystemdParser, "_sddaemon", ListenFDs([fd], ["x"]))
+        return fd
+
+    async def test_datagrams_from_systemd(self) -> None:
+        """A datagram socket behind `systemd:` is answered like that of `udp:`."""
+        with socket.socket(type=socket.SOCK_DGRAM) as sock:
+            sock.bind(("127.0.0.1", 0))
+            fd = self.passed(sock)
+            port = await self.opened("systemd:domain=INET:name=x")
+            self.assertIsInstance(port, DatagramPort)
+            self.assertTrue(port.inherited)
+            self.assertGreaterEqual(port.maxPacketSize, 65507)
+            self.assertFalse(os.get_blocking(port.fileno()))
+            self.assertRaises(OSError, os.fstat, fd)  # the port has a duplicate
+            self.assertEqual(port.protocol._own_ports, {sock.getsockname()[1]})
+            with socket.socket(type=socket.SOCK_DGRAM) as client:
+                client.settimeout(PATIENCE)
+                client.connect(sock.getsockname())
+                client.send(b"hello")
+                port.doRead()
+                self.assertRegex(client.recv(100), rb"\] hello$")
+
+    async def test_wrong_datagrams_from_systemd(self) -> None:
+        """One that is not bound, or of another family, is refused; behind `haproxy:` any is."""
+        with socket.socket(type=socket.SOCK_DGRAM) as sock:
+            self.passed(sock)
+            for description, error in (
+                ("systemd:domain=INET:name=x", "expected a bound datagram .*, got one without a"),
+                ("systemd:domain=INET6:name=x", "domain=INET6, got one with domain=INET$"),
+                ("haproxy:systemd:domain=INET:name=x", "expected a listening stream .* DGRAM"),
+            ):
+                with self.assertRaises(CannotListenError) as raised:
+                    await self.opened(description)
+                self.assertRegex(str(raised.exception.socketError), error)
 
 
 class MakeServiceTests(SynchronousTestCase):

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
 from typing import Any, ClassVar
 
 from twisted.application.service import IService
@@ -45,6 +46,13 @@ _log = Logger()
 _UDP = re.compile(r"udp:(?P<port>\d+)(?::interface=(?P<interface>.+))?", re.ASCII)
 
 _TLS = re.compile(r"(?:haproxy:)?(?P<kind>ssl|tls):")
+
+# Endpoints that open a TCP port, and do not have one from systemd.
+_OPENS_TCP = re.compile(r"(?:haproxy:)?(?:tcp6?|ssl|tls):(?!.*:systemd=)", re.DOTALL)
+
+_MIGRATION = Path("/proc/sys/net/ipv4/tcp_migrate_req")
+"""Whether connections that wait for a process that ends are passed on to others that share its port
+(Linux 5.14, Documentation/networking/ip-sysctl.rst). Without the file they never are."""
 
 # Where Twisted's endpoints have their port. What this does not match, their parsers check.
 _PORT = re.compile(r"(?:(?:haproxy:)?(?:tcp6?|ssl|udp):|.*:port=)(?P<port>-?\d+)(?::|$)", re.ASCII)
@@ -191,6 +199,7 @@ class Options(usage.Options):
         factory = TimestampEchoFactory(
             stamp, FRAMINGS[self["framing"]], reactor, connections=self.connections
         )
+        descriptions = self["listen"] or ["tcp:3000"]
         adapter = ReactorAdapter(
             reactor,
             stamp.subsecond,
@@ -198,7 +207,9 @@ class Options(usage.Options):
             self._client_ca(),
             factory.may_proxy,
         )
-        adapter.reuse_port = bool(self["reuse-port"])
+        if self["reuse-port"]:
+            adapter.reuse_port = True
+            _warn_of_resets(descriptions)
         own_ports: set[int] = set()
         self.datagrams: list[TimestampDatagram] = []
 
@@ -211,7 +222,7 @@ class Options(usage.Options):
         self.status = self._status()
         self.listeners = [
             _listener(description, factory, datagram_protocol, adapter)
-            for description in self["listen"] or ["tcp:3000"]
+            for description in descriptions
         ]
 
     def _client_ca(self) -> str | None:
@@ -284,6 +295,16 @@ class Options(usage.Options):
                 f" not {_quoted(text)}"
             )
         return int(text)
+
+
+def _warn_of_resets(descriptions: Iterable[str]) -> None:
+    """Say so where the kernel resets connections that other processes could accept."""
+    with suppress(OSError):  # another system, or a kernel that is older
+        if any(map(_OPENS_TCP.match, descriptions)) and int(_MIGRATION.read_text()) == 0:
+            _log.warn(
+                "--reuse-port: connections not yet accepted when a process ends are reset"
+                " (net.ipv4.tcp_migrate_req is 0)"
+            )
 
 
 def _default_total() -> int:

@@ -12,7 +12,12 @@ from tests.fakes import TCPTransport, TLSTransport
 from timestamp_echo.framing import LineFraming
 from timestamp_echo.server.connections import Connections
 from timestamp_echo.server.counts import TRANSPORTS, Counts
-from timestamp_echo.server.protocol import HANDSHAKE_TIMEOUT, TimestampEcho, TimestampEchoFactory
+from timestamp_echo.server.protocol import (
+    FIRST_MESSAGE,
+    HANDSHAKE_TIMEOUT,
+    TimestampEcho,
+    TimestampEchoFactory,
+)
 from timestamp_echo.transports.stdio import StandardIOTransport
 from timestamp_echo.transports.stream import StreamTransport, UNIXStreamTransport
 from timestamp_echo.transports.tls import HalfCloseTLS
@@ -68,6 +73,7 @@ class CountsTests(SynchronousTestCase):
         self.clock.pump([2] * 12)
         self.assertEqual(self.closed(idle), "idle")
         stopping = self.connect()
+        self.clock.advance(FIRST_MESSAGE)
         stopping.drain()
         self.clock.pump([0] * 3)
         self.assertEqual(self.closed(stopping), "stopping")

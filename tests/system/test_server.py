@@ -1171,7 +1171,7 @@ class StartTests(SynchronousTestCase):
         self.assertIn("cannot listen on unix:socket: socket.lock is held by process ", line)
 
     def test_wrong_socket(self) -> None:
-        """What systemd passes must be a listening stream socket of the domain."""
+        """What systemd passes must be a listening or a bound datagram socket of the domain."""
         with (
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram,
             socket.socket() as stream,
@@ -1180,7 +1180,11 @@ class StartTests(SynchronousTestCase):
         ):
             expected = "expected a listening stream socket with domain=INET, got "
             for file, domain, error in (
-                (datagram, "INET", f"{expected}one of type DGRAM"),
+                (
+                    *(datagram, "INET"),
+                    "expected a bound datagram socket with domain=INET, got one without a port",
+                ),
+                (datagram, "UNIX", "expected a datagram socket with domain=INET or INET6"),
                 (stream, "INET", f"{expected}one that does not listen"),
                 (other, "INET", f"{expected}one with domain=INET6"),
                 (null, "INET", f"{expected}no socket"),
