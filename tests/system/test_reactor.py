@@ -205,6 +205,17 @@ class ReactorAdapterTests(SynchronousTestCase):
             )
             self.assertIn("with domain=INET or INET6", str(raised))
 
+    def test_is_datagram_socket(self) -> None:
+        """Whether a file descriptor is one for datagrams; it stays open, whatever it is."""
+        with (
+            socket.socket() as stream,
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagram,
+            open(os.devnull, "rb") as null,
+        ):
+            for file, expected in ((stream, False), (datagram, True), (null, False)):
+                self.assertEqual(reactor.is_datagram_socket(file.fileno()), expected)
+                os.fstat(file.fileno())
+
     def test_reuse_port(self) -> None:
         """Ports can be opened several times if each asks for that, and only then."""
         sharing = ReactorAdapter(self.memory, False)
