@@ -302,7 +302,9 @@ class ReactorAdapter:
             self._reactor, fileDescriptor, addressFamily, protocol, maxPacketSize
         )
         port.inherited = True
-        port.listen(self._timed)
+        # What a socket is asked to tell, it tells all processes that have it, now and later. So it
+        # is always asked for the same, whatever stamps each of them writes.
+        port.listen(timed=True)
         return port
 
     def _outermost(self, factory: IProtocolFactory) -> IProtocolFactory:

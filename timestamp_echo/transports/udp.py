@@ -409,9 +409,7 @@ class DatagramPort(SharedSocket, udp.Port):
 
         @param timed: whether it is to know arrival times.
         """
-        # What a socket is asked to tell, it tells all processes that have it, now and later. So an
-        # inherited one is always asked for the same, whatever stamps each of them writes.
-        self._timed = timed or self.inherited
+        self._timed = timed
         self.startListening()
         if self.inherited:
             self._prepare(self.socket)
