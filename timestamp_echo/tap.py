@@ -395,7 +395,7 @@ def _datagram_listener(
 
     port = int(match["port"])
     return Listener(
-        description, lambda: execute(adapter.listenUDP, port, protocol, interface, MAX_DATAGRAM)
+        description, lambda: execute(adapter.listen_udp, port, protocol, interface, MAX_DATAGRAM)
     )
 
 
@@ -407,7 +407,7 @@ def _adopted_datagram_listener(
     def adopt() -> DatagramPort:
         fd = endpoint.fileno
         fdesc.setNonBlocking(fd)
-        port = adapter.adoptDatagramPort(fd, endpoint.addressFamily, protocol, MAX_DATAGRAM)
+        port = adapter.adopt_udp(fd, endpoint.addressFamily, protocol, MAX_DATAGRAM)
         os.close(fd)  # the port has a duplicate
         return port
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -191,7 +190,7 @@ class ReactorAdapterTests(SynchronousTestCase):
             ):
                 fd: Any = file.fileno()
                 raised = self.assertRaises(
-                    CannotListenError, adapter.adoptDatagramPort, fd, family, DatagramProtocol()
+                    CannotListenError, adapter.adopt_udp, fd, family, DatagramProtocol(), 100
                 )
                 self.assertEqual(
                     str(raised.socketError),
@@ -200,8 +199,8 @@ class ReactorAdapterTests(SynchronousTestCase):
                 os.fstat(fd)
             family = socket.AF_UNIX
             raised = self.assertRaises(
-                *(UnsupportedAddressFamily, adapter.adoptDatagramPort),
-                *(bound.fileno(), family, DatagramProtocol()),
+                *(UnsupportedAddressFamily, adapter.adopt_udp),
+                *(bound.fileno(), family, DatagramProtocol(), 100),
             )
             self.assertIn("with domain=INET or INET6", str(raised))
 
@@ -220,16 +219,19 @@ class ReactorAdapterTests(SynchronousTestCase):
         """Ports can be opened several times if each asks for that, and only then."""
         sharing = ReactorAdapter(self.memory, False)
         sharing.reuse_port = True
-        make: Callable[[], Any]
-        for name, make in (("listenTCP", lambda: FACTORY), ("listenUDP", DatagramProtocol)):
-            listen = partial(getattr(sharing, name), interface="127.0.0.1")
-            first: Any = listen(0, make())
-            number = first.getHost().port
-            for port in (first, listen(number, make())):
-                self.addCleanup(port.socket.close)
-                self.assertFalse(port.inherited)
-            alone = partial(getattr(self.reactor, name), interface="127.0.0.1")
-            self.assertRaises(CannotListenError, alone, number, make())
+
+        def listen(adapter: ReactorAdapter, datagrams: bool, number: int) -> Any:
+            if datagrams:
+                port: Any = adapter.listen_udp(number, DatagramProtocol(), "127.0.0.1", 100)
+            else:
+                port = adapter.listenTCP(number, FACTORY, interface="127.0.0.1")
+            self.addCleanup(port.socket.close)
+            return port
+
+        for datagrams in (False, True):
+            number = listen(sharing, datagrams, 0).getHost().port
+            self.assertFalse(listen(sharing, datagrams, number).inherited)
+            self.assertRaises(CannotListenError, listen, self.reactor, datagrams, number)
 
     def test_one_group(self) -> None:
         """All ports share one `EpollGroup`; without epoll, the reactor watches each connection."""
@@ -427,6 +429,7 @@ class ReactorAdapterTests(SynchronousTestCase):
         self.assertEqual(self.memory.getReaders(), [port])
 
     def test_other_attributes(self) -> None:
-        """All other attributes are the reactor's."""
+        """All other attributes are the reactor's, so that any protocol can have datagrams."""
         self.assertEqual(self.reactor.callLater, self.memory.callLater)
+        self.assertEqual(self.reactor.adoptDatagramPort, self.memory.adoptDatagramPort)
         self.assertIsInstance(self.memory, Clock)

@@ -498,7 +498,7 @@ class DatagramPortTests(SynchronousTestCase):
         protocol = Recorder()
         sock.setblocking(False)
         adapter = ReactorAdapter(MemoryReactorClock(), timed)
-        port = adapter.adoptDatagramPort(sock.fileno(), sock.family, protocol, 65536)
+        port = adapter.adopt_udp(sock.fileno(), sock.family, protocol, 65536)
         self.addCleanup(close, port)
         return port, protocol
 

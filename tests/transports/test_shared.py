@@ -88,13 +88,13 @@ class SharedSocketTests(SynchronousTestCase):
             if kind == socket.SOCK_STREAM:
                 sock.listen()
                 return self.adapter.adoptStreamPort(sock.fileno(), socket.AF_INET, FACTORY)
-            return self.adapter.adoptDatagramPort(sock.fileno(), socket.AF_INET, Datagrams())
+            return self.adapter.adopt_udp(sock.fileno(), socket.AF_INET, Datagrams(), 100)
 
     def opened(self, kind: int) -> Any:
         """A port of this process's own."""
         if kind == socket.SOCK_STREAM:
             return self.adapter.listenTCP(0, FACTORY, interface="127.0.0.1")
-        return self.adapter.listenUDP(0, Datagrams(), "127.0.0.1")
+        return self.adapter.listen_udp(0, Datagrams(), "127.0.0.1", 100)
 
     def send(self, port: Any) -> None:
         """Connect, or send a datagram."""

@@ -271,35 +271,30 @@ class ReactorAdapter:
         port.inherited = True
         return self._opened(port, factory)
 
-    def listenUDP(
-        self,
-        port: int,
-        protocol: DatagramProtocol,
-        interface: str = "",
-        maxPacketSize: int = 8192,
+    def listen_udp(
+        self, port: int, protocol: DatagramProtocol, interface: str, max_size: int
     ) -> DatagramPort:
-        """See `IReactorUDP.listenUDP`."""
-        opened = DatagramPort(port, protocol, interface, maxPacketSize, self._reactor)
+        """As `IReactorUDP.listenUDP`, but for a protocol that takes batches (`DatagramPort`).
+
+        @raise CannotListenError: the port cannot be opened.
+        """
+        opened = DatagramPort(port, protocol, interface, max_size, self._reactor)
         opened.reuse_port = self.reuse_port
         opened.listen(self._timed)
         return opened
 
-    def adoptDatagramPort(
-        self,
-        fileDescriptor: int,
-        addressFamily: int,
-        protocol: DatagramProtocol,
-        maxPacketSize: int = 8192,
+    def adopt_udp(
+        self, fd: int, family: int, protocol: DatagramProtocol, max_size: int
     ) -> DatagramPort:
-        """See `IReactorSocket.adoptDatagramPort`.
+        """As `IReactorSocket.adoptDatagramPort`, but for a protocol that takes batches.
 
         @raise CannotListenError: it is no UDP socket of this family, or not bound.
         """
-        if addressFamily not in {socket.AF_INET, socket.AF_INET6}:
+        if family not in {socket.AF_INET, socket.AF_INET6}:
             raise UnsupportedAddressFamily("expected a datagram socket with domain=INET or INET6")
-        _check_kind(fileDescriptor, addressFamily, socket.SOCK_DGRAM)
+        _check_kind(fd, family, socket.SOCK_DGRAM)
         port: DatagramPort = DatagramPort._fromListeningDescriptor(
-            self._reactor, fileDescriptor, addressFamily, protocol, maxPacketSize
+            self._reactor, fd, family, protocol, max_size
         )
         port.inherited = True
         # What a socket is asked to tell, it tells all processes that have it, now and later. So it

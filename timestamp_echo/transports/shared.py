@@ -23,7 +23,7 @@ that was woken for it may be about to end, may have been killed, or may hang."""
 
 
 class SharedSocket(FileDescriptor):
-    """A port whose socket other processes may have, too. Twisted's port is another base class."""
+    """A port whose socket other processes may have, too: a base class before one of Twisted's."""
 
     reactor: Any  # IReactorFDSet and IReactorTime
 
