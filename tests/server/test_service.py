@@ -141,6 +141,8 @@ class EchoServiceTests(SynchronousTestCase):
             ("haproxy:tcp:3002", Port(IPv4Address("TCP", "0.0.0.0", 3002))),
             ("unix:/run/tsecho", Port(UNIXAddress("/run/tsecho"))),
             ("udp:3000:interface=::1", Port(IPv6Address("UDP", "::1", 3000))),
+            ("systemd:domain=INET6:name=x", Port(IPv6Address("TCP", "::", 3004))),
+            ("systemd:domain=INET6:name=y", Port(IPv6Address("UDP", "::", 3004))),
         ).startService()
         self.assertEqual(
             self.lines(),
@@ -153,6 +155,8 @@ class EchoServiceTests(SynchronousTestCase):
                 "listening on haproxy:tcp:3002",
                 "listening on unix:/run/tsecho",
                 "listening on udp:3000:interface=\\:\\:1",
+                "listening on systemd:3004:interface=\\:\\:",
+                "listening on udp:3004:interface=\\:\\:",
             ],
         )
 

@@ -309,7 +309,8 @@ def _listening_on(description: str, address: IAddress) -> str:
     """An address in the words of `--listen`, with the port that was taken for port 0."""
     if not isinstance(address, (IPv4Address, IPv6Address)):
         return format_address(address)
-    kind = description.split(":", maxsplit=1)[0]
+    # `systemd:` may be either, and both may have the same number.
+    kind = "udp" if address.type == "UDP" else description.split(":", maxsplit=1)[0]
     if kind == "haproxy":
         kind = ":".join(description.split(":")[:2])
     where = f"{kind}:{address.port}"
