@@ -86,7 +86,8 @@ class MachinesTests(SynchronousTestCase):
             [
                 *self.star.inside(self.star.hosts["client"]),
                 # What is started meanwhile goes first.
-                *("nice", sys.executable, "-m", "tests.system.load", HUB, "3000", "3001"),
+                *("nice", sys.executable, "-m", "tests.system.load"),
+                *(f"tcp={HUB}:3000", f"tls={HUB}:3001"),
             ],
             cwd=DEPLOY.parent,
             stdin=subprocess.PIPE,
@@ -140,7 +141,7 @@ class MachinesTests(SynchronousTestCase):
             if kind.endswith("short"):
                 self.assertEqual(report.unanswered, [], kind)
             else:  # one that moves on is in the way of at most every restart
-                ends = [what for _, what in report.unanswered]
+                ends = [what for *_, what in report.unanswered]
                 self.assertEqual(ends, [""] * len(ends), kind)
                 self.assertLessEqual(len(ends), len(NODES) * LONG)
         self.assert_addresses(reports)
@@ -159,7 +160,7 @@ class MachinesTests(SynchronousTestCase):
         self.assertLessEqual(len(lost), 2 * (SHORT + LONG))
         # Those on which nothing had been transferred are in no line of HAProxy's (dontlognull).
         elsewhere = set(re.findall(rf"{CLIENT}:(\d+) .* (?:tcp|tls)/[ac] ", self.haproxy.text))
-        self.assertEqual(elsewhere & {str(port) for port, _ in lost}, set())
+        self.assertEqual(elsewhere & {str(port) for port, *_ in lost}, set())
         self.assert_addresses(reports)
 
     def test_ready(self) -> None:
