@@ -405,6 +405,23 @@ def faketime(offset: str) -> dict[str, str]:
     raise AssertionError(f"faketime: {done.stderr.decode()}")
 
 
+def passing(*files: socket.socket | IO[bytes], names: str = "x") -> list[str]:
+    """A command before another one: passes sockets to it as systemd does (sd_listen_fds(3)).
+
+    @param names: theirs, with colons between them.
+    """
+    script = (
+        "import fcntl, os, sys; given = [*map(int, sys.argv[1].split(','))];"
+        # Some of them may be where others have to be.
+        " away = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100) for fd in given];"
+        " [*map(os.close, given)]; [os.dup2(fd, 3 + i) for i, fd in enumerate(away)];"
+        " os.environ.update(LISTEN_FDS=str(len(away)), LISTEN_FDNAMES=sys.argv[2]);"
+        " os.environ.update(LISTEN_PID=str(os.getpid())); os.execv(sys.argv[3], sys.argv[3:])"
+    )
+    fds = ",".join(str(file.fileno()) for file in files)
+    return [sys.executable, "-c", script, fds, names]
+
+
 def talk(sock: socket.socket, data: bytes) -> bytes:
     """Send, close the sending side at once, and read to the end."""
     with sock:

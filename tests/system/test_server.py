@@ -36,6 +36,7 @@ from tests.system.running import (
     connectable,
     fill,
     needs,
+    passing,
     read_all,
     run,
     talk,
@@ -100,16 +101,6 @@ class TLSClient:
         data = self._sock.recv(2**16)
         self._incoming.write(data)
         return bool(data)
-
-
-def passing(file: socket.socket | IO[bytes]) -> list[str]:
-    """A command before another one: passes a socket to it as systemd does (sd_listen_fds(3))."""
-    script = (
-        "import os, sys; os.dup2(int(sys.argv[1]), 3);"
-        " os.environ.update(LISTEN_FDS='1', LISTEN_FDNAMES='x', LISTEN_PID=str(os.getpid()));"
-        " os.execv(sys.argv[2], sys.argv[2:])"
-    )
-    return [sys.executable, "-c", script, str(file.fileno())]
 
 
 def activated(

@@ -26,12 +26,13 @@ from tests.system.running import (
     Log,
     Service,
     needs,
+    passing,
     read_all,
     run,
     talk,
     twistd,
 )
-from tests.system.test_server import TLSClient, passing
+from tests.system.test_server import TLSClient
 from timestamp_echo.status.site import MAX_CONNECTIONS
 
 STATUS = ("--status", "tcp:0:interface=127.0.0.1")
