@@ -162,11 +162,17 @@ class Server:
     @param log: the file for its output.
     @param core: the number of the core.
     @param patience: seconds that its start may take.
+    @param pass_fds: file descriptors that it inherits.
     @raise RuntimeError: it ended, or did not listen in time.
     """
 
     def __init__(
-        self, command: list[str], log: Path, core: int, patience: float = PATIENCE
+        self,
+        command: list[str],
+        log: Path,
+        core: int,
+        patience: float = PATIENCE,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         began = time.perf_counter()
         self._scraper: Scraper | None = None
@@ -176,7 +182,9 @@ class Server:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"GOMAXPROCS": "1"},
+                pass_fds=pass_fds,
             )
+        self.pid = self._process.pid
         try:
             while not (found := re.search(r"listening on (?:[a-z]+:)*(\d+)", log.read_text())):
                 if self._process.poll() is not None or time.perf_counter() - began > patience:

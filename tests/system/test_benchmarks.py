@@ -126,6 +126,15 @@ class BenchmarkTests(SynchronousTestCase):
         self.assertRegex(table, r"stamp after sending, the kernel's time +\d+ +\d+\n")
         self.assertEqual(table.count("timer of 10 ms, late"), 2)
 
+    def test_processes(self) -> None:
+        """Each measurement has a table with one process and with two."""
+        tables = self.bench(
+            *("benchmarks.processes", "--rounds", "1", "--seconds", "0.2", "--connections", "100")
+        )
+        for title in ("100 clients ask", "100 lines wait"):
+            rows = "".join(rf"  processes: {count}( +[\d,.]+){{4}}\n" for count in (1, 2))
+            self.assertRegex(tables, rf"(?m)^{title}.*\n{rows}")
+
     def test_storm(self) -> None:
         """Each storm has a table with all columns, and the established clients are served."""
         needs("prlimit")
