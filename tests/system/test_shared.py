@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -202,10 +203,11 @@ class InheritedTests(SharedCase):
     def test_balance(self) -> None:
         """Of many long connections, four processes have about as many each.
 
-        Each has 20 to 30 % on a host that is not busy.
+        Each has 20 to 30 % on a host that is not busy. Only one process wakes up for most of them.
         """
         count = connectable(self, 800)
         self.start_many(4, "tcp")
+        before = self.sleeps()
         begun = time.monotonic()
         connections = []
         for number in range(count):
@@ -215,11 +217,21 @@ class InheritedTests(SharedCase):
         print(f"{count} connections in {time.monotonic() - begun:.2f} s")
         for sock in connections:
             self.assert_answered(sock)
+        sleeps = self.sleeps() - before
+        print(f"the processes went to sleep {sleeps} times")
+        self.assertLess(sleeps, 2 * count)
         shares = self.figures("tsecho_connections", self.services)
         print(f"shares: {shares}")
         self.assertEqual(sum(shares), count)
         self.assertGreater(min(shares), count / 10)
         self.assertLess(max(shares), count * 4 / 10)
+
+    def sleeps(self) -> int:
+        """How often all processes have gone to sleep so far (proc(5))."""
+        status = "".join(
+            Path(f"/proc/{service.process.pid}/status").read_text() for service in self.services
+        )
+        return sum(map(int, re.findall(r"(?m)^voluntary_ctxt_switches:\s*(\d+)$", status)))
 
     @skipIf(WITHOUT_TURNS, "needs the epoll reactor")
     def test_datagrams(self) -> None:
