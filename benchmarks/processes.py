@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from math import nan
 from pathlib import Path
 from statistics import median
 
@@ -154,7 +155,8 @@ def table(title: str, results: dict[int, list[Result]]) -> str:
         cells = ""
         for key in single[0]:
             value = median(one[key] for one in rounds)
-            ratio = median(one[key] / other[key] for one, other in zip(rounds, single, strict=True))
+            pairs = [(one[key], other[key]) for one, other in zip(rounds, single, strict=True)]
+            ratio = median(one / other if other else nan for one, other in pairs)
             cells += f"{value:10,.{0 if value > 100 else 2}f}{ratio:8.2f}"
         lines.append(f"  {f'processes: {count}':32}" + cells)
     return "\n".join(lines)
