@@ -311,6 +311,7 @@ class EchoServiceTests(SynchronousTestCase):
         service.stopService()
         self.assertFalse(service.ready)
         self.connections.remove(connection)
+        self.reactor.running = False  # else the process of the tests ends with status 1
         failing = self.service(("tcp:1", CannotListenError("", 1, OSError(98, "x"))))
         self.assertRaises(CannotListen, failing.startService)
         self.assertFalse(failing.ready)
