@@ -31,6 +31,7 @@ from timestamp_echo.status.site import StatusSite
 
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    "--disable-dev-shm-usage",  # containers have little of it
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
 
