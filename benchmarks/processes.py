@@ -54,7 +54,7 @@ Result = dict[str, float]
 
 @contextmanager
 def started(count: int, cores: Sequence[int], folder: Path) -> Iterator[list[Server]]:
-    """So many processes on one socket; they take these cores in turn."""
+    """Start this many processes on one socket; they take these cores in turn."""
     twistd = str(Path(sys.executable).parent / "twistd")
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=4096))
@@ -102,7 +102,7 @@ def asked(servers: list[Server], load: str, core: int, seconds: float) -> Result
 
 
 def waiting(servers: list[Server], count: int) -> Result:
-    """Let so many clients send a line while the processes are suspended, and that `BURSTS` times.
+    """Let this many clients send a line while the processes are suspended, `BURSTS` times.
 
     @return: the medians of "us", microseconds of processor time a line, and of "lines/s".
     """

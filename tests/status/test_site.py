@@ -154,7 +154,7 @@ class LimitTests(SiteCase):
         self.assertEqual(aborted, [False] + [True] * MAX_REPLACED + [False] * kept)
 
     def test_connections_at_once(self) -> None:
-        """Only so many may be closing at once; beyond that a connection is closed at once."""
+        """While `MAX_REPLACED` connections are closing, a new one is closed at once."""
         channels = [self.connect()[0] for _ in range(MAX_CONNECTIONS + MAX_REPLACED)]
         self.assertIsNone(self.site.buildProtocol(None))
         channels[0].connectionLost()
