@@ -71,7 +71,7 @@ class Memory(NamedTuple):
         return cls(caches, int(found[1]) * resource.getpagesize())
 
     def since(self, before: Memory, connections: int) -> dict[str, float]:
-        """The bytes that each of so many connections has added, by cache."""
+        """The bytes that each of this many connections has added, by cache."""
         grown = {
             name: (objects - before.caches.get(name, (0, 0))[0]) / connections
             for name, (objects, _) in self.caches.items()
@@ -81,7 +81,7 @@ class Memory(NamedTuple):
 
 @contextmanager
 def pairs(count: int) -> Iterator[list[tuple[socket.socket, socket.socket]]]:
-    """So many pairs of connected sockets, in this process."""
+    """Open this many pairs of connected sockets, in this process."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         made = []
@@ -137,7 +137,7 @@ def exchange(clients: list[socket.socket]) -> None:
 
 
 def served(count: int, tls: bool) -> Costs:
-    """Measure tsecho with so many connections."""
+    """Measure tsecho with this many connections."""
     twistd = str(Path(sys.executable).parent / "twistd")
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
