@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import TCPTransport, TLSTransport
 from timestamp_echo.framing import LineFraming
+from timestamp_echo.server.closing import LAST_BYTES_DELAY
 from timestamp_echo.server.connections import Connections
 from timestamp_echo.server.counts import TRANSPORTS, Counts
 from timestamp_echo.server.protocol import (
@@ -75,7 +76,7 @@ class CountsTests(SynchronousTestCase):
         stopping = self.connect()
         self.clock.advance(FIRST_MESSAGE)
         stopping.drain()
-        self.clock.pump([0] * 3)
+        self.clock.pump([0, LAST_BYTES_DELAY])
         self.assertEqual(self.closed(stopping), "stopping")
 
     def test_handshake(self) -> None:

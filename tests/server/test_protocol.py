@@ -67,6 +67,7 @@ class UnreadTransport(TCPTransport):
 
     read_size = FULL_READ
     reads = 0
+    held = False
     echo: TimestampEcho
 
     def __init__(self, size: int, more: float = 0) -> None:
@@ -77,6 +78,10 @@ class UnreadTransport(TCPTransport):
     def unread(self) -> int:
         """See `StreamTransport.unread`."""
         return self._unread
+
+    def hold(self) -> None:
+        """See `StreamTransport.hold`."""
+        self.held = True
 
     def has_come(self, size: int) -> None:
         """The peer's bytes arrive."""
@@ -594,6 +599,7 @@ class TimestampEchoTests(SynchronousTestCase):
         echo.end("again")
         self.clock.pump([0] * 20)
         self.assertEqual(transport.value(), (STAMP + b"\n") * 5000)
+        self.clock.advance(LAST_BYTES_DELAY)
         self.assertTrue(transport.half_closed)
         self.assertFalse(transport.aborted)
         self.assertIn("; over", self.lose(echo))
@@ -804,18 +810,57 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertTrue(self.transport.disconnecting)
 
     def test_drain(self) -> None:
-        """`drain` answers what has arrived, also an unfinished message, then closes this side."""
+        """`drain` answers what arrives, up to a whole message, then closes this side."""
         transport = TCPTransport()
         echo = self.connect(LineFraming, transport=transport)
         echo.dataReceived(b"one\ntwo")
         echo.drain()
         self.clock.advance(0)
-        self.assertFalse(transport.half_closed)
         echo.dataReceived(b"\nthree")  # the reactor reads its sockets
-        self.clock.advance(0)
+        self.clock.advance(LAST_BYTES_DELAY / 2)
+        self.assertFalse(transport.half_closed)
+        echo.dataReceived(b"\n")
         self.assertTrue(transport.half_closed)
-        self.assertEqual(transport.value().replace(STAMP, b""), b"one\ntwo\nthree")
+        echo.dataReceived(b"four\n")
+        self.assertEqual(transport.value().replace(STAMP, b""), b"one\ntwo\nthree\n")
         self.assertIn("; the service is stopping", self.lose(echo))
+
+    def test_drain_idle(self) -> None:
+        """Where no message comes, this side is closed all the same, with what is unfinished."""
+        for unfinished in (b"", b"one"):
+            transport = TCPTransport()
+            echo = self.connect(LineFraming, transport=transport)
+            echo.dataReceived(b"\n" + unfinished)
+            echo.drain()
+            self.clock.pump([0, LAST_BYTES_DELAY / 2])
+            self.assertFalse(transport.half_closed)
+            self.clock.advance(LAST_BYTES_DELAY / 2)
+            self.assertTrue(transport.half_closed)
+            self.assertTrue(transport.value().endswith(STAMP + (unfinished or b"\n")))
+
+    def test_drain_meanwhile(self) -> None:
+        """What arrives between the last reply and the close is answered as well."""
+        transport = UnreadTransport(1)
+        echo = transport.echo = self.connect_before(transport)
+        unread = [1, 1, 0, 1, 1, 1, 0, 0]  # the fourth is asked for right before the close
+        transport.unread = lambda: unread.pop(0)  # type: ignore[method-assign]
+        echo.drain()
+        self.clock.advance(0)
+        self.assertEqual((transport.reads, transport.half_closed), (1, False))
+        self.clock.advance(0)
+        self.assertEqual((transport.reads, transport.half_closed, unread), (2, True, []))
+        self.assertEqual(echo.messages, 2)
+
+    def test_drain_ended(self) -> None:
+        """A connection that has ended by itself while it was drained is not closed again."""
+        transport = TCPTransport()
+        echo = self.talked(transport)
+        echo.drain()
+        self.clock.advance(0)
+        echo.readConnectionLost()
+        self.clock.advance(LAST_BYTES_DELAY)
+        self.assertFalse(transport.half_closed)
+        self.assertIn("; closed by the peer", self.lose(echo))
 
     def connect_before(self, transport: TCPTransport) -> TimestampEcho:
         """Connect so long before a stop that no first message is waited for."""
@@ -847,7 +892,10 @@ class TimestampEchoTests(SynchronousTestCase):
             self.assertEqual(transport.reads, reads)
 
     def test_drain_late(self) -> None:
-        """What a full buffer kept out may come a little after the buffer was emptied."""
+        """What a full buffer kept out may come a little after the buffer was emptied.
+
+        The last message is waited for only then.
+        """
         transport = UnreadTransport(FULL_READ + 1)
         echo = transport.echo = self.connect_before(transport)
         echo.drain()
@@ -862,18 +910,19 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertTrue(transport.half_closed)
 
     def test_drain_at_once(self) -> None:
-        """Nothing is waited for where the buffer was not full."""
+        """A message that waits is the last one, where the buffer was not full."""
         transport = UnreadTransport(FULL_READ)
         echo = transport.echo = self.connect_before(transport)
         echo.drain()
-        self.clock.pump([0] * 2)
+        self.clock.advance(0)
         self.assertTrue(transport.half_closed)
+        self.assertTrue(transport.held)
 
     def test_drain_endless(self) -> None:
         """A peer that never stops sending does not keep the service from stopping."""
         transport = UnreadTransport(FULL_READ, inf)
         self.drain(transport)
-        self.assertEqual(transport.reads, 1)
+        self.assertEqual(transport.reads, 1 + MAX_LAST_BYTES // FULL_READ)
         transport = UnreadTransport(FULL_READ + 1, inf)
         self.drain(transport)
         self.assertEqual(transport.reads, 2 + MAX_LAST_BYTES // FULL_READ)
@@ -889,7 +938,7 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertEqual((transport.reads, transport.half_closed), (1, False))
         while not transport.half_closed:
             echo.resumeProducing()
-            self.clock.advance(0)
+            self.clock.pump([0, LAST_BYTES_DELAY])
         self.assertEqual((transport.reads, echo.messages), (2, 2))
 
     def test_drain_while_paused(self) -> None:
@@ -935,24 +984,15 @@ class TimestampEchoTests(SynchronousTestCase):
             self.clock.advance(FIRST_MESSAGE / 4)
             for _ in range(2):
                 echo.drain()
-            self.clock.pump([FIRST_MESSAGE / 4] * 2)
+            self.clock.pump([0, FIRST_MESSAGE * 5 / 8])
+            self.assertFalse(transport.half_closed)
             if message:
                 echo.dataReceived(message)
-            self.clock.advance(FIRST_MESSAGE / 5)
-            self.assertFalse(transport.half_closed)
-            self.clock.pump([FIRST_MESSAGE / 20, 0, 0])
+            else:
+                self.clock.advance(FIRST_MESSAGE / 8)
             self.assertTrue(transport.half_closed)
             self.assertEqual(transport.value(), STAMP + message if message else b"")
             self.lose(echo)
-
-    def test_drain_after_first_message(self) -> None:
-        """A young connection that has sent its first message is drained at once."""
-        transport = TCPTransport()
-        echo = self.connect(transport=transport)
-        echo.dataReceived(b"one\n")
-        echo.drain()
-        self.clock.pump([0, 0])
-        self.assertTrue(transport.half_closed)
 
     def test_messages(self) -> None:
         """`messages` counts the answered messages, for the idle timeout."""

@@ -240,6 +240,35 @@ class StreamTransportTests(SynchronousTestCase):
         self.client.close()
         self.assertIs(self.server.doRead(), CONNECTION_DONE)
 
+    def test_half_close_at_once(self) -> None:
+        """`loseWriteConnection` closes this side at once if nothing is unsent."""
+        self.server.write(b"x")
+        self.server.loseWriteConnection()
+        self.assertEqual((self.client.recv(10), self.client.recv(10)), (b"x", b""))
+        self.server.connectionLost(Failure(ConnectionDone()))
+        self.server.loseWriteConnection()  # changes nothing
+
+    def test_half_close_with_unsent(self) -> None:
+        """What is buffered is sent before this side is closed."""
+        self.server.buffer_writes()
+        self.server.write(b"x")
+        self.server.loseWriteConnection()
+        self.client.setblocking(False)
+        self.assertRaises(BlockingIOError, self.client.recv, 10)
+        self.server.doWrite()
+        self.assertEqual((self.client.recv(10), self.client.recv(10)), (b"x", b""))
+
+    def test_hold(self) -> None:
+        """After `hold`, the client gets nothing before the end of the stream, or some time."""
+        self.server.hold()
+        self.server.write(b"x")
+        self.client.setblocking(False)
+        self.assertRaises(BlockingIOError, self.client.recv, 10)
+        self.server.loseWriteConnection()
+        self.assertEqual((self.client.recv(10), self.client.recv(10)), (b"x", b""))
+        self.server.connectionLost(Failure(ConnectionDone()))
+        self.server.hold()
+
     def test_write_after_abort(self) -> None:
         """Nothing is sent after `abortConnection`, only the reset."""
         self.server.abortConnection()

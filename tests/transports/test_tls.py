@@ -452,6 +452,16 @@ class HalfCloseTLSTests(SynchronousTestCase):
         server.loseConnection()
         self.assertTrue(transport.disconnecting)
 
+    def test_hold(self) -> None:
+        """`hold` has the transport below send the last reply with the close_notify, if it can."""
+        server, _, transport = self.recorded()
+        Client(server, transport)
+        server.hold()
+        held: list[bool] = []
+        transport.buffer_writes = lambda: held.append(True)  # type: ignore[attr-defined]
+        server.hold()
+        self.assertEqual(held, [True])
+
     def test_lose_write_connection_without_half_close(self) -> None:
         """It works for a protocol without half-close, too."""
         server = self.tls(Factory.forProtocol(Protocol)).buildProtocol(None)

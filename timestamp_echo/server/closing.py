@@ -30,9 +30,10 @@ MAX_LAST_BYTES = 4 * 2**20
 the kernel buffers for a sender by default (tcp_wmem, tcp(7))."""
 
 LAST_BYTES_DELAY = 0.5
-"""Seconds that those bytes may take to come. A sender on this host learns of the room in the buffer
-from the kernel, which takes its time where the processors are busy, or else asks again: first after
-0.2 s (TCP_RTO_MIN)."""
+"""Seconds that those bytes, and a last message, may take to come. A sender on this host learns of
+the room in the buffer from the kernel, which takes its time where the processors are busy, or else
+asks again: first after 0.2 s (TCP_RTO_MIN). A reply to the other side of the world, and the next
+message from there, take less."""
 
 MAX_REFUSALS = 32
 """Refused connections that may linger at once. Each holds an open file, and no limit counts it:
@@ -101,13 +102,13 @@ class LingeringClose(Protocol):
 
     def close(self) -> None:
         """Close this side once everything is sent, then wait for the peer to close its own."""
-        self.dataReceived = self._discard  # type: ignore[method-assign]  # for this object alone
         # Ask the class: Twisted's own TLS, which has no half-close, passes the call on to the
         # socket, which would be closed under what TLS has still to write.
         if hasattr(type(self.transport), "loseWriteConnection"):
             self.transport.loseWriteConnection()
         else:
             self.transport.loseConnection()
+        self.dataReceived = self._discard  # type: ignore[method-assign]  # for this object alone
 
     def writeConnectionLost(self) -> None:
         """Everything is sent, and this side is closed."""
@@ -133,48 +134,79 @@ def cancel(call: IDelayedCall | None) -> None:
 
 
 class Drain:
-    """Reads everything that has arrived by now, then calls back.
+    """Answers what has arrived by now and one more message, then closes this side.
+
+    A client that asks without pause has a message under way at nearly any moment, and the protocol
+    has no word for "no more" but the end of the stream. So once everything is read, this waits a
+    moment for a last message, and closes together with its reply. A client that looks for the end
+    of the stream before it sends the next message then has all its messages answered.
 
     @param clock: the reactor's.
     @param transport: the connection's.
-    @param drained: is called then.
+    @param incomplete: whether a message has come only in part.
+    @param drained: is called to close this side.
+    @param wait: seconds that the last message may take to come.
     """
 
     def __init__(
-        self, clock: IReactorTime, transport: Transport, drained: Callable[[], None]
+        self,
+        clock: IReactorTime,
+        transport: Transport,
+        incomplete: Callable[[], bool],
+        drained: Callable[[], None],
+        wait: float,
     ) -> None:
         self._clock = clock
         self._transport = transport
+        self._incomplete = incomplete
         self._drained = drained
+        self._wait = wait
+        self._end = clock.seconds() + wait
         self._call: IDelayedCall | None = None
-        # What is below TLS and the PROXY protocol knows what waits in its socket. What comes later
-        # is not waited for: a peer that never stops sending would keep the service from stopping.
-        # But if more than a read waits, the buffer may be full, and a sender on this host may have
+        self._came = False  # whether the last message has come, or its beginning
+        # What is below TLS and the PROXY protocol knows what waits in its socket; another's
+        # transport does not.
+        self._unread: Callable[[], int] = getattr(transport, "unread", _unknown)
+        unread = self._unread()
+        # A peer that never stops sending must not keep the service from stopping.
+        self._left = unread + MAX_LAST_BYTES
+        # If more than a read waits, the buffer may be full, and a sender on this host may have
         # more in its own, which comes as this one is read.
-        self._unread: Callable[[], int] | None = getattr(transport, "unread", None)
-        self._left = 0  # bytes to read at most
-        self._more = False  # whether to wait for more
-        if self._unread is not None:
-            self._left = self._unread()
-            if self._left > transport.read_size:  # type: ignore[attr-defined]
-                self._left += MAX_LAST_BYTES
-                self._more = True
+        self._more = unread > getattr(transport, "read_size", 0)
 
     def start(self) -> None:
         """Begin, or go on after `cancel`."""
-        first = self._wait_for_read if self._unread is None else self._read
-        self._call = self._clock.callLater(0, first)
+        if not self._more:
+            self._hold_replies()
+        self._call = self._clock.callLater(0, self._read)
 
     def cancel(self) -> None:
         """Stop; nothing is called."""
         cancel(self._call)
 
-    def _wait_for_read(self) -> None:
-        # Another's transport does not know; between these two calls the reactor reads it, once.
-        self._call = self._clock.callLater(0, self._read)
+    def received(self) -> None:
+        """Something was read, and answered, unless that paused the connection."""
+        self._came = True
+        call = self._call
+        if call is not None and call.active() and self._is_done():
+            call.cancel()
+            self._drained()
+
+    def has_more(self) -> bool:
+        """Whether more has arrived meanwhile; then this goes on, and calls `drained` again.
+
+        To be asked right before the close, as the peer may have had the last reply by now.
+        """
+        more = self._left > 0 and self._unread() > 0
+        if more:
+            self.start()
+        return more
+
+    def _is_done(self) -> bool:
+        return self._came and not (self._more or self._unread() or self._incomplete())
 
     def _read(self) -> None:
-        if self._unread is None or self._left <= 0:
+        if self._left <= 0 or self._is_done():
             self._drained()
         elif self._unread():
             # One read at a time, so that others have their turn. It brings a full read, or else
@@ -183,10 +215,26 @@ class Drain:
             self._call = self._clock.callLater(0, self._read)
             self._transport.doRead()  # type: ignore[attr-defined]
         elif self._more:  # meanwhile the reactor reads what comes
-            self._more = False
-            self._call = self._clock.callLater(LAST_BYTES_DELAY, self._read)
+            self._call = self._clock.callLater(LAST_BYTES_DELAY, self._wait_for_last)
         else:
-            self._drained()
+            left = max(self._end - self._clock.seconds(), 0)
+            self._call = self._clock.callLater(left, self._drained)
+
+    def _wait_for_last(self) -> None:
+        self._more = self._came = False
+        self._end = self._clock.seconds() + self._wait
+        self._hold_replies()
+        self._read()
+
+    def _hold_replies(self) -> None:
+        hold = getattr(self._transport, "hold", None)  # our own transports have it
+        if hold is not None:
+            hold()
+
+
+def _unknown() -> int:
+    """How much is unread in a transport that does not say."""
+    return 0
 
 
 def refusal(why: str) -> bytes:

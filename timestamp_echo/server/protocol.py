@@ -25,7 +25,14 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from timestamp_echo.framing import MIN_PORTION, SHORT_REPLY, AutoFraming, Framing
-from timestamp_echo.server.closing import Drain, LingeringClose, Refusal, cancel, refusal
+from timestamp_echo.server.closing import (
+    LAST_BYTES_DELAY,
+    Drain,
+    LingeringClose,
+    Refusal,
+    cancel,
+    refusal,
+)
 from timestamp_echo.server.connections import Connections
 from timestamp_echo.server.counts import Counts
 from timestamp_echo.server.log import ConnectionLog, describe, escape
@@ -119,7 +126,6 @@ class TimestampEcho(LingeringClose):
     _eof = False  # the peer has closed its side, but there still is a backlog
     _gap: MessageGap | None = None
     _drain: Drain | None = None
-    _first: IDelayedCall | None = None  # to drain it once its first message has had its time
     _handshake: IDelayedCall | None = None
     _turn: IDelayedCall | None = None  # to answer the rest of the backlog
 
@@ -312,18 +318,38 @@ class TimestampEcho(LingeringClose):
 
     def drain(self) -> None:
         """See `Connection.drain`. While this is paused nothing is read; it waits."""
-        why, clock = "the service is stopping", self.factory.clock
-        left = self._since + FIRST_MESSAGE - clock.seconds()
-        if self._received or left <= 0:
-            self._drain_and_end(why)
-        elif self._first is None:
-            self._first = clock.callLater(left, self._drain_and_end, why)
+        self._drain_and_end("the service is stopping")
 
     def _drain_and_end(self, why: str) -> None:
-        if self._drain is None:
-            self._drain = Drain(self.factory.clock, self.transport, partial(self.end, why))
-            if not self._paused:
-                self._drain.start()
+        if self._drain is not None:
+            return
+        clock, wait = self.factory.clock, LAST_BYTES_DELAY
+        if not self._received:
+            wait = max(wait, self._since + FIRST_MESSAGE - clock.seconds())
+        end = partial(self._end_drained, why)
+        self._drain = Drain(clock, self.transport, self._is_incomplete, end, wait)
+        self.dataReceived = self._received_at_stop  # type: ignore[method-assign]  # for this object
+        if not self._paused:
+            self._drain.start()
+
+    def _end_drained(self, why: str) -> None:
+        assert self._drain is not None
+        if not self.why:
+            self._finish(why)
+        elif self.why == why:
+            self._end_pending()
+        else:
+            return
+        if not self._drain.has_more():
+            self.close()
+
+    def _received_at_stop(self, data: bytes) -> None:
+        type(self).dataReceived(self, data)
+        assert self._drain is not None
+        self._drain.received()
+
+    def _is_incomplete(self) -> bool:
+        return self._framing.waiting
 
     def abort(self) -> None:
         """See `Connection.abort`."""
@@ -334,9 +360,12 @@ class TimestampEcho(LingeringClose):
     def _finish(self, why: str) -> None:
         """Write the last reply: to a message without an end. There is no backlog."""
         self.why = why
-        self._cancel_gap()
         # Twisted closes only once there is no producer any more.
         self.transport.unregisterProducer()
+        self._end_pending()
+
+    def _end_pending(self) -> None:
+        self._cancel_gap()
         self._end_message()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -349,8 +378,6 @@ class TimestampEcho(LingeringClose):
             cancel(self._handshake)
         if self._turn is not None:
             cancel(self._turn)
-        if self._first is not None:
-            cancel(self._first)
         # They refer to this object. Without them a connection that the peer ends is deleted at
         # once, with what is unsent, and not only when the garbage collector runs.
         self._gap = self._turn = None

@@ -155,10 +155,10 @@ class StreamTransport(tcp.Server):
 
     def startTLS(self, ctx: Any, normal: bool = True) -> None:
         """See `ITLSTransport.startTLS`."""
-        self._buffer_writes()
+        self.buffer_writes()
         super().startTLS(ctx, normal)
 
-    def _buffer_writes(self) -> None:
+    def buffer_writes(self) -> None:
         """Write as Twisted does from now on: to a buffer, or to TLS, which writes to the buffer."""
         if self._tempDataBuffer is _NO_BUFFER:
             self._tempDataBuffer = []
@@ -171,11 +171,29 @@ class StreamTransport(tcp.Server):
         else:  # in `readConnectionLost`, which does the rest; nothing is read any more
             self.disconnecting = self._wants_room = True
 
+    def hold(self) -> None:
+        """Send what is written from now on together with the end of the stream, if that is soon.
+
+        The last reply and the FIN are then one segment. Otherwise the peer may get the reply, and
+        send more, before it can know of the end. What is held too long is sent (TCP_CORK, tcp(7)).
+        """
+        if LINUX and self.connected:
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+
+    def loseWriteConnection(self) -> None:
+        """See `IHalfCloseableDescriptor.loseWriteConnection`. If nothing is unsent, it is now."""
+        unsent = self._tempDataBuffer or self.dataBuffer or self.producer is not None
+        if unsent or self.TLS or self._aborting or self._wants_room is not None:
+            super().loseWriteConnection()
+        elif self.connected:
+            self._writeDisconnecting = self._writeDisconnected = True
+            self._closeWriteConnection()
+
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         """See `IConsumer.registerProducer`."""
         if self.TLS or self.producer is not None or self.disconnected or not streaming:
             if not streaming:  # is asked for more whenever the buffer is empty
-                self._buffer_writes()
+                self.buffer_writes()
             super().registerProducer(producer, streaming)
         else:  # the usual case, without two calls
             self.producer = producer
@@ -313,7 +331,10 @@ class UNIXStreamTransport(StreamTransport, unix.Server):
         if hasattr(protocol, "fileDescriptorReceived"):
             self.doRead = partial(unix.Server.doRead, self)  # type: ignore[method-assign]
 
+    def hold(self) -> None:
+        """Nothing to do: only TCP can send the end of the stream with the last bytes."""
+
     def sendFileDescriptor(self, fileno: int) -> None:
         """See `IUNIXTransport.sendFileDescriptor`. The next byte that is written takes it along."""
-        self._buffer_writes()
+        self.buffer_writes()
         super().sendFileDescriptor(fileno)

@@ -164,6 +164,12 @@ class HalfCloseTLS(TLSMemoryBIOProtocol):
         if set_read_size is not None:  # only our own transports have it
             set_read_size(size)
 
+    def hold(self) -> None:
+        """See `StreamTransport.hold`; what goes with the last reply is the `close_notify`."""
+        buffer_writes = getattr(self.transport, "buffer_writes", None)
+        if buffer_writes is not None:  # only our own transports have it
+            buffer_writes()
+
     def loseWriteConnection(self) -> None:
         """Send `close_notify` once everything is written, and read on.
 
