@@ -21,7 +21,7 @@ from statistics import median
 from typing import NamedTuple
 
 from benchmarks.picture import plot
-from benchmarks.servers import SCRAPED, Load, Server, built, commands
+from benchmarks.servers import Load, Server, built, commands
 
 
 class Case(NamedTuple):
@@ -147,8 +147,6 @@ def takes_part(server: str, case: Case, names: list[str] | None) -> bool:
     """Whether a server is measured in a case."""
     if server == "tsecho":
         return True
-    if server == SCRAPED:
-        return server in (names or [])
     if server.startswith("tsecho"):
         return case.styles
     return not names or server in names

@@ -8,9 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
-import urllib.request
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,8 +22,6 @@ _TSECHO = [
     *(str(Path(sys.executable).parent / "twistd"), "-n", "--pidfile=", "tsecho"),
     *("--max-connections", "15000"),
 ]
-SCRAPED = "tsecho, scraped"
-"""tsecho with `--status`, which is asked for its metrics once a second."""
 
 _AIO = [sys.executable, str(PEERS / "aio.py")]
 _LIBSSL = ["-DTLS", "-lssl", "-lcrypto"]
@@ -121,7 +117,6 @@ def _commands(
         peers["uvloop"] = [*_AIO, "uvloop"]
     return {
         "tsecho": [*_TSECHO, "-l", where, *options],
-        SCRAPED: [*_TSECHO, "-l", where, *options, "--status", "tcp:0:interface=127.0.0.1"],
         **{f"tsecho, {style}": [*_TSECHO, "-l", where, "-s", style] for style in ("iso", "unix")},
         **{name: [*start, kind, "0", *files] for name, start in peers.items()},
     }
@@ -130,29 +125,6 @@ def _commands(
 def pinned(core: int) -> list[str]:
     """The prefix of a command that makes it run on this core alone (taskset(1))."""
     return ["taskset", "--cpu-list", str(core)]
-
-
-class Scraper:
-    """Asks a server for its metrics once a second, as Prometheus may.
-
-    @param port: that of `--status`.
-    """
-
-    def __init__(self, port: int) -> None:
-        self._url = f"http://127.0.0.1:{port}/metrics"
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._stop.wait(1):
-            with urllib.request.urlopen(self._url, timeout=PATIENCE) as response:
-                response.read()
-
-    def stop(self) -> None:
-        """Stop; the request under way is waited for."""
-        self._stop.set()
-        self._thread.join()
 
 
 class Server:
@@ -175,7 +147,6 @@ class Server:
         pass_fds: Sequence[int] = (),
     ) -> None:
         began = time.perf_counter()
-        self._scraper: Scraper | None = None
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [*pinned(core), *command],
@@ -194,15 +165,11 @@ class Server:
             self.__exit__()
             raise
         self.port = int(found[1])
-        if status := re.search(r"status on tcp:(\d+)", log.read_text()):
-            self._scraper = Scraper(int(status[1]))
 
     def __enter__(self) -> Server:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._scraper is not None:
-            self._scraper.stop()
         self._process.kill()
         self._process.wait()
 

@@ -23,7 +23,6 @@ from timestamp_echo.server.connections import (
     address_key,
     file_limit,
 )
-from timestamp_echo.server.counts import Counts
 
 
 class FakeConnection:
@@ -36,10 +35,6 @@ class FakeConnection:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
-
-    def add_to(self, counts: Counts) -> None:
-        """See `Connection`."""
-        counts.add("tcp", 3, 12, 90)
 
     def end(self, why: str) -> None:
         """See `Connection`."""

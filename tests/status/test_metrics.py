@@ -10,13 +10,13 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet.ssl import CertificateOptions
 from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 from twisted.protocols.policies import WrappingFactory
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.server.test_connections import FakeConnection
 from tests.system.certificates import self_signed
 from timestamp_echo.server.datagram import LABELS, TimestampDatagram
-from timestamp_echo.server.protocol import TimestampEchoFactory
+from timestamp_echo.server.protocol import TimestampEcho, TimestampEchoFactory
 from timestamp_echo.stamps import Stamp
 from timestamp_echo.status.metrics import LAG_BUCKETS, LAG_INTERVAL, PREFIX, Metrics, ReactorLag
 from timestamp_echo.transports.certificates import from_files
@@ -84,19 +84,22 @@ class MetricsTests(SynchronousTestCase):
 
     def test_connections(self) -> None:
         """Open connections count with those that have ended; the sum never goes back."""
-        fake = FakeConnection()
-        self.factory.connections.add(fake, lambda: None)
+        echo = self.factory.buildProtocol(None)
+        assert isinstance(echo, TimestampEcho)
+        transport = StringTransport()
+        transport.kind = "tcp"  # type: ignore[attr-defined]
+        echo.makeConnection(transport)
+        echo.dataReceived(b"one\ntwo\nthree\n")
+        sent = len(transport.value())
         self.factory.counts.add("tcp", 10, 100, 1000)
         self.factory.counts.count_closed("closed by the peer")
         figures: Any = self.metrics.figures()
         self.assertEqual((figures["connections"], figures["connections_total"]), (1, 2))
         self.assertEqual(figures["messages_total"]["tcp"], 13)
-        self.assertEqual(figures["received_bytes_total"], 112)
-        self.assertEqual(figures["sent_bytes_total"], 1090)
+        self.assertEqual(figures["received_bytes_total"], 114)
+        self.assertEqual(figures["sent_bytes_total"], 1000 + sent)
         self.assertEqual(self.metrics.figures(), figures)
-        fake.add_to(self.factory.counts)
-        self.factory.counts.count_closed("closed by the peer")
-        self.factory.connections.remove(fake)
+        echo.connectionLost()
         after: Any = self.metrics.figures()
         self.assertEqual((after["connections"], after["connections_total"]), (0, 2))
         for name in ("messages_total", "received_bytes_total", "sent_bytes_total"):

@@ -19,7 +19,6 @@ from twisted.logger import Logger
 
 from timestamp_echo.addresses import parse_ip, peer_key
 from timestamp_echo.server.closing import LINGER_TIMEOUT
-from timestamp_echo.server.counts import Counts
 
 RESERVED_FILES = 64
 """Open files kept for other things than connections: ports, logs, the reactor's own, and refused
@@ -55,9 +54,6 @@ class Connection(Protocol):
 
         Bytes of a message that has not ended are no progress.
         """
-
-    def add_to(self, counts: Counts) -> None:
-        """Add its messages and bytes so far."""
 
     def end(self, why: str) -> None:
         """Answer what is pending, then close.
@@ -125,7 +121,9 @@ class Connections:
         self._max_checks = _ENDED
         if idle_timeout:
             self._max_checks += int(_CHECKS * LINGER_TIMEOUT / idle_timeout)
-        self._connections: set[Connection] = set()
+        # In order of their beginnings, which is mostly that of their addresses in memory: to go
+        # through ten thousand then takes a third less time than in the order of a set.
+        self._connections: dict[Connection, None] = {}
         self._started = self._draining = False
         self._peers: Counter[bytes] = Counter()
         self._check_call: IDelayedCall | None = None
@@ -187,7 +185,7 @@ class Connections:
         """
         if self._max_per_peer:
             self._count(connection, address_key(get_peer()))
-        self._connections.add(connection)
+        self._connections[connection] = None
         if self._draining:
             connection.drain()
         if self._idle_timeout and self._check_call is None:
@@ -205,7 +203,7 @@ class Connections:
 
     def remove(self, connection: Connection) -> None:
         """A connection is over."""
-        self._connections.remove(connection)
+        del self._connections[connection]
         self._uncount(connection)
         if self._connections:
             return

@@ -6,7 +6,7 @@ Knows a framing, a stamp and a transport; not which kind of socket that is, nor 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import cast
 
@@ -198,11 +198,6 @@ class TimestampEcho(LingeringClose):
         """How many messages have been answered."""
         return self._framing.messages
 
-    def add_to(self, counts: Counts) -> None:
-        """See `Connection.add_to`."""
-        transport = getattr(self.transport, "kind", "other")  # our own transports have it
-        counts.add(transport, self._framing.messages, self._received, self._sent)
-
     @property
     def progress(self) -> int:
         """See `Connection.progress`."""
@@ -384,7 +379,7 @@ class TimestampEcho(LingeringClose):
         factory = self.factory
         silent = self._is_silent(reason.value)
         factory.counts.count_closed(self._reason(reason.value), silent=silent)
-        self.add_to(factory.counts)
+        add_counts((self,), factory.counts)
         try:
             if not silent and factory.log.may_write("ended"):
                 factory.log.ended(
@@ -429,6 +424,21 @@ class TimestampEcho(LingeringClose):
         """When the kernel received the bytes of this read, if the transport knows; or now."""
         arrival: int = getattr(self.transport, "arrival", 0)
         return arrival or self.factory.now()
+
+
+def add_counts(connections: Iterable[TimestampEcho], counts: Counts) -> None:
+    """Add the messages and bytes of connections so far.
+
+    It takes half a microsecond for each, most of it to wait for memory: with 100,000, nobody is
+    served for 50 ms.
+    """
+    messages, received, sent = counts.messages, 0, 0
+    for each in connections:
+        messages[getattr(each.transport, "kind", "other")] += each._framing.messages
+        received += each._received
+        sent += each._sent
+    counts.received += received
+    counts.sent += sent
 
 
 def _unknown_peer() -> None:
