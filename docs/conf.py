@@ -1,4 +1,4 @@
-"""Sphinx's settings. The source folder is the project's root: see the environment `docs` of tox."""
+"""Sphinx's settings. `tox -e docs` builds the pages and, with pydoctor, the API."""
 
 from timestamp_echo import __version__
 
@@ -6,9 +6,13 @@ project = "tsecho"
 author = copyright = "The tsecho authors"  # noqa: A001  # Sphinx names it so
 version = release = __version__
 
-root_doc = "docs/index"
-# README.rst and its neighbours are read where they are, so that their links and images hold.
-include_patterns = ["*.rst", "docs/*.rst"]
-# Environments have documents of their own, and trial's folder has links in it, which are followed.
-exclude_patterns = [".*", "_trial_temp*", "tests"]
-html_theme = "alabaster"
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"tsecho {version}"
+extensions = ["sphinx.ext.intersphinx"]
+intersphinx_mapping: dict[str, tuple[str, str | None]] = {}
+man_pages = [
+    ("reference/client", "tsecho", "send lines and print their timestamps", author, 1),
+    ("reference/ping", "tsecho-ping", "measure round trips and clock offsets", author, 1),
+    ("reference/server", "tsecho-server", "the timestamp echo service", author, 7),
+]

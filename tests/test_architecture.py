@@ -284,14 +284,14 @@ class RuleTests(SynchronousTestCase):
 
 
 class PrivateTwistedNamesTests(SynchronousTestCase):
-    """The private names of Twisted, as `docs/architecture.rst` lists them."""
+    """The private names of Twisted, as `docs/explanation/architecture.rst` lists them."""
 
     def test_each_listed_and_used_once(self) -> None:
         """Each is used in one module, the one that the page names.
 
         Private names in camelCase are Twisted's: this package's own are in snake_case.
         """
-        page = TESTS.parent / "docs" / "architecture.rst"
+        page = TESTS.parent / "docs" / "explanation" / "architecture.rst"
         listed = set(re.findall(r"^``(_\w+)`` +``([\w.]+)``", page.read_text(), re.MULTILINE))
         used = {
             (name, module)

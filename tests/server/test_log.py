@@ -265,9 +265,9 @@ class ConnectionLogTests(SynchronousTestCase):
 
 
 class PageTests(SynchronousTestCase):
-    """`docs/log.rst`."""
+    """`docs/reference/log.rst`."""
 
     def test_each_line_explained(self) -> None:
         """The page has the lines that the service can write: all of them, and no others."""
-        page = (ROOT / "docs" / "log.rst").read_text()
+        page = (ROOT / "docs" / "reference" / "log.rst").read_text()
         self.assertEqual(set(re.findall(r"(?m)^``([^`]+)``[,.]?$", page)), formats())
