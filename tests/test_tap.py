@@ -34,6 +34,7 @@ from timestamp_echo.framing import AutoFraming, ChunkFraming, LineFraming
 from timestamp_echo.server.connections import RESERVED_FILES
 from timestamp_echo.server.service import EchoService
 from timestamp_echo.stamps import SECOND
+from timestamp_echo.transports.reactor import ReactorAdapter
 from timestamp_echo.transports.udp import DatagramPort
 
 UDP = "udp:0:interface=127.0.0.1"
@@ -250,6 +251,19 @@ class OptionsTests(SynchronousTestCase):
             ("", "expected an endpoint such as tcp:3000, not ''"),
         ):
             self.assertIn(f"--status: {why}", self.refused("--status", text))
+
+    def test_tls_not_installed(self) -> None:
+        """Without the extra, the error says which one is missing; a plugin may miss another."""
+        text = "ssl:0:privateKey=key.pem"
+        missing = ModuleNotFoundError("No module named 'OpenSSL'", name="OpenSSL")
+        with patch.object(ReactorAdapter, "endpoint", side_effect=missing):
+            self.assertEqual(
+                self.refused("--listen", text),
+                f"--listen: '{text}' needs the package pyOpenSSL (the extra 'tls' of tsecho),"
+                " which is not installed",
+            )
+        with patch.object(ReactorAdapter, "endpoint", side_effect=ModuleNotFoundError(name="x")):
+            self.assertIn("expected an endpoint", self.refused("--listen", text))
 
     def test_status_not_installed(self) -> None:
         """Without the extra, the error says which one is missing."""

@@ -368,6 +368,13 @@ def _listener(
 def _endpoint(description: str, adapter: ReactorAdapter) -> Any:
     try:
         return adapter.endpoint(description)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "OpenSSL":
+            raise _not_an_endpoint("--listen", description, error) from error
+        raise usage.UsageError(
+            f"--listen: {_quoted(description)} needs the package pyOpenSSL"
+            " (the extra 'tls' of tsecho), which is not installed"
+        ) from error
     except OSError as error:  # of all endpoints, only ssl: and tls: read files
         raise usage.UsageError(
             f"--listen: cannot load the certificates of {_quoted(description)}:"
