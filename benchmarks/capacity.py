@@ -5,8 +5,8 @@
 It needs root. First sockets are connected with each other in this process: half of what such a pair
 takes is one socket. Then clients connect to tsecho, and what their own sockets take is subtracted.
 The kernel's memory is that of slabinfo(5), in the caches that got an object for at least every
-second connection: what the rest of the host does hardly shows. `docs/explanation/capacity.rst` says what
-follows.
+second connection: what the rest of the host does hardly shows. `docs/explanation/capacity.rst` says
+what follows.
 """
 
 from __future__ import annotations

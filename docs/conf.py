@@ -9,7 +9,9 @@ version = release = __version__
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"tsecho {version}"
-extensions = ["sphinx.ext.intersphinx"]
+extensions = ["sphinx.ext.intersphinx", "sphinx_copybutton"]
+copybutton_prompt_text = "$ "
+copybutton_only_copy_prompt_lines = True
 intersphinx_mapping: dict[str, tuple[str, str | None]] = {}
 man_pages = [
     ("reference/client", "tsecho", "send lines and print their timestamps", author, 1),

@@ -41,7 +41,7 @@ def interval_sample(at: int, low: int, high: int) -> Sample:
 
 
 class ConstantTests(SynchronousTestCase):
-    """What the README says about rates."""
+    """What the documentation says about rates."""
 
     def test_rates(self) -> None:
         """Healthy clocks differ by 100 ppm at most; a drift is at most 1 %."""

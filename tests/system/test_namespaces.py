@@ -15,7 +15,7 @@ from tests.system.namespaces import FAR, NEAR, Machines
 from tests.system.running import BIN, PATIENCE, Service, run
 from tests.system.wire import Frame
 
-README = Path(__file__).parent.parent.parent / "README.rst"
+ROOT = Path(__file__).parent.parent.parent
 
 PLAIN_ECHO = """
 import socket, sys
@@ -93,7 +93,7 @@ class NamespaceTests(SynchronousTestCase):
                 *(*self.inside(self.near), sys.executable, "-m", "tests.system.wire"),
                 *(NEAR, str(source_port), to, str(port), *map(str, sizes)),
             ],
-            cwd=README.parent,
+            cwd=ROOT,
         )
         self.assertEqual(done.returncode, 0, done.stderr)
         return [Frame(*frame) for frame in json.loads(done.stdout)]
@@ -190,8 +190,9 @@ class NamespaceTests(SynchronousTestCase):
         self.assertEqual(sources, [f"{NEAR}:3000", f"{FAR}:4000", f"{NEAR}:3000"])
 
     def test_amplification(self) -> None:
-        """The sizes of requests and replies on the wire are those in the README."""
-        rows = re.findall(r"^(\d+) +(\d+) +(\d+) +(\d\.\d\d)$", README.read_text(), re.MULTILINE)
+        """The sizes of requests and replies on the wire are those in the documentation."""
+        page = (ROOT / "docs" / "explanation" / "udp.rst").read_text()
+        rows = re.findall(r"^(\d+) +(\d+) +(\d+) +(\d\.\d\d)$", page, re.MULTILINE)
         self.assertGreater(len(rows), 5)
         self.service(self.far, 4000)
         frames = self.frames(5000, 4000, *(int(size) for size, *_ in rows))

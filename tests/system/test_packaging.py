@@ -20,11 +20,17 @@ FILES = (
     *("setup.cfg", "setup.py", "pyproject.toml", "tox.ini", "MANIFEST.in", "LICENSE"),
     *("README.rst", "NEWS.rst", "CONTRIBUTING.rst", "SECURITY.rst"),
 )
-FOLDERS = ("timestamp_echo", "twisted", "tests", "benchmarks", "docs", "completions", "deploy")
-COMPLETIONS = {
+FOLDERS = (
+    *("timestamp_echo", "twisted", "tests", "benchmarks", "docs", "man", "completions"),
+    "deploy",
+)
+DATA = {
     "share/bash-completion/completions/tsecho",
     "share/zsh/site-functions/_tsecho",
     "share/fish/vendor_completions.d/tsecho.fish",
+    "share/man/man1/tsecho.1",
+    "share/man/man1/tsecho-ping.1",
+    "share/man/man7/tsecho-server.7",
 }
 UNVERSIONED = shutil.ignore_patterns("__pycache__", "dropin.cache", "_build")
 TIMEOUT = 600.0
@@ -98,10 +104,17 @@ class PackagingTests(SynchronousTestCase):
         self.run_installed("python", "-c", "import twisted.internet.reactor, twisted.plugins")
 
     def test_wheel(self) -> None:
-        """A wheel contains the package, the plugin and the completions, and nothing else."""
+        """A wheel contains the package, the plugin, completions and man pages, and nothing else.
+
+        Its description has no links to files that an index does not have.
+        """
         _, wheel = self.build()
         with zipfile.ZipFile(wheel) as archive:
             files = {name for name in archive.namelist() if ".dist-info/" not in name}
+            info = f"tsecho-{timestamp_echo.__version__}.dist-info/METADATA"
+            description = archive.read(info).decode()
+        self.assertIn("\nRunning the tests\n", description)
+        self.assertNotRegex(description, r"image::|<[\w/-]+\.rst>")
         data = f"tsecho-{timestamp_echo.__version__}.data/data/"
         sources = {
             str(path.relative_to(ROOT))
@@ -114,9 +127,9 @@ class PackagingTests(SynchronousTestCase):
             )
             for path in ROOT.glob(pattern)
         }
-        self.assertEqual(files, sources | {data + path for path in COMPLETIONS})
+        self.assertEqual(files, sources | {data + path for path in DATA})
         self.install(wheel)
-        for path in COMPLETIONS:
+        for path in DATA:
             self.assertTrue((self.environment / path).is_file(), path)
         self.assert_works()
 

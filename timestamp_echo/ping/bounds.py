@@ -5,7 +5,7 @@ no reactor; it only knows what a stamp means.
 
 The offset is the server's clock minus the client's. A probe sent at `sent`, whose reply arrived at
 `received`, was stamped at some moment in between. The server's clock does not run backwards, so it
-read less than `stamp + resolution` at `sent`, and `stamp` or more at `received`:
+read less than `stamp + resolution` at `sent`, and `stamp` or more at `received`::
 
     offset at sent     <=  stamp + resolution - sent
     offset at received >=  stamp - received
@@ -19,10 +19,10 @@ narrower, because the upper and the lower bound can come from different probes.
 Two clocks run at different rates, so intervals from different moments cannot be intersected as they
 are. There are two models of what happens in between:
 
-- `Cone`: the rate may change at any time, but stays within `TOLERANCE`. An old bound is widened
-  by `TOLERANCE` for each second that has passed.
-- `Polygon`: the rate is constant, up to `MAX_DRIFT`. The possible pairs of offset and rate form a
-  convex polygon, and each sample cuts a piece off.
+  - `Cone`: the rate may change at any time, but stays within `TOLERANCE`. An old bound is widened
+    by `TOLERANCE` for each second that has passed.
+  - `Polygon`: the rate is constant, up to `MAX_DRIFT`. The possible pairs of offset and rate form a
+    convex polygon, and each sample cuts a piece off.
 
 The cone needs no assumption that a healthy clock would violate. The polygon gives the drift, and
 the offset of a clock whose rate exceeds the cone's tolerance. If neither model explains the

@@ -3,11 +3,11 @@
 Theory of operation. For a short message, Twisted's reactor costs more than the message itself: a
 logging context for every event, and a turn with its timers. Here
 
-- all connections are one descriptor to the reactor: an epoll(7) of their own, which is readable
-  when any of them is ready. `EpollGroup.doRead` serves all that are, in one loop. (An epoll may be
-  watched by another epoll, by poll or by select.)
-- while only connections are active, `EpollGroup` sleeps in the reactor's place, see `_sleep`.
-- `StreamTransport` writes at once, without being watched for room.
+  - all connections are one descriptor to the reactor: an epoll(7) of their own, which is readable
+    when any of them is ready. `EpollGroup.doRead` serves all that are, in one loop. (An epoll may
+    be watched by another epoll, by poll or by select.)
+  - while only connections are active, `EpollGroup` sleeps in the reactor's place, see `_sleep`.
+  - `StreamTransport` writes at once, without being watched for room.
 
 Everything else is Twisted's. Without epoll (it is Linux's) the reactor watches each connection,
 and only the last point holds. Knows no message and no stamp.

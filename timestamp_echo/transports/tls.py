@@ -97,10 +97,10 @@ class HalfCloseTLS(TLSMemoryBIOProtocol):
     (RFC 8446, section 6.1). Twisted answers it by closing both, and by default holds writes back
     until the next reactor iteration, when they are lost (twisted#5341). This class
 
-    - writes at once (it is not Twisted's `BufferingTLSTransport`);
-    - on the peer's `close_notify`, or FIN, calls `readConnectionLost` of the protocol inside, and
-      closes only when that asks for it;
-    - has `loseWriteConnection`, as TCP's transport has.
+      - writes at once (it is not Twisted's `BufferingTLSTransport`);
+      - on the peer's `close_notify`, or FIN, calls `readConnectionLost` of the protocol inside, and
+        closes only when that asks for it;
+      - has `loseWriteConnection`, as TCP's transport has.
     """
 
     kind = "tls"

@@ -3,7 +3,7 @@
 Theory of operation. Python's sockets take one system call for each datagram, and make objects of
 its bytes and its source. Here one recvmmsg(2) takes up to `BATCH` datagrams, each into a slot of
 its own, and one sendmmsg(2) sends the replies from where they lie. The two calls are made through
-ctypes, which passes them the addresses of C structures. These are laid out once, at the start:
+ctypes, which passes them the addresses of C structures. These are laid out once, at the start::
 
     slot 0                               slot 1
     +--------------+-------------------+--------------+-------------------+---
