@@ -293,15 +293,23 @@ class ConnectionsTests(SynchronousTestCase):
         self.assertEqual(connection.calls, [])
 
     def test_idle_after_messages(self) -> None:
-        """The timeout starts anew with each exchange."""
-        connections = Connections(self.clock, idle_timeout=100)
-        connection = self.added(connections)
-        self.clock.pump([10] * 9)
-        connection.progress += 1
-        self.clock.pump([10] * 11)
-        self.assertEqual(connection.calls, [])
-        self.clock.advance(10)
-        self.assertEqual(connection.calls, ["idle for 100 s"])
+        """The timeout starts anew with each exchange, and is kept to within a tenth.
+
+        The exchange comes right after a check, in the middle between two, or right before one.
+        """
+        for after in (0.01, 5, 9.99):
+            connections = Connections(self.clock, idle_timeout=100)
+            connection = self.added(connections)
+            self.clock.pump([10] * 9)
+            self.clock.advance(after)
+            connection.progress += 1
+            self.clock.pump([10 - after, *[10] * 9])
+            self.assertEqual(connection.calls, [])
+            self.clock.advance(after)  # 100 s since the exchange
+            self.assertEqual(connection.calls, [])
+            self.clock.advance(10 - after)
+            self.assertEqual(connection.calls, ["idle for 100 s"])
+            connections.remove(connection)
 
     def test_all_closed(self) -> None:
         """The Deferred fires when the last connection has closed, or at once if there is none."""

@@ -1,6 +1,6 @@
 """The open connections of one service, their limits and their idle timeout.
 
-Knows of a connection what `Connection` lists, and its peer's address; no message.
+Knows only what `Connection` lists of a connection, and its peer's address; no message.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from timestamp_echo.addresses import parse_ip, peer_key
 from timestamp_echo.server.closing import LINGER_TIMEOUT
 
 RESERVED_FILES = 64
-"""Open files kept for other things than connections: ports, logs, the reactor's own, and refused
+"""Open files that the connection limit leaves for ports, logs, the reactor's own files, and refused
 connections while they are being closed."""
 
 IDLE_TIMEOUT = 3600.0
 """Seconds without a complete exchange after which a connection is closed, by default."""
 
-_CHECKS = 10  # per idle timeout, which is so kept to within a tenth
+_CHECKS = 10  # per idle timeout, which is thus accurate to a tenth
 
-_ENDED = _CHECKS + 1  # checks without progress: the first may come right after the last exchange
+_ENDED = _CHECKS + 1  # checks since the last progress: the first may come right after it
 
 
 class Connection(Protocol):
     """What the registry needs of a connection.
 
-    The attributes are the registry's own notes. They are kept in the connection because there
-    may be many: a record for each would take some 100 bytes more.
+    The attributes belong to the registry. They are kept in the connection to save memory: a
+    separate record would take some 100 bytes more for each.
     """
 
     peer_key: bytes
@@ -46,13 +46,13 @@ class Connection(Protocol):
     """`progress` at the last check."""
 
     idle_checks: int
-    """How many checks in a row found no progress."""
+    """Checks since its last progress, with the one that found it."""
 
     @property
     def progress(self) -> int:
-        """Differs from `progress_seen` if since then a message was answered, or replies received.
+        """Differs from `progress_seen` if a message was answered since, or the peer got replies.
 
-        Bytes of a message that has not ended are no progress.
+        Bytes of an incomplete message do not count as progress.
         """
 
     def end(self, why: str) -> None:
@@ -117,12 +117,12 @@ class Connections:
         self._max_per_peer = max_per_peer
         self._idle_timeout = idle_timeout
         self._proxies = proxies
-        # One that was ended has at least as long as its lingering close takes.
+        # A connection that was ended gets at least as long as its lingering close takes.
         self._max_checks = _ENDED
         if idle_timeout:
             self._max_checks += int(_CHECKS * LINGER_TIMEOUT / idle_timeout)
-        # In order of their beginnings, which is mostly that of their addresses in memory: to go
-        # through ten thousand then takes a third less time than in the order of a set.
+        # In the order they were made, which is mostly that of their addresses in memory: iterating
+        # over ten thousand takes a third less time than in the order of a set.
         self._connections: dict[Connection, None] = {}
         self._started = self._draining = False
         self._peers: Counter[bytes] = Counter()
@@ -132,8 +132,8 @@ class Connections:
     def start(self) -> None:
         """Connections will be made.
 
-        From now on the timer stays while there are none. Otherwise a client that comes again and
-        again has it made and cancelled each time.
+        From now on the timer also runs while there are none. Otherwise a client that reconnects
+        again and again would have it set and cancelled each time.
         """
         self._started, self._draining = True, False
 
@@ -152,7 +152,7 @@ class Connections:
     def proxy_refusal(self, address: IAddress | None) -> str:
         """Why no PROXY header is read from this address; empty if one is.
 
-        Who may connect to a UNIX socket, the mode of its file decides.
+        Access to a UNIX socket is controlled by the mode of its file.
         """
         if not (self._proxies and isinstance(address, (IPv4Address, IPv6Address))):
             return ""
@@ -161,7 +161,7 @@ class Connections:
         return "" if allowed else "not from a network of --proxy-from"
 
     def set_peer(self, connection: Connection, address: IAddress) -> str:
-        """The peer of a connection, unknown when it was added, is known.
+        """Set the peer of a connection, which was unknown when the connection was added.
 
         @return: why the connection is refused; empty if it is not.
         """
@@ -194,7 +194,7 @@ class Connections:
     def drain(self) -> None:
         """Drain all connections, and from now on each new one at once.
 
-        With a full file table the next can be accepted only when one has ended.
+        While the file table is full, the next can be accepted only after another has ended.
         """
         self._draining = True
         for connection in self:
@@ -266,7 +266,7 @@ class Connections:
             ended = connection.idle_checks >= _ENDED
             if progress != connection.progress_seen:
                 connection.progress_seen = progress
-                connection.idle_checks = _ENDED if ended else 0
+                connection.idle_checks = _ENDED if ended else 1
                 return
             connection.idle_checks += 1
             if connection.idle_checks == _ENDED:
