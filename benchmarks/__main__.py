@@ -1,8 +1,8 @@
 """Run the benchmark, and print its table.
 
-Every case runs with every server, in random order, then all again, round by round, so that other
-load on the machine affects all servers alike. A ratio is the median of the rounds' own ratios. The
-server has one core, the load generator another.
+Each round runs every case with all servers, in random order, so that other load on the machine
+affects all servers alike. A ratio is the median of the ratios of the rounds. The server runs on one
+core, the load generator on another.
 """
 
 from __future__ import annotations

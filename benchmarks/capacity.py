@@ -2,11 +2,11 @@
 
     python -m benchmarks.capacity [--connections N] [--tls]
 
-It needs root. First sockets are connected with each other in this process: half of what such a pair
-takes is one socket. Then clients connect to tsecho, and what their own sockets take is subtracted.
-The kernel's memory is that of slabinfo(5), in the caches that got an object for at least every
-second connection: what the rest of the host does hardly shows. `docs/explanation/capacity.rst` says
-what follows.
+It needs root. First, pairs of connected sockets are opened in this process: one socket costs half
+as much as a pair. Then clients connect to tsecho, and the cost of their own sockets is subtracted.
+The kernel's memory is that of slabinfo(5), counting only caches that gained at least one object for
+every two connections, so that the rest of the host hardly shows. `docs/explanation/capacity.rst`
+draws the conclusions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SPARE_FILES = 500
 """Open files beside the connections, generously."""
 
 SETTLING = 0.5
-"""Seconds within which memory that the kernel frees later (RCU) becomes noticeably less."""
+"""Seconds in which memory whose freeing the kernel defers (RCU) shrinks noticeably."""
 
 WATCHED = re.compile("ep_head|eventpoll_")
 """Caches of epoll(7), which plain sockets do not need."""
@@ -119,7 +119,7 @@ class Costs(NamedTuple):
     """Microseconds of processor time for a connection and its first line."""
 
     line: float
-    """The same for a line on each connection in turn, all of which are otherwise idle."""
+    """The same for another line, on each connection in turn; the connections are otherwise idle."""
 
     closing: float
     """The same for the end of a connection."""
@@ -184,8 +184,8 @@ def served(count: int, tls: bool) -> Costs:
 
 def report(one: dict[str, float], line: float, costs: Costs) -> str:
     """All figures, as a table."""
-    # The clients' sockets are as those that were measured alone. In the other caches is what the
-    # rest of the host did meanwhile.
+    # The clients' sockets cost as much as those that were measured alone. The other caches show
+    # what the rest of the host did meanwhile.
     server = {
         name: size - one.get(name, 0.0)
         for name, size in costs.caches.items()

@@ -47,7 +47,7 @@ PATIENT = (
     "from timestamp_echo.transports import epoll; epoll.MAX_QUICK = 1e9;"
     " from twisted.scripts.twistd import run; run()"
 )
-"""`twistd`, whose tsecho takes no connection for a slow one: with valgrind all of them are."""
+"""`twistd` with a tsecho that treats no connection as slow: under valgrind all of them are."""
 
 
 STRACE = Tool(
@@ -61,7 +61,7 @@ CALLGRIND = Tool(("valgrind", "--tool=callgrind", "--callgrind-out-file"), r"(?m
 def counted(tool: Tool, command: list[str], load: str, messages: int, folder: Path) -> Counter[str]:
     """Run a server until the load has this many replies, and return the counts by name.
 
-    The count "messages" is the number of replies: `messages`, and at most one a connection more.
+    The count "messages" is the number of replies: `messages` plus at most one per connection.
     """
     server_core, load_core = sorted(os.sched_getaffinity(0))[:2]
     file = folder / "counts"

@@ -1,17 +1,18 @@
-"""Measure what a second process on one socket costs and gives: `python -m benchmarks.processes`.
+"""Measure the cost and gain of a second process on one socket: `python -m benchmarks.processes`.
 
-On two cores, which would have to carry the load as well, two processes cannot be seen to serve
-twice as many messages. So there are two measurements, each with one process and with two:
+With only two cores, which must run the load generator as well, two processes cannot show that they
+serve twice as many messages. So there are two measurements, each with one process and with two:
 
-A hundred clients ask without pause. All processes share one core, the load has the other. What is
-compared is their processor time for a message. Each finds half as many clients ready at a time, and
-the core has to switch between them, which it need not where each has its own.
+First, a hundred clients send requests without pause. The processes share one core, and the load
+generator has the other. The processor time per message is compared. With two processes, each finds
+half as many clients ready at a time, and the core has to switch between the processes, which it
+need not if each has its own.
 
-Or many clients have sent a line while the processes were suspended. These go on at the same moment,
-each on a core of its own, and the load sleeps, so that both cores are free for them. The kernel
-notes when each reply arrived; from the first to the last is how long it took. As root, they have
-real-time priority, so that other programs wait. This leaves out what comes with a load: its share
-of the caches, and that it wakes the processes.
+Second, many clients send a line while the processes are suspended. The processes then resume at the
+same moment, each on its own core, while this program sleeps, so that both cores are free. The time
+taken is from the first reply's arrival to the last's, as the kernel records them. As root, the
+processes get real-time priority, so that other programs wait. This leaves out two effects of a load
+generator: its share of the caches, and waking the processes.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ PACE = 0.001
 """Seconds from one new connection to the next: slow enough for the processes to take turns."""
 
 SERVING = 0.0002
-"""Seconds that a line may take, generously, before the load looks for the replies."""
+"""Seconds to wait per line before the replies are read; more than enough."""
 
 Result = dict[str, float]
 
 
 @contextmanager
 def started(count: int, cores: Sequence[int], folder: Path) -> Iterator[list[Server]]:
-    """Start this many processes on one socket; they take these cores in turn."""
+    """Start this many processes on one socket, distributed over these cores."""
     twistd = str(Path(sys.executable).parent / "twistd")
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=4096))
@@ -78,7 +79,7 @@ def used(servers: list[Server]) -> float:
 
 
 def switches(servers: list[Server]) -> int:
-    """How often one of the processes had to leave its core, or has left it to wait (proc(5))."""
+    """Context switches of all processes so far, voluntary or not (proc(5))."""
     status = "".join(Path(f"/proc/{server.pid}/status").read_text() for server in servers)
     return sum(map(int, re.findall(r"voluntary_ctxt_switches:\s*(\d+)", status)))
 
@@ -172,8 +173,8 @@ def main() -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     cores = sorted(os.sched_getaffinity(0))[:2]
-    # Here the last process goes on. On the first one's core this program would have to wait for it
-    # before it could let the others go on.
+    # This is the core of the last process to resume. On the first one's core, this program would
+    # have to wait for that process before it could resume the others.
     os.sched_setaffinity(0, cores[1:])
     asking: dict[int, list[Result]] = {count: [] for count in COUNTS}
     at_once: dict[int, list[Result]] = {count: [] for count in COUNTS}

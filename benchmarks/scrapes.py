@@ -1,11 +1,11 @@
-"""Measure what `--status` takes from a service that is scraped: `python -m benchmarks.scrapes`.
+"""Measure what `--status` costs a service that is scraped: `python -m benchmarks.scrapes`.
 
-A benchmark under load cannot tell a thousandth. So the two things that `--status` adds are measured
-by themselves, while nothing else goes on: a scrape, and a second of the timer that measures the
-reactor's lag. No code is added to the path of a message. At full load a second of the server's
-processor time has both of them, when it is scraped once a second: "ratio" is what a message then
-takes, as a multiple of what it takes otherwise. Between two scrapes every connection sends a line,
-so that the processor's caches have what they have under load.
+A benchmark under load cannot resolve a thousandth. So the two things that `--status` adds are each
+measured alone, on an otherwise idle server: a scrape, and a second of the timer that measures the
+reactor's lag. The path of a message has no added code. At full load, with one scrape a second, each
+second of the server's processor time includes both: "ratio" is what a message then costs, as a
+multiple of its cost without them. Between two scrapes every connection sends a line, so that the
+processor's caches contain what they would under load.
 """
 
 from __future__ import annotations

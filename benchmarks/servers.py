@@ -161,7 +161,7 @@ class Server:
                 if self._process.poll() is not None or time.perf_counter() - began > patience:
                     raise RuntimeError(f"{command} does not start:\n{log.read_text()}")
                 time.sleep(0.005)
-        except BaseException:  # also Ctrl-C: nobody else knows the process yet
+        except BaseException:  # even Ctrl-C: nothing else would end the process
             self.__exit__()
             raise
         self.port = int(found[1])
@@ -194,7 +194,7 @@ class Server:
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def forget_peak(self) -> None:
-        """Let `peak` begin anew (proc(5), clear_refs)."""
+        """Reset `peak` (proc(5), clear_refs)."""
         Path(f"/proc/{self._process.pid}/clear_refs").write_text("5")
 
     def peak(self) -> int:
@@ -236,7 +236,7 @@ class Load:
         try:
             if self._output.readline() != "open\n":
                 raise RuntimeError(f"load {mode} does not start")
-        except BaseException:  # also Ctrl-C: nobody else knows the process yet
+        except BaseException:  # even Ctrl-C: nothing else would end the process
             self.__exit__()
             raise
 
@@ -261,10 +261,10 @@ class Load:
     def result(self) -> dict[str, float]:
         """Wait for its end, and return what it has measured.
 
-        This does not wait until the process has gone: that ends its connections, which the server
-        then spends processor time on.
+        It does not wait for the process to exit: that closes the connections, which costs the
+        server processor time.
 
-        @raise RuntimeError: it failed. It has said why on its standard error.
+        @raise RuntimeError: it failed; the reason is on its standard error.
         """
         line = self._output.readline()
         if not line:

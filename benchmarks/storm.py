@@ -1,10 +1,10 @@
 """Measure how servers behave in a storm of short connections: `python -m benchmarks.storm`.
 
-In each storm 200 clients at a time connect, do something short, and end. Meanwhile 20 clients that
-were connected before send a line every 10 ms each, whether or not the previous reply has come. The
-latency of a line counts from when it was due, and a line without a reply counts with its age at
-the end of the storm; so a server that stops answering for a while shows it. All servers may open
-the same number of files.
+In each storm 200 clients at a time connect, do something short, and disconnect. Meanwhile each of
+20 clients that connected before it sends a line every 10 ms, whether or not the previous reply has
+come. The latency of a line counts from when it was due, and a line without a reply counts with its
+age at the end of the storm; so the figures show if a server stops answering for a while. All
+servers may open the same number of files.
 
 The server has one core, the storm the other.
 """
@@ -42,7 +42,7 @@ SOCKETS = 200
 """Clients of the storm at a time."""
 
 CONNECTIONS = 100_000
-"""A storm ends early after this many connections, times its seconds."""
+"""A storm ends early after this many connections per second of its planned duration."""
 
 PROBES = ("20", "10")
 """Clients that stay connected, and the milliseconds from one line to the next."""
@@ -101,11 +101,11 @@ def measured(storm: str, command: list[str], bench: Bench) -> Result:
 
 
 def stormed(storm: str, server: Server, bench: Bench) -> Result:
-    """Let a storm loose on a server; what `measured` returns, but for "stop_s" and "log_bytes"."""
+    """Run a storm on a server; return the same as `measured`, less "stop_s" and "log_bytes"."""
     # The established clients share the storm's core. On the server's core they would take the
     # server's time, and interrupt it. The storm can spare the time, since it only has to be faster
-    # than the server; and real-time priority keeps these clients punctual beside it. All that they
-    # wait for is the system call in which the storm is.
+    # than the server; and real-time priority keeps these clients punctual: they wait for no more
+    # than the storm's current system call.
     generator = (bench.load, bench.load_core)
     count = str(int(CONNECTIONS * bench.seconds))
     sockets = (str(SOCKETS), *STORMS[storm], count)

@@ -1,8 +1,8 @@
 """The timestamp echo service: every message comes back with its arrival time in front of it.
 
-What is listed in `__all__` is public and stays as it is within a major version; everything else
-may change in any version. The names are imported when they are first used (PEP 562), so that the
-framings and the stamps need no Twisted, and the client none of the server.
+The names in `__all__` are public and do not change within a major version; anything else may
+change in any version. They are imported on first use (PEP 562), so that framings and stamps do not
+need Twisted, and the client does not load the server.
 """
 
 from __future__ import annotations

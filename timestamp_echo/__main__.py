@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from timestamp_echo.client import errors
 
     for fd, name in ((0, "standard input"), (1, "standard output")):
-        # Before the reactor opens its own files, which would get the number of a closed one.
+        # Before the reactor opens files of its own, which would reuse the number of a closed one.
         if not _is_open(fd):
             errors.print_error(f"expected an open {name}; it is closed")
             return errors.UNREACHABLE

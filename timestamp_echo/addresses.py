@@ -38,7 +38,7 @@ def parse_network(text: str) -> IPv4Network | IPv6Network:
     """Parse an IP network, such as `192.0.2.0/24`; an address alone is a network of one.
 
     @return: the network; for one of IPv4-mapped addresses, the IPv4 network that they stand for.
-    @raise ValueError: the text is no network, or its address is one within the network.
+    @raise ValueError: the text is not a network, or its address has host bits set.
     """
     network = ip_network(text)
     if isinstance(network, IPv6Network) and network.prefixlen >= 96:
@@ -68,8 +68,8 @@ def peer_key(host: str) -> bytes:
 def network_key(host: str) -> bytes:
     """Identify the network of a datagram's source: its IPv4 /24, or its IPv6 /64.
 
-    Whoever forges sources in the network of a victim has all of its addresses to choose from,
-    so a limit on each address would not limit what reaches the network.
+    An attacker can forge any address in a victim's network, so a limit per address would not
+    limit the replies that reach the network.
 
     @return: 3 or 8 bytes.
     @raise ValueError: the host is no IP address.

@@ -1,8 +1,8 @@
 """The monotonic clock and the wall clock of this host.
 
-Timers and durations follow the monotonic clock. A step of the wall clock (by an operator, or by
-NTP) then ends no wait early or late, makes no round trip long or negative, and is found by
-comparing the two.
+Timers and durations follow the monotonic clock. So a step of the wall clock (by an operator, or by
+NTP) neither shortens nor lengthens a wait, and makes no round trip look long or negative. Comparing
+the two clocks detects it.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from timestamp_echo.stamps import SECOND
 STEP_THRESHOLD = SECOND // 1000
 """Nanoseconds by which one clock must have moved against the other to count as a step.
 
-Slewing (adjtime(3)) and frequency corrections move both clocks alike, so less is the error of the
-comparison. Small steps that add up to this much count as one.
+Slewing (adjtime(3)) and frequency corrections move both clocks alike, so anything smaller is
+measurement error. Small steps that add up to this much count as one.
 """
 
 MAX_AGE = 60 * SECOND
 """Nanoseconds; an older arrival time is wrong, because no data waits that long to be read."""
 
 _READINGS = 3
-"""Comparisons of the clocks, the quickest of which counts.
+"""How often the clocks are compared; the quickest comparison counts.
 
-Another process may run between the two readings of one, which then are not of the same moment.
+If another process runs in the middle of one, its readings are not of the same moment.
 """
 
 
 def monotonic_ns() -> int:
     """Nanoseconds of a clock that is never set, and goes on while the host is suspended.
 
-    That is CLOCK_BOOTTIME on Linux (clock_gettime(2)); CLOCK_MONOTONIC stops there meanwhile.
+    On Linux that is CLOCK_BOOTTIME (clock_gettime(2)); CLOCK_MONOTONIC stops during suspend.
     """
     if hasattr(time, "CLOCK_BOOTTIME"):
         return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -44,12 +44,12 @@ def monotonic_ns() -> int:
 def use_monotonic_clock(reactor: Any) -> None:
     """Make a reactor's timers follow the clock of `monotonic_ns`; Twisted's follow the wall clock.
 
-    A timer that is already set keeps the time it has by the old clock. So this is called before
-    there is any, and only on a reactor that is this program's own.
+    A timer that is already set keeps its due time by the old clock. So call this before any timer
+    is set, and only on a reactor that belongs to this program.
 
     @param reactor: an `IReactorTime`; its `seconds` is replaced.
     """
-    # No function of Python's: a service with many timers calls this often.
+    # Not a Python function: a service with many timers calls this often.
     if hasattr(time, "CLOCK_BOOTTIME"):
         reactor.seconds = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
     else:
@@ -78,7 +78,7 @@ class Clocks:
         """Nanoseconds by which the wall clock was stepped forward so far; the sum of `step`."""
 
     def initial_wall_time(self, moment: int) -> int:
-        """Convert a moment of the monotonic clock to wall-clock time, as if it was never stepped.
+        """Convert a moment of the monotonic clock to wall-clock time, as if that was never stepped.
 
         @return: nanoseconds since the epoch.
         """

@@ -12,24 +12,24 @@ from __future__ import annotations
 from typing import Protocol
 
 MAX_PENDING = 64 * 1024
-"""Bytes of one incomplete message at which its reply starts, so that memory per connection
-is bounded without a maximum message length. Also the longest reply that `portion` aims at."""
+"""Bytes of an incomplete message at which its reply starts: this bounds the memory per connection
+without a maximum message length. Also the longest reply that `portion` aims for."""
 
 MIN_PORTION = 16 * 1024
-"""Bytes of a reply that are worth a turn, see `Framing.portion`. In a storm of connections that
-each send 5,000 newlines, others wait for 8 ms (p99) with four times as many, and for 4 ms so."""
+"""Bytes of reply that make a turn worthwhile, see `Framing.portion`. In a storm of connections that
+each send 5,000 newlines, others wait for 4 ms (p99); with four times this size, for 8 ms."""
 
 FULL_READ = 16 * 1024
-"""Bytes from which on a read may have been cut by the reader's buffer, so that it is not taken
-for a whole message. Whoever reads promises a buffer at least this large."""
+"""Bytes from which a read may have been cut off by the reader's buffer, so that it is not taken
+for a whole message. The reader's buffer must be at least this large."""
 
 SHORT_REPLY = 108 * 1024
-"""Bytes of stamps up to which a read may be answered without asking `portion`, if there were one
-for each byte (all newlines). With `ctime` those are the reads of up to 4 KiB, so that the usual
-read need not be looked into."""
+"""A read whose stamps would take at most this many bytes, even with one for each byte (all
+newlines), is answered without asking `portion`. With `ctime` those are the reads of up to 4 KiB, so
+the usual read need not be scanned."""
 
 MAX_DATAGRAM = 2**16
-"""Bytes in which any datagram fits, which is a message: its length has 16 bits (RFC 768)."""
+"""Bytes that hold any datagram, and so any message: its length has 16 bits (RFC 768)."""
 
 
 class Framing(Protocol):
@@ -52,15 +52,16 @@ class Framing(Protocol):
     def portion(self, data: bytes, prefix: bytes) -> int:
         """How many bytes of a read to pass to `received` at once, so as to bound the reply.
 
-        A read of newlines alone grows by a prefix for each byte, and its sender may never read
-        the reply; and to answer it takes as long as to answer a hundred peers that send a line
-        each. The caller sends the reply to one portion, and lets others have their turn, before
-        it asks for the next. A read of up to 32 KiB that does not even double is one portion.
+        The reply to nothing but newlines has a prefix for each byte, and its sender may never
+        read it. Answering it also takes as long as answering a hundred peers that send a line
+        each. So the caller sends the reply to one portion, and lets others have their turn, before
+        it asks for the next. A read of up to 32 KiB whose reply is at most twice as long is one
+        portion.
 
         @param data: the read, or what is left of it; not empty.
         @param prefix: as for `received`.
-        @return: from 1 to C{len(data)}. Unless the portion has at most one newline, its reply
-            has at most 64 KiB more than what was pending.
+        @return: from 1 to C{len(data)}. The reply to a portion with two or more newlines is at
+            most 64 KiB longer than what was pending.
         """
 
     def received(self, data: bytes, prefix: bytes) -> bytes:
@@ -72,7 +73,7 @@ class Framing(Protocol):
         """
 
     def ended(self) -> bytes:
-        """Take what is pending for a message: the sender paused or closed.
+        """Treat what is pending as a message: the sender paused or closed.
 
         @return: its reply, with the prefix of the last read, or C{b""} if nothing is pending.
         """
@@ -147,8 +148,8 @@ class LineFraming:
         # To LineFraming it does not matter where a portion ends. But AutoFraming takes a read
         # without a newline for a message, and part of a line must not look like one:
         #
-        # - The portion ends at a newline, so that it cuts no line in two. If even one line is
-        #   too long, it is that line.
+        # - The portion ends at a newline, so that it cuts no line in two. If the first line
+        #   alone is too long, it is that line.
         # - It leaves at least one newline to the next portion. Otherwise the unfinished line
         #   after the last newline could be a portion of its own. `a\nb\nc` may be cut into
         #   `a\n` and `b\nc`, but not into `a\nb\n` and `c`.
@@ -198,7 +199,7 @@ class LineFraming:
         return self._hold(data, prefix)
 
     def _continued(self, data: bytes, prefix: bytes) -> bytes:
-        """Take a read that goes on with a line."""
+        """Take a read that continues a line."""
         answered = b""
         if self._begun:
             # Up to the newline the bytes belong to a line that has its prefix already.

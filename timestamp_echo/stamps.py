@@ -29,8 +29,8 @@ _ISO = "%Y-%m-%dT%H:%M:%S.%f%:z"  # RFC 3339, section 5.6
 _DIRECTIVES = frozenset("aAbBcCdDeFfgGhHIjmMnprRStTuUVwWxXyYzZ%")
 
 # The times for which a pattern is checked: every 36 hours of a year, so midnight and noon in turn.
-# The length of the text depends on the month's name, the weekday's and %p (a locale may leave one
-# half of the day empty), and these occur in each combination.
+# The length of the text depends on the month's name, the weekday's and %p (which a locale may leave
+# empty for half of the day), and every combination of these occurs.
 _SECONDS = range(0, 365 * 86400, 129600)
 
 # The colon of `%:z` is part of the directive; a lone `%` at the end is a token to be refused.
@@ -158,7 +158,7 @@ class Moment(NamedTuple):
     `nanoseconds`, or later by less than `resolution`."""
 
     zoned: bool
-    """Whether the stamp has a zone, so that `nanoseconds` is exact and not off by its offset."""
+    """Whether the stamp has a zone. If not, `nanoseconds` may be off by the zone's offset."""
 
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -176,7 +176,7 @@ def parse(text: str, pattern: str | None = None) -> Moment:
     @param text: a `ctime`, `iso` or `unix` stamp, which are recognised by their shape.
     @param pattern: the strftime pattern that the stamp was formatted with, if there was one. It
         is parsed by `datetime.strptime`, which lacks some of strftime's directives.
-    @raise ValueError: the text is no such stamp, or there is no such date.
+    @raise ValueError: the text is not such a stamp, or its date does not exist.
     """
     if pattern is not None:
         return _parse_pattern(text, pattern)

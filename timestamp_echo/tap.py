@@ -47,14 +47,14 @@ _UDP = re.compile(r"udp:(?P<port>\d+)(?::interface=(?P<interface>.+))?", re.ASCI
 
 _TLS = re.compile(r"(?:haproxy:)?(?P<kind>ssl|tls):")
 
-# Endpoints that open a TCP port, and do not have one from systemd.
+# Endpoints that open a TCP port themselves, rather than taking one from systemd.
 _OPENS_TCP = re.compile(r"(?:haproxy:)?(?:tcp6?|ssl|tls):(?!.*:systemd=)", re.DOTALL)
 
 _MIGRATION = Path("/proc/sys/net/ipv4/tcp_migrate_req")
-"""Whether connections that wait for a process that ends are passed on to others that share its port
+"""Whether connections queued for a process that ends are passed on to others that share its port
 (Linux 5.14, Documentation/networking/ip-sysctl.rst). Without the file they never are."""
 
-# Where Twisted's endpoints have their port. What this does not match, their parsers check.
+# Where Twisted's endpoints have their port. Anything else is left to their parsers to check.
 _PORT = re.compile(r"(?:(?:haproxy:)?(?:tcp6?|ssl|udp):|.*:port=)(?P<port>-?\d+)(?::|$)", re.ASCII)
 
 _PARSER_ERRORS = (
@@ -66,7 +66,7 @@ _PARSER_ERRORS = (
     (r"module 'OpenSSL.SSL' has no attribute '(.*)'", r"unknown sslmethod=\1"),
     (r"invalid literal for int\(\) with base \d+: (.+)", r"expected a number, not \1"),
 )
-"""What Python says of a call with wrong arguments, and what that means in a description."""
+"""Python's errors about a call with wrong arguments, and what they mean in a description."""
 
 _HOST_PORT = re.compile(
     r"(?:(?P<host>[\d.]+|localhost)|\[(?P<v6>[\da-f:]+)\]):(?P<port>\d+)", re.I | re.A
@@ -157,8 +157,8 @@ class Options(usage.Options):
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """Parse and check the command line.
 
-        @raise SystemExit: it is wrong; with one line that says what was expected and what was
-            given. twistd would print all of its usage in front of a `UsageError`.
+        @raise SystemExit: it is wrong; the message is one line that says what was expected and
+            what was given. Before a `UsageError`, twistd would print its whole usage.
         """
         try:
             super().parseOptions(options)
@@ -264,7 +264,7 @@ class Options(usage.Options):
         return listener
 
     def _proxies(self) -> list[IPv4Network | IPv6Network]:
-        """The networks of proxies; a listener must read their headers."""
+        """The networks of proxies; at least one listener must read PROXY headers."""
         haproxy = any(description.startswith("haproxy:") for description in self["listen"])
         if self["proxy-from"] and not haproxy:
             raise usage.UsageError(
@@ -298,7 +298,7 @@ class Options(usage.Options):
 
 
 def _warn_of_resets(descriptions: Iterable[str]) -> None:
-    """Say so where the kernel resets connections that other processes could accept."""
+    """Warn if the kernel resets connections that other processes could accept."""
     with suppress(OSError):  # another system, or a kernel that is older
         if any(map(_OPENS_TCP.match, descriptions)) and int(_MIGRATION.read_text()) == 0:
             _log.warn(
@@ -409,7 +409,7 @@ def _datagram_listener(
 def _adopted_datagram_listener(
     description: str, endpoint: Any, protocol: TimestampDatagram, adapter: ReactorAdapter
 ) -> Listener:
-    """The same for a datagram socket of systemd's, which Twisted takes for one that listens."""
+    """The same for a datagram socket from systemd, which Twisted takes for a listening one."""
 
     def adopt() -> DatagramPort:
         fd = endpoint.fileno
@@ -438,7 +438,7 @@ def _not_an_endpoint(option: str, description: str, error: Exception) -> usage.U
 
 
 def _endpoint_error(description: str, error: Exception) -> str:
-    """What was probably meant by a description that is none; or else what the parser raised."""
+    """What an invalid description was probably meant to be, or else what its parser raised."""
     if meant := _meant(description):
         return f"did you mean {meant}?"
     if isinstance(error, LookupError):  # of all endpoints, only systemd: looks something up
@@ -452,7 +452,7 @@ def _endpoint_error(description: str, error: Exception) -> str:
 
 
 def _meant(description: str) -> str:
-    """The endpoint that was meant by a port, by an address and a port, or by a path; or empty."""
+    """The endpoint meant by a bare port, an address and port, or a path; empty if there is none."""
     if description.isascii() and description.isdigit() and int(description) <= 65535:
         return f"tcp:{description}"
     if description.startswith("/"):
@@ -483,14 +483,14 @@ def _quoted(text: str) -> str:
 
 
 def _report_to_shell() -> Callable[[str], None]:
-    """Prepare to report how a daemon's start ends, before twistd forks.
+    """Prepare, before twistd forks, to report whether the daemon has started.
 
-    The shell waits for twistd's parent process. By itself that prints a failure of the daemon as
-    the name of a class and the repr of at most 100 bytes. To prevent this, right after its fork it
-    reads from a pipe until the daemon closes it. If the pipe brought an error, the parent prints
-    that and exits; otherwise it continues as usual.
+    The shell waits for twistd's parent process. By itself, that prints a failure of the daemon as
+    a class name and at most 100 bytes of a repr. Instead, right after the fork the parent reads
+    from a pipe until the daemon closes it. If an error came through, the parent prints it and
+    exits; otherwise it continues as usual.
 
-    @return: to be called in the daemon, with the error, or with an empty text.
+    @return: to be called in the daemon, with the error or with an empty text.
     """
     parent = os.getpid()
     read_end, write_end = os.pipe()
@@ -511,7 +511,7 @@ def _report_to_shell() -> Callable[[str], None]:
         if sender.closed:
             return
         if error:
-            # Left open until the process has ended: then its pidfile is removed as well.
+            # The pipe stays open until the process ends: by then its pidfile is removed as well.
             sender.write(error)
             sender.flush()
         else:

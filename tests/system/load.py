@@ -3,9 +3,9 @@
     python -m tests.system.load KIND=ADDRESS ...
 
 KIND is tcp, tls, ssl (the same), unix or udp; ADDRESS is HOST:PORT or a path. For each there are a
-few "short" clients, which make a new connection for some lines and send them at once, and a "long"
-one, which keeps its connection for as long as the server does, and waits for each reply. When
-standard input ends they finish, and a `Report` of each kind of client is written as JSON.
+few "short" clients, which open a new connection for every few lines and send these together, and a
+"long" one, which keeps its connection for as long as the server does, and waits for each reply.
+When standard input ends they finish, and a `Report` of each kind of client is written as JSON.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import time
 from dataclasses import asdict, dataclass, field
 
 REQUESTS = 10
-"""How many a connection has, if it is not kept."""
+"""How many requests a "short" client sends on each connection."""
 
 SHORT, LONG = 3, 1
-"""How many clients there are for each address: with new connections, and with one."""
+"""How many "short" and "long" clients there are for each address."""
 
 TIMEOUT = 15.0
 """Seconds for a connection, and for a reply: what takes longer is lost."""
@@ -40,7 +40,7 @@ class Report:
 
     unanswered: list[tuple[int, float, str]] = field(default_factory=list)
     """The port, the time of the request on the monotonic clock, and what came in place of a reply:
-    "" where the server has closed its side in order, or else the error or the text."""
+    "" if the server closed its side cleanly, otherwise the error or the text."""
 
 
 class Client(threading.Thread):
@@ -50,7 +50,7 @@ class Client(threading.Thread):
     @param address: of the server.
     @param kept: whether it keeps its connection.
     @param report: of this kind of client.
-    @param ended: whether it is to finish.
+    @param ended: is set when it is to finish.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ HUB = "10.77.0.1"
 class Namespaces:
     """Hosts that exist until the end of the test.
 
-    @raise OSError: they cannot be made: this is not root, or the system does not allow it.
+    @raise OSError: they cannot be made, because that needs root or the system forbids it.
     """
 
     def __init__(self, case: Case) -> None:
@@ -26,7 +26,7 @@ class Namespaces:
             raise OSError("only root can make network namespaces")
 
     def add(self, end: str) -> str:
-        """Make a host; return the name of its namespace, which ends like this."""
+        """Make a host; return the name of its namespace, which ends with `end`."""
         name = f"tsecho-{os.getpid()}-{end}"
         self.do("netns", "add", name)
         self._case.addCleanup(run, [self._ip, "netns", "delete", name])

@@ -1,21 +1,20 @@
-"""The documentation's pages, as something that can be run.
+"""The pages of the documentation, parsed into what a test can run.
 
-What is run is in `code-block`s. Those of `console` hold commands behind `$ ` and their output,
-those of `sh` only commands, and those with a caption are files. Python that is no file is a
-program.
+Only `code-block`s are run. A `console` block has commands after `$ ` and their output, an `sh`
+block only commands, and a block with a caption is a file. Python that is not a file is a program.
 
-A comment before a block says what else is to be known of it:
+A comment before a block adds to it:
 
-`.. test: background [TEXT]`: its last command goes on; it is ready when it has written TEXT.
+`.. test: background [TEXT]`: its last command keeps running; it is ready once it has written TEXT.
 `.. test: status N`: the exit status of its last command.
 `.. test: file NAME`: it is this file, where a caption is not possible.
-`.. test: skip REASON`: it is not run; what is next to it tells the reader why.
+`.. test: skip REASON`: it is not run; the text around it tells the reader why.
 
-Others stand alone:
+Other comments stand alone:
 
-`.. test: needs PROGRAM ...`: without these the page cannot be run.
-`.. test: stop`: ends what runs in the background.
-`.. test: also COMMAND`: is run in place of one that cannot be run as it is written.
+`.. test: needs PROGRAM ...`: the page cannot be run without these.
+`.. test: stop`: end what runs in the background.
+`.. test: also COMMAND`: run this in place of a command that cannot be run as it is written.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _STAMPS = (
 """Of the styles ctime, iso and unix."""
 
 _VARYING = {r"\.\.\.": r"[\s\S]*?"} | {stamp: stamp for stamp in _STAMPS}
-"""What stands for others in the output that a page shows, and what it stands for."""
+"""Placeholders in the output that a page shows, and patterns for what each stands for."""
 
 
 class Command(NamedTuple):
@@ -55,7 +54,7 @@ class Command(NamedTuple):
     """Empty: it is not shown."""
 
     def matches(self, output: str) -> bool:
-        """Whether this is the output that the page shows: any stamp is like any other."""
+        """Whether this is the output that the page shows; any stamp matches any of its style."""
         pieces = re.split("(" + "|".join(_VARYING) + ")", self.output)
         # Every second piece is one that varies.
         pieces[::2] = map(re.escape, pieces[::2])
@@ -171,7 +170,7 @@ class Page:
                 typed = re.findall(r"(?m)^> ?(.*)$", shown)
                 while typed and not typed[-1]:  # ends the session on a terminal
                     typed.pop()
-                shown = re.sub(r"(?m)^>.*\n?", "", shown)
+                shown = re.sub(r"(?m)^(?:>|Lines go to ).*\n?", "", shown)  # not in a pipe
             yield Command(command, "".join(f"{line}\n" for line in typed), _stripped(shown))
 
 

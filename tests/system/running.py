@@ -51,7 +51,7 @@ sys.meta_path.insert(0, Finder())
 sys.argv = [program, *arguments]
 exec(compile(open(program).read(), program, "exec"))
 """
-"""Runs a Python script which gets a signal when it begins to import this module."""
+"""Runs a Python script, and sends it a signal when it begins to import a module."""
 
 REACTOR = [f"--reactor={os.environ['TSECHO_REACTOR']}"] if "TSECHO_REACTOR" in os.environ else []
 """Services run under the reactor that this variable names, such as poll; by default twistd's."""
@@ -265,9 +265,9 @@ class Screen:
 
 
 class Window:
-    """A window of tmux(1), a real terminal, with a shell in it: what is seen there is what counts.
+    """A shell in a window of tmux(1), a real terminal: tests check what a user would see.
 
-    @param case: the test, at whose end tmux is ended, and what runs in it.
+    @param case: the test, at whose end tmux and what runs in it are ended.
     @raise SkipTest: there is no tmux.
     """
 
@@ -330,7 +330,7 @@ class Window:
 
 
 def at_terminal(case: Case, term: str) -> dict[str, str]:
-    """The environment for the client at a terminal: its history and readline's settings are new.
+    """The environment for the client at a terminal: no history, and readline's default settings.
 
     @param term: the kind of terminal, for TERM.
     """
@@ -406,13 +406,13 @@ def faketime(offset: str) -> dict[str, str]:
 
 
 def passing(*files: socket.socket | IO[bytes], names: str = "x") -> list[str]:
-    """A command before another one: passes sockets to it as systemd does (sd_listen_fds(3)).
+    """A command prefix that passes sockets on as systemd does (sd_listen_fds(3)).
 
-    @param names: theirs, with colons between them.
+    @param names: those of the sockets, separated by colons.
     """
     script = (
         "import fcntl, os, sys; given = [*map(int, sys.argv[1].split(','))];"
-        # Some of them may be where others have to be.
+        # Some may have the numbers that others must get.
         " away = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100) for fd in given];"
         " [*map(os.close, given)]; [os.dup2(fd, 3 + i) for i, fd in enumerate(away)];"
         " os.environ.update(LISTEN_FDS=str(len(away)), LISTEN_FDNAMES=sys.argv[2]);"

@@ -57,7 +57,7 @@ class Shell:
     def run(self, command: Command, status: int) -> str:
         """Run a command to its end.
 
-        @return: what is wrong: it should have another status, or write something else.
+        @return: what is wrong with its status or output; empty if nothing is.
         """
         process = self._start(command.text, subprocess.PIPE)
         try:
@@ -81,7 +81,8 @@ class Shell:
 
     def _start(self, command: str, stdin: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [*self._inside, "bash", "-c", command],
+            # Whoever runs the tests may ignore SIGINT, as a shell does for what it runs behind `&`.
+            ["env", "--default-signal=INT", *self._inside, "bash", "-c", command],
             cwd=self._folder,
             env=self._environment,
             stdin=stdin,

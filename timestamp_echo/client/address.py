@@ -67,7 +67,7 @@ _LONE_PORT = re.compile(r"(?:::1:)?(\d{1,9})", re.ASCII)
 _URL = re.compile(r"(?P<scheme>[A-Za-z]+)://(?P<server>[^/]+)(?:/.*)?")
 _KINDS = ("udp", "tls", "unix", "tcp", "ssl")
 _PREFIXES = {"https": "tls:", "ssl": "tls:", "tls": "tls:", "udp": "udp:"}
-"""What SERVER has in front of the host, for the schemes of URLs, and for kinds that it lacks."""
+"""SERVER's prefix for each URL scheme, and for the kind `ssl`, which SERVER does not have."""
 
 
 class IClientReactor(
@@ -86,7 +86,7 @@ class IClientReactor(
 
 
 class Family(NamedTuple):
-    """A family of addresses, to which an option restricts those of a name."""
+    """An address family, to which an option restricts SERVER."""
 
     option: str
     name: str
@@ -143,7 +143,7 @@ class DatagramServer:
     host: str
     port: int
     family: int = socket.AF_UNSPEC
-    """Of the host's addresses, as in getaddrinfo(3)."""
+    """The address family to look up, as in getaddrinfo(3)."""
 
 
 def server_from(
@@ -153,8 +153,8 @@ def server_from(
 
     @param text: SERVER, as on the command line.
     @param trust: the options for TLS.
-    @param reactor: makes the connection; its resolver finds addresses of the family only.
-    @param family: the only one that may be used; None for both.
+    @param reactor: makes the connection; its resolver must find addresses of `family` only.
+    @param family: the only address family to use; None for both.
     @raise ValueError: the message names the argument or option, what was expected and what was
         given.
     """
@@ -176,7 +176,7 @@ def server_from(
 
 
 def _is_mistaken(text: str) -> bool:
-    """Whether a text that could be taken for a server surely means another one."""
+    """Whether a text would parse as a server, but clearly not as the one that was meant."""
     kind, _, rest = text.partition(":")
     if kind == "tcp" and _LONE_PORT.fullmatch(rest):
         return True
@@ -325,7 +325,7 @@ def _meant(text: str) -> str:
     if (url := _URL.fullmatch(text)) and _host_and_port(url["server"]):
         return _PREFIXES.get(url["scheme"].lower(), "") + url["server"]
     host, _, word = text.rpartition(":")
-    if isIPv6Address(host):  # with a port of more digits than the last part of an address has
+    if isIPv6Address(host):  # the port has too many digits for a group of an address
         return f"[{host}]:{word}"
     given, colon, rest = text.partition(":")
     kind = next(iter(get_close_matches(given.lower(), _KINDS, n=1)), "") if colon else ""

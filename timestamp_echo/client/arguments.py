@@ -59,7 +59,7 @@ class CommandParser(ArgumentParser):
         # Intermixed: several SERVERs may have options between them.
         arguments, unknown = self.parse_known_intermixed_args(args, namespace)
         if unknown:
-            # SERVER as well: argparse takes the -4 of `-4 host` for a negative number, so for it.
+            # SERVER as well: argparse takes the -4 of `-4 host` for a number, hence for SERVER.
             named = arguments.server
             self.error(self._unknown([*(named if isinstance(named, list) else [named]), *unknown]))
         return arguments
@@ -72,7 +72,7 @@ class CommandParser(ArgumentParser):
         self.exit(errors.UNREACHABLE)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Print a help or the version; argparse ignores all errors, as a full disk."""
+        """Print help or the version. argparse would ignore every error, such as a full disk."""
         try:
             print(message, end="", file=file, flush=True)
         except OSError as error:
@@ -149,7 +149,7 @@ def add_server(parser: ArgumentParser, *, several: bool = False) -> None:
 
 
 def command_first(command: str) -> str:
-    """What is wrong where a command follows an option or a SERVER."""
+    """The error for a command that follows an option or a SERVER."""
     return (
         f"expected the command first, as in tsecho {command} ...;"
         f" for a server of that name, write {command}:{PORT}"
@@ -203,10 +203,10 @@ def apply_options(arguments: Namespace, reactor: IClientReactor) -> None:
 
 
 def parse_seconds(minimum: float, text: str) -> float:
-    """Parse the value of an option, as `ArgumentParser.add_argument` has it.
+    """Parse the value of an option; with a minimum bound, a `type` for `add_argument`.
 
-    @param minimum: the least.
-    @raise ArgumentTypeError: it is no number, or a smaller one, or over eleven days.
+    @param minimum: the smallest value allowed.
+    @raise ArgumentTypeError: it is not a number, or is too small, or is over eleven days.
     """
     try:
         # 1_000, and digits of other scripts, are numbers in Python only.

@@ -56,7 +56,7 @@ def main(argv: Sequence[str], *, named: bool = True) -> int:
     """Run a session with a server, from a terminal or in a pipe.
 
     @param argv: the arguments after `connect`.
-    @param named: whether that word was there.
+    @param named: whether the word `connect` was given.
     @return: the exit status, see `errors`. A signal ends the process with 128 plus its number.
     """
     from twisted.internet import reactor

@@ -28,8 +28,8 @@ REPLY_TIMEOUT = 1.0
 """Seconds after which a reply counts as lost: the first timeout of RFC 6298, section 2."""
 
 MAX_LINES, WINDOW = 1000, 1.1
-"""At most this many lines are sent in this many seconds. By default `twistd tsecho` answers 1,000
-in 1.01 s; the rest allows for lines that take longer than others to arrive."""
+"""At most `MAX_LINES` lines are sent in any `WINDOW` seconds. By default `twistd tsecho` answers
+1,000 in 1.01 s; the margin allows for lines that take longer than others to arrive."""
 
 REMEMBERED_LINES = 10 * MAX_LINES
 """Lines whose replies may still come late or twice: all of at least the last 11 s."""
@@ -84,16 +84,16 @@ class DatagramPath(DatagramProtocol):
         self._stopping = False
         self._port = self._reactor.listenUDP(0, self, local, MAX_DATAGRAM)
         if any(address[3:]):  # a link-local address, with its zone (RFC 4007)
-            # Twisted connects without the zone. But a socket stays with one it has had before.
+            # Twisted connects without the zone, but a socket keeps the zone of an earlier connect.
             self._port.socket.connect(address)
         self._port.connect(*address[:2])
 
     def connectionRefused(self) -> None:
         """See `ConnectedDatagramProtocol`: the server's port is closed (ICMP port unreachable).
 
-        A port of Twisted's calls this when a read fails by ECONNREFUSED. But the epoll reactor
-        takes the error condition of the socket for its end, and closes the port without a read
-        (twisted#6287). So this closes the port too, and `stopProtocol` handles either case.
+        Twisted's port calls this when a read fails with ECONNREFUSED. But the epoll reactor takes
+        the socket's error condition for a disconnect, and closes the port without reading
+        (twisted#6287). So this closes the port too, and `stopProtocol` handles both cases.
         """
         self._stop()
 
@@ -105,11 +105,11 @@ class DatagramPath(DatagramProtocol):
 
 
 class DatagramSession(DatagramPath):
-    """A session over datagrams: one line at a time, each waits for its reply or a second.
+    """A session over datagrams: one line at a time, until its reply comes or times out.
 
     A datagram may be lost, and UDP has no flow control: nothing but a reply shows that the server
-    can take another one. So no line is sent before the last one is answered or given up, and no
-    more are sent in a second than a server answers by default.
+    can take another one. So no line is sent before the previous one is answered or given up, and
+    lines are sent no faster than a server answers them by default.
 
     @param listener: gets the replies.
     @param reactor: opens the port, and times the replies.
@@ -133,7 +133,7 @@ class DatagramSession(DatagramPath):
         self._earlier: deque[int] = deque(maxlen=REMEMBERED_LINES)  # hashes: lines may be long
         self._timeout: IDelayedCall | None = None
         self._sent_at = deque([-inf] * MAX_LINES, MAX_LINES)  # when the last lines were sent
-        self._resting = False  # to send no more lines in a second
+        self._resting = False  # until `MAX_LINES` per `WINDOW` allows another line
         self._finished = False
         self._ended = False
         self._producer: IPushProducer | None = None
@@ -203,7 +203,7 @@ class DatagramSession(DatagramPath):
         """Whether the first line may go to another address instead.
 
         A name may have several, as localhost has ::1 and 127.0.0.1, and the server may listen on
-        one of them only. Once there was a reply, the right one is found.
+        one of them only. Once a reply has come, the address is right.
         """
         return bool(self._addresses) and self._in_flight is not None and self.sent == self.missing
 
@@ -245,7 +245,7 @@ class DatagramSession(DatagramPath):
         self._send_next()
 
     def _all_done(self) -> None:
-        """No line is in flight, or waits for its turn."""
+        """No line is in flight, and none is queued."""
         if self._finished:
             self._end("no reply came in time" if self.missing else "")
         elif not self._partial:
@@ -281,6 +281,6 @@ def _has_route(entry: AddressInfo) -> bool:
 
 
 def _messages(datagram: bytes) -> list[bytes]:
-    """What a datagram may be the reply to: all of it, or what is behind its one stamp."""
+    """The messages that a datagram may reply to: all of it, or what follows its one stamp."""
     stamp = STAMP.match(datagram)
     return [datagram, datagram[stamp.end() :]] if stamp else [datagram]

@@ -18,13 +18,13 @@ ANSWERED = 0
 """Exit status: every line was answered, and nothing else came."""
 
 MISSING = 1
-"""Exit status: the connection was lost, replies are missing, or something came that is none."""
+"""Exit status: the connection was lost, replies are missing, or something else came."""
 
 UNREACHABLE = 2
 """Exit status: wrong usage, or no connection (name not found, connection refused)."""
 
 MAX_QUOTED = 200
-"""Characters of a server's own words that are shown."""
+"""Maximum number of characters that are shown of what a server sent."""
 
 TLS_ALERT = b"\x15\x03"
 """How an alert of TLS begins (RFC 8446, section 5.1), with which many refuse plain text."""
@@ -132,8 +132,8 @@ def openssl_reason(error: object) -> str:
 def reason(error: object) -> str:
     """Why a connection failed or was lost, as text in one line.
 
-    The type of the error selects the function. This one takes all types that have none of their
-    own; pyOpenSSL's and service_identity's cannot have one, because the extra may be missing.
+    The error's type selects the function, and this one is the fallback. pyOpenSSL's and
+    service_identity's types cannot have their own, because the extra may be missing.
     """
     text = openssl_reason(error) or _one_line(error)
     text = _TLS_REASONS.get(text[max(0, text.find("alert ")) :], text)

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 MAX_LINES = 1000
-"""The file keeps the last lines, this many."""
+"""The file keeps this many of the last lines."""
 
 VARIABLE = "TSECHO_HISTORY"
-"""The environment variable that names another file or, empty, none."""
+"""The environment variable that names another file or, if empty, turns the history off."""
 
 
 def history_file(environment: Mapping[str, str]) -> Path | None:

@@ -1,8 +1,8 @@
-"""Whether what a server returns is what was sent to it, apart from stamps.
+"""Verifies that a server returns what was sent to it, apart from stamps.
 
-Bytes in, bytes out: knows no connection and no clock. An echo returns the bytes that it got, in
-order. It inserts stamps: one in front of each line, or of whatever each of its reads brought, or
-none at all. Nothing but a stamp is added, and nothing is left out or changed.
+Bytes in, bytes out: knows no connection and no clock. An echo returns the bytes that it received,
+in order, and inserts stamps: one in front of each line, or of the bytes of each read, or none at
+all. It adds nothing else, and leaves out or changes nothing.
 
 A stamp ends at the first `] ` after its `[`, so where it ends is certain. Where one begins is not:
 a `[` may also be a byte of the message. Then both readings are followed until one of them fails.
@@ -26,17 +26,17 @@ MAX_UNEXPECTED = 1024
 """Bytes that are kept of what is no reply."""
 
 MAX_STAMPS = 8
-"""Stamps in one read that are each removed from all their lines at once. One read seldom has more,
-unless it has few lines."""
+"""Different stamps in one read, each of which is handled for all of its lines at once. One read
+seldom has more, unless each has few lines."""
 
 MAX_READINGS = 16
-"""Readings that are followed at a time. More come only of a message that itself consists of stamps,
-such as `[] [] [] `. Those are kept that took the fewest of its brackets for stamps."""
+"""Readings that are followed at a time. Only a message that itself consists of stamps, such as
+`[] [] [] `, has more; then those that took the fewest of its brackets for stamps are kept."""
 
 _PATTERN = rb"\[[^\x00-\x1f\x7f]{0,%d}?\] " % MAX_STAMP
 STAMP = re.compile(_PATTERN)
-"""A stamp, its brackets and the space. It is printable text, which a newline is not, and ends at
-the first `] `."""
+"""A stamp, its brackets and the space: printable text, so without a newline, up to the first
+`] `."""
 
 _LINE_STAMP = re.compile(b"^" + _PATTERN, re.MULTILINE)
 # A whole stamp, or what may become one: it is cut off by the end of what was received.
@@ -46,11 +46,11 @@ _STAMP_OR_START = re.compile(rb"%b|\[[^\x00-\x1f\x7f]{0,%d}\]?\Z" % (_PATTERN, M
 _Bytes: TypeAlias = bytes | bytearray
 
 _Readings: TypeAlias = set[tuple[int, bool]]
-"""Ways to read what came up to some byte: how much of the message it contains, and whether a stamp
-may be next, because none has just ended."""
+"""Ways to read what came up to some byte: for each, how much of the message it contains, and
+whether a stamp may be next, which it may not right after another."""
 
 _ReadingsAt: TypeAlias = dict[int, _Readings]
-"""Readings by the offset in `Replies._held` up to which they have got."""
+"""Readings, by the offset in `Replies._held` that they have reached."""
 
 
 class Replies:
@@ -61,12 +61,12 @@ class Replies:
         """Lines that were sent, the last of which may lack its newline."""
 
         self.unexpected = b""
-        """The beginning of what came and is no reply; empty as long as everything is one."""
+        """The beginning of what came that is not a reply; empty while everything is one."""
 
         self._unfinished = False  # whether the last line that was sent lacks its newline
         self._sent = bytearray()  # what has not come back yet
-        self._held = bytearray()  # what came; it begins with the last bytes that were shown
-        self._shown = 0  # how many of them there are
+        self._held = bytearray()  # what came, beginning with the last bytes that were shown
+        self._shown = 0  # how many bytes of `_held` were shown
         self._readings: _ReadingsAt = {0: {(0, True)}}
 
     def send(self, data: bytes) -> None:
@@ -105,16 +105,16 @@ class Replies:
 
     @property
     def rest(self) -> bytes:
-        """What came and has been neither returned by `receive` nor found to be no reply."""
+        """What came and was neither returned by `receive` nor found to be `unexpected`."""
         return bytes(self._held[self._shown :])
 
     def receive(self, data: bytes) -> bytes:
         """Verify what was received.
 
-        @return: what is verified now: whole lines, the last one even if it was sent without a
-            newline, and of lines of more than `MAX_HELD` bytes what has come of them.
+        @return: what is now verified: whole lines, including a last one that was sent without a
+            newline, and of a line of more than `MAX_HELD` bytes as much as has come.
         """
-        end = data.find(b"\n") + 1 if self._held else 0  # of the line that has begun
+        end = data.find(b"\n") + 1 if self._held else 0  # of a line that began earlier
         last = data.rfind(b"\n") + 1
         return b"".join(
             read(piece)
@@ -151,10 +151,10 @@ class Replies:
         return size > 0
 
     def _stamped(self, lines: bytes) -> int:
-        """How much of what was sent these lines are, if there is a stamp in front of each; or 0."""
+        """How many of the sent bytes these lines return, if each has a stamp in front; or 0."""
         size = end = 0
-        # The lines that a server read at once have the same stamp: one call puts it in front of as
-        # many of the lines that were sent. That is faster than to remove it from those that came.
+        # Lines that a server read at once have the same stamp. To put it in front of as many sent
+        # lines, with a single call, is faster than to remove it from the received ones.
         for _ in range(MAX_STAMPS):
             if not (found := _LINE_STAMP.match(lines, end)):
                 break

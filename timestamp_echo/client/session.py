@@ -36,19 +36,19 @@ HANDSHAKE_TIMEOUT = 30
 """Seconds for the TLS handshake: as long as Twisted gives TCP to connect."""
 
 LAST_INPUT_TIMEOUT = 0.1
-"""Seconds that the input has to end after the server has closed with nothing missing. Where it is
-empty, or was answered, its end may come a moment later: that order depends on the scheduler."""
+"""Seconds for the input to end after the server has closed with nothing missing. Even if the input
+is empty, or all answered, its end may be read a moment later: that depends on the scheduler."""
 
 MAX_UNANSWERED = 64 * 2**20
-"""Bytes that may be sent without a reply. They are kept to be compared with it. What the buffers
-of both hosts and of a server that echoes can hold is less than half of that (tcp(7))."""
+"""Bytes that may be sent without a reply; they are kept to be compared with it. The buffers of both
+hosts and of a server that echoes hold less than half of that (tcp(7))."""
 
 
 class SessionListener(Protocol):
     """Gets the events of a session."""
 
     def replied(self, data: bytes) -> None:
-        """Bytes of replies were received and verified, in any pieces."""
+        """Bytes of replies were received and verified; lines may be split anywhere."""
 
     def answered(self) -> None:
         """Every line sent so far is answered, or was given up."""
@@ -79,7 +79,7 @@ class Session(Protocol):
         """Whether the server's host reported, after the first line, that the port is closed."""
 
     def write(self, data: bytes) -> None:
-        """Send these bytes; lines may be in any pieces."""
+        """Send these bytes; lines may be split anywhere."""
 
     def finish(self) -> None:
         """No more will be written: deliver everything, wait for the last reply, then end."""
@@ -164,8 +164,8 @@ class StreamConnection(StreamProtocol):
     def _why(self, reason: Failure, silent: bool) -> str:
         """Why the connection was lost, as text.
 
-        @param silent: the server has returned nothing for what was sent. A server of TLS does so,
-            unless it sends an alert, see `errors.no_reply`.
+        @param silent: the server has returned nothing for what was sent, as a TLS server does
+            unless it sends an alert; see `errors.no_reply`.
         """
         why = errors.reason(reason.value)
         over_ip = isinstance(self.transport.getPeer(), IPv4Address | IPv6Address)
@@ -175,7 +175,7 @@ class StreamConnection(StreamProtocol):
 
 
 class _Timer:
-    """Calls something after a while, unless it is stopped or started again before."""
+    """One delayed call, which can be stopped or replaced."""
 
     _call: IDelayedCall | None = None
 
@@ -199,7 +199,7 @@ class _Timer:
 
 @implementer(IPushProducer)
 class _Input:
-    """A producer of lines that the end of the connection does not stop: `over` does."""
+    """A producer of lines that outlives the connection: `over` stops it."""
 
     def __init__(self, producer: IPushProducer) -> None:
         self._producer = producer
@@ -273,14 +273,14 @@ class StreamSession(StreamConnection):
             self._end_timer.start(LAST_INPUT_TIMEOUT, self._end, self._why_lost)
 
     def _unexpected(self) -> str:
-        """Describe what came and is no reply, also one that was not awaited; empty if none came."""
+        """Describe what came that is not a reply, or that was not awaited; empty if nothing did."""
         replies = self._replies
         if text := replies.unexpected or (b"" if replies.missing else replies.rest):
             return errors.no_reply(text)
         return ""
 
     def _refuse(self) -> None:
-        """End because of what is no reply, once its first line is whole, or in a second."""
+        """End because of what is not a reply, once its first line is whole, or after a second."""
         self._reply_timer.stop()
         if self._replies.unexpected_line:
             self._give_up(self._unexpected())
@@ -326,7 +326,7 @@ class StreamSession(StreamConnection):
         if self._why_lost:
             self._end("")
             return
-        # Twisted would resume a paused producer first; its TLS transport waits until there is none.
+        # Or Twisted would first resume a paused producer and, over TLS, wait until it has gone.
         self.transport.unregisterProducer()
         # A half-close: the server reads the end of the stream, answers what has no newline,
         # and its replies can still be received. On TCP and UNIX sockets that is shutdown(SHUT_WR).
@@ -366,8 +366,8 @@ class StreamSession(StreamConnection):
         """Give a server that has answered everything a second to close, then abort.
 
         The server should close next, because this side has closed. But not every server closes
-        (a half-close may be lost on a proxy), and none must keep the client waiting without end. As
-        long as more comes in, the second starts again.
+        (a proxy may drop a half-close), and none may keep the client waiting forever. Whatever else
+        comes in restarts the second.
         """
         if self._replies.answered:
             self._end_timer.start(LINGER_TIMEOUT, self.abort)

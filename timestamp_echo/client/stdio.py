@@ -50,18 +50,18 @@ _INVISIBLE = (
     "\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e007f]"
 )
-"""Format characters (category Cf) that show nothing: bidirectional controls, with which a line can
-look like another one (UAX #9), and those that can hide a text in a line, such as tags.
+"""Invisible format characters (category Cf): bidirectional controls, which can make a line look
+like another one (UAX #9), and those that can hide text in a line, such as tags.
 
-Two of them pass, because scripts are written with them: the zero width joiner and non-joiner, in
-emoji, Persian and the scripts of India. So do variation selectors, which are no format characters.
+Two of them pass, because emoji, Persian and the scripts of India need them: the zero width joiner
+and non-joiner. So do variation selectors, which are not format characters.
 """
 
 _UNSAFE = re.compile(_CONTROLS + _INVISIBLE)
 
 
 class TerminalEscaper:
-    r"""Escapes what a server could do harm with on a terminal, however the replies are cut.
+    r"""Escapes what could do harm on a terminal, wherever the replies are split.
 
     UTF-8 passes. Control characters, and bytes that are not UTF-8, become escapes such as `\x1b`.
     """
@@ -241,7 +241,7 @@ class Terminal(Pipe):
         self._next()
 
     def readConnectionLost(self) -> None:
-        """See `IHalfCloseableProtocol`: Ctrl-D, within a line twice (the first sends its start)."""
+        """See `IHalfCloseableProtocol`: Ctrl-D, or two in a line (the first sends its start)."""
         self._input_ended = True
         if self._escaper:
             self._start_line()  # so that the shell's prompt starts a line
@@ -275,7 +275,7 @@ class Terminal(Pipe):
         if line.endswith(b"\n"):
             self._waiting = True
             self.transport.pauseProducing()
-        else:  # Ctrl-D within it: the last line, whose reply is whole when the server has closed
+        else:  # Ctrl-D within a line: the last; its reply is whole when the server closes
             self._finish()
 
     def _finish(self) -> None:

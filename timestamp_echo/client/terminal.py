@@ -36,8 +36,8 @@ SETTINGS = (
     "tab: self-insert",
     "set convert-meta off",
 )
-"""Of readline's (readline(3)): what is pasted, newlines and tabs as well, is part of the line, and
-so is every byte above 127, which in the C locale would be a key with Meta."""
+"""For readline (readline(3)): pasted text is part of the line, even newlines and tabs, and so is
+every byte above 127, which in the C locale would be a key with Meta."""
 
 _Handler = CFUNCTYPE(None, c_void_p)  # rl_vcpfunc_t: gets a line, or NULL
 
@@ -173,10 +173,10 @@ class Readline:
 
 
 def set_terminal(mode: list[Any]) -> None:
-    """Set the mode of the terminal, as `tcsetattr` has it.
+    """Set the mode of the terminal, which is a list as for `tcsetattr`.
 
-    In the background this stops the process; `fg` then interrupts it (EINTR), and Python does not
-    try again.
+    In the background this stops the process; after `fg` the call fails with EINTR, and Python does
+    not retry it.
     """
     while True:
         try:
@@ -196,13 +196,13 @@ class EditedTerminal:
 
     @param editor: edits the lines.
     @param history: keeps them.
-    @param output: standard output. Writing to it blocks, which keeps the replies of a server that
-        sends more than the terminal takes in the kernel's buffers.
+    @param output: standard output. Writing to it blocks, so that replies which come faster than
+        the terminal takes them wait in the kernel's buffers.
     """
 
     session: Session
 
-    input_failed = False  # see `Pipe`; a terminal that is gone is at its end
+    input_failed = False  # see `Pipe`; a terminal that is gone counts as end of input
 
     _reactor: Any  # an `IReactorFDSet` and `IReactorFromThreads`
 
@@ -224,13 +224,13 @@ class EditedTerminal:
         @param reactor: the reactor.
         """
         self._reactor = reactor
-        os.set_blocking(1, True)  # the program before may have left it otherwise
+        os.set_blocking(1, True)  # the previous program may have left it non-blocking
         for number, act in (
             (signal.SIGTSTP, self._editor.suspend),
             (signal.SIGCONT, self._editor.resume),
             (signal.SIGWINCH, self._editor.resize),
         ):
-            # A shell without job control has it ignored.
+            # Without job control, a shell starts its children with the signal ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda *_, act=act: self._reactor.callFromThread(act))
         for line in self._history.lines:

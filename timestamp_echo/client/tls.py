@@ -61,7 +61,7 @@ def _verified(
 ) -> IOpenSSLClientConnectionCreator:
     from twisted.internet.ssl import optionsForClientTLS, trustRootFromCertificates
 
-    # Without trust root, Twisted takes those of the system.
+    # Without a trust root, Twisted uses those of the system.
     return optionsForClientTLS(
         host,
         trustRoot=None if ca is None else trustRootFromCertificates(_certificates("--ca", ca)),

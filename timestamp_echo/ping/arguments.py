@@ -138,14 +138,14 @@ class _PrintSchema(Action):
     def __call__(self, parser: ArgumentParser, *arguments: object) -> None:
         from importlib.resources import files
 
-        # As the help is printed: a reader that is gone is no error.
+        # Printed like the help, so that a reader that is gone is no error.
         text = files(__package__).joinpath("schema.json").read_text("utf-8")
         parser._print_message(text, sys.stdout)
         parser.exit()
 
 
 def _names(flag: str, name: str) -> list[str]:
-    """The names of an option: a short one has a long one beside it, by which argparse stores it."""
+    """The names of an option: its flag and, if that is short, the long one that argparse stores."""
     return list(dict.fromkeys((flag, f"--{name.replace('_', '-')}")))
 
 

@@ -116,7 +116,7 @@ class Side(NamedTuple):
     """The lower or the upper side of a cone."""
 
     origin: int
-    """Where this side would be at the client's 0, in units of 10**-9 ns."""
+    """Where this side would be when the client's clock reads 0, in units of 10**-9 ns."""
 
     moment: int
     """The client's clock at the sample that set this side."""
@@ -183,7 +183,7 @@ class Cone(NamedTuple):
         """The step that explains a sample for which `intersect` returned None.
 
         An empty intersection means that the sample contradicts one of the sides: its lower bound is
-        above the old upper bound, or the reverse. The step is later than the sample that set it.
+        above the old upper bound, or the reverse. The step came after the sample that set the side.
         """
         at = sample.received
         # The offset before the step was between the contradicted side and the opposite side as it

@@ -106,8 +106,8 @@ class Run:
         self._status = INCOMPLETE
 
     def _pinger(self, server: Server, reactor: Any, plan: Plan) -> Pinger:
-        # Each reports a step of this host's clock once, so each has its own copy. They were read at
-        # the same moment, so that the offsets of all servers can be compared.
+        # A `Clocks` reports a step of this host's clock once, so each pinger has its own copy. All
+        # start from the same readings, so that the offsets of all servers can be compared.
         clocks = copy(self._clocks)
         observers = [self._output.observer(server.name, clocks)]
         if self._plot:

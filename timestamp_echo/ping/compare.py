@@ -2,9 +2,9 @@
 
 Integers in, integers out, all in nanoseconds. Knows no connection and no text.
 
-Each offset is that of a server's clock from the client's. Two servers' clocks provably differ at a
-moment if their intervals at this moment do not meet. For this, all intervals must be of the same
-moment, which `Estimate.interval` widens them to.
+An offset is a server's clock minus the client's. Two servers' clocks provably differ if their
+intervals do not intersect. All intervals must be those of the same moment, to which
+`Estimate.interval` widens them.
 
 A stamp that names no zone shows the offset plus that of an unknown time zone, a multiple of 15
 minutes. A difference that a pair of zones explains is not claimed.
@@ -35,14 +35,14 @@ class Interval(NamedTuple):
     """Highest offset, in nanoseconds."""
 
     zoned: bool = True
-    """Whether the stamps name their zone. Otherwise, both ends contain the unknown one."""
+    """Whether the stamps name their zone. Otherwise, both ends include its unknown offset."""
 
 
 def difference(one: Interval, other: Interval) -> int:
-    """By how much two clocks differ at least, in nanoseconds; 0 if they may agree."""
+    """The least by which two clocks differ, in nanoseconds; 0 if they may agree."""
     low, high = one.low - other.high, one.high - other.low
-    # The zones of two clocks, each of which may be unknown, are apart by a multiple of 15 minutes
-    # from `first` to `last`.
+    # The zones of the two clocks, either of which may be unknown, differ by a multiple of 15
+    # minutes, from `first` to `last`.
     first = (0 if one.zoned else _WEST) - (0 if other.zoned else _EAST)
     last = (0 if one.zoned else _EAST) - (0 if other.zoned else _WEST)
     # Of these multiples, the nearest to each end of the interval: if one is within it, the zones
@@ -84,8 +84,8 @@ def clock_verdict(host: Host, limit: int) -> Verdict:
 def known_clocks(hosts: Sequence[Host]) -> dict[str, Interval]:
     """The possible offsets of all clocks that are known, by server, at the same moment.
 
-    They are offsets from this host's clock as if it was never set, so it does not matter when it
-    was, nor whether all of the servers were asked after that.
+    The offsets are from this host's clock as if it had never been set, so it does not matter
+    whether a server was asked before or after it was set.
     """
     at = max((offset.at for host in hosts if (offset := host.stats.clock.offset)), default=0)
     found = ((host.name, _interval(host, at)) for host in hosts)

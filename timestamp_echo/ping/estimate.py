@@ -4,8 +4,8 @@ Integers in, integers out. `bounds` says what one sample implies under a given m
 clocks. This module decides which model explains all samples so far: two clocks of about the same
 rate, a constant drift, or a clock that was stepped.
 
-Some events cannot be detected from stamps: a step, or a rate beyond `TOLERANCE`, whose effect is
-still smaller than the bounds. Until it is detected, the stated bound is that of a clock without it.
+A step, or a rate beyond `TOLERANCE`, cannot be detected from stamps while its effect is smaller
+than the bounds. Until it is detected, the stated bound assumes that there was none.
 Slewing faster than `TOLERANCE` (ntpd slews by up to 500 ppm) is seen as a drift, and its beginning
 and end as small steps. And the clock measured is the one in the stamps: on Linux, time(2) moves to
 the next second at a timer tick of the kernel, up to 10 ms late.
@@ -84,7 +84,7 @@ class Drift(NamedTuple):
     """Maximum error of `rate`, in nanoseconds per second."""
 
     since: int
-    """The client's clock when the first of the probes was sent from which the rate is known."""
+    """The client's clock when the first of the probes behind this rate was sent."""
 
 
 class Estimate:
@@ -113,7 +113,7 @@ class Estimate:
         """Steps detected, oldest first. One that looks like a drift is added once it is certain."""
         self._last: Sample | None = None
         self._round_trips: deque[int] = deque(maxlen=RECENT)
-        self._aimed: int  # aimed probes that were answered, since the cone was last a new one
+        self._aimed: int  # aimed probes answered since the cone was started
         self._polygon: Polygon
         self._cone: Cone | None
         self._drifts = False
@@ -151,8 +151,8 @@ class Estimate:
 
     def _predates_polygon(self, sample: Sample) -> bool:
         """Whether the sample contradicts one that is older than the polygon."""
-        # A polygon that was started again knows nothing of the samples before. That it is not
-        # empty does not mean that a constant rate explains them.
+        # A restarted polygon knows nothing of the samples before. Even if it is not empty, a
+        # constant rate may not explain those.
         if self._cone is None or self._drifts:
             return False
         return self._cone.step(sample).after < self._polygon.since
@@ -234,11 +234,11 @@ class Estimate:
         if self._last is None or self._last.moment.resolution < SECOND:
             return None
         # A stamp of whole seconds says little, but it does say whether the server's second had
-        # already changed when the probe arrived. So ask that question where it is worth most.
-        # Were the offset exactly in the middle of the possible ones, there would be a moment to
-        # send the probe for it to arrive at the very instant of the change. Send it then: if the
-        # stamp shows the new second, the offset is in the upper half, otherwise in the lower. That
-        # is a bisection, one bit per probe.
+        # already changed when the probe arrived. So ask that question where it is worth most. If
+        # the offset were exactly the middle of the possible ones, a probe sent at a certain moment
+        # would arrive at the very instant of the change. Send it at that moment: if the stamp shows
+        # the new second, the offset is in the upper half, otherwise in the lower. That is a
+        # bisection, one bit per probe.
         #
         # With `ahead` between the client's clock now and the server's on arrival, the moment is
         # the first t >= due at which t + ahead is a whole second. -x % SECOND is the distance from
@@ -252,8 +252,8 @@ class Estimate:
         """How far the server's clock, when the probe arrives, is ahead of the client's at `at`."""
         low, high = self._interval(at)
         ordered = sorted(self._round_trips)
-        # Aimed probes alone take turns. If all probes did, the same turn could always fall on a
-        # probe that cannot be aimed: with two probes a second, every second one.
+        # Only aimed probes take turns. If all did, the same turn could always fall to a probe that
+        # cannot be aimed: with two probes a second, that is every second one.
         turn = (self._aimed - HALVINGS) % 4
         if self._aimed < HALVINGS or turn in (1, 3):
             # The middle of the interval, plus half the shortest round trip for the way there.
@@ -274,7 +274,7 @@ class Estimate:
     def interval(self, at: int) -> tuple[int, int] | None:
         """The lowest and highest possible offset at a moment; None before the first reply.
 
-        If the stamps name no zone, both contain the unknown one.
+        If the stamps name no zone, both include its unknown offset.
 
         @param at: the client's clock, not earlier than the last sample, in nanoseconds.
         """

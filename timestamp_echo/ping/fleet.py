@@ -23,8 +23,8 @@ class Fleet:
 
     @param names: of the servers.
     @param pingers: for each of them.
-    @param interval: nanoseconds between two probes to the same server. The servers are started
-        spread over it, so that the probes to many of them are no burst.
+    @param interval: nanoseconds between two probes to the same server. The starts of the servers
+        are spread over it, so that probes to many of them do not come in bursts.
     @param deadline: seconds after which all are stopped, in whatever state they are; 0 for never.
     @param clock: for timers.
     @param unreachable: is called with each that cannot be reached.

@@ -15,7 +15,7 @@ Write = Callable[[str], None]
 
 _RED, _RESET = "\033[31m", "\033[0m"
 _CLEAR_LINE = "\r\033[K"
-_REFRESH = 10**8  # nanoseconds between two updates of the progress line, which a flood would exceed
+_REFRESH = 10**8  # minimum nanoseconds between updates of the progress line, even in a flood
 
 
 class TextOutput:

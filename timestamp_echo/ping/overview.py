@@ -49,7 +49,7 @@ class Output(Protocol):
 class SingleOutput:
     """An `Output` for one server, which needs no comparison.
 
-    @param output: returns what writes its results, for its name and this host's clocks.
+    @param output: makes the writer of its results, from its name and this host's clocks.
     """
 
     _inner: TextOutput | JSONOutput
@@ -63,7 +63,7 @@ class SingleOutput:
         return self._inner
 
     def unreachable(self, host: Host) -> None:
-        """See `Output.unreachable`. It is said at the end, which comes at once."""
+        """See `Output.unreachable`. `summary`, which follows at once, reports it."""
 
     def progress(self, hosts: Sequence[Host], *, entered: bool) -> None:
         """See `Output.progress`."""
@@ -167,7 +167,7 @@ class TableOutput:
         self._clear()
         columns, rows = self._screen()
         lines = table.table(self._hosts(), longest=columns // 3)
-        room = max(rows - 2, 2)  # the cursor's line stays free, and one may say that there are more
+        room = max(rows - 2, 2)  # less one for the cursor and one for "... and N more"
         shown = lines if len(lines) <= room else lines[:room]
         if len(shown) < len(lines):
             shown.append(f"... and {len(lines) - len(shown)} more")
@@ -176,7 +176,7 @@ class TableOutput:
 
     def _clear(self) -> None:
         if self._drawn:
-            # To the first column, which an echoed ^C has left, and the first line: clear from there
+            # Clear from the table's first line on; \r, because an echoed ^C moves the cursor.
             self._write(f"\r\033[{self._drawn}A\033[J")
             self._drawn = 0
 

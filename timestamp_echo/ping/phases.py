@@ -88,7 +88,7 @@ class _Attempt:
         self._phases = Phases({}, "connect")
         self._since = owner.now()
         self._path: StreamPath | UDPPath
-        self._connecting: Deferred[Any]  # with this path
+        self._connecting: Deferred[Any]  # fires with this path
         self._partial = b""
         self._over = False
 
@@ -142,7 +142,7 @@ class _Attempt:
         return self._phases
 
     def replied(self, data: bytes) -> None:
-        """See `PathListener.replied`. Lines are passed on whole: another one may come meanwhile."""
+        """See `PathListener.replied`. Lines are passed on whole: another attempt's may follow."""
         lines, newline, rest = data.rpartition(b"\n")
         if not newline:
             self._partial = (self._partial + data)[-MAX_REPLY:]
@@ -192,9 +192,9 @@ class _Port(UDPPath):
 
 @implementer(IReactorPluggableNameResolver, IHostnameResolver)
 class LookupTimer:
-    """What endpoints are given in place of the reactor, to know when a name lookup is complete.
+    """Stands in for the reactor in endpoints, to learn when a name lookup is complete.
 
-    An endpoint asks the resolver within its `connect`. So the lookup belongs to the most recent
+    An endpoint calls the resolver within its `connect`, so a lookup belongs to the latest
     `attempt`.
 
     @param reactor: does everything else.

@@ -102,7 +102,7 @@ class Plot:
         self._figure(name).savefig(Path(self._path), dpi=120)
 
     def draw_lines(self, rtts: Axes, clock: Axes, shift: float, colour: str, name: str) -> None:
-        """Draw round trips and possible offsets as one of several servers.
+        """Draw the round trips and possible offsets of one of several servers.
 
         @param rtts: gets the round trips, in milliseconds.
         @param clock: gets the offsets, in seconds.
@@ -277,7 +277,7 @@ class Plot:
 
 
 class FleetPlot:
-    """The figure of all servers; that of one has more in it.
+    """The figure of all servers; a single one gets the fuller figure of `Plot`.
 
     @param path: the file to write.
     @raise ValueError: as `Plot`.
@@ -394,9 +394,9 @@ def _set_logarithmic(axes: Axes) -> None:
 
 
 def _limits(offsets: Sequence[float], bounds: Sequence[float]) -> tuple[float, float]:
-    """Limits of the offset axis: everything with a narrow bound is visible, and the last offset.
+    """Limits of the offset axis, which shows all offsets with a narrow bound, and the last one.
 
-    The first bound of a clock of whole seconds, half a second, would flatten all that follows.
+    With stamps of whole seconds, the first bound is half a second: it would flatten all the others.
     """
     narrow = _WIDE * min(bounds)
     shown = [(o, b) for o, b in zip(offsets, bounds, strict=True) if b <= narrow]

@@ -29,7 +29,7 @@ class Figures(NamedTuple):
     p90: int
     p99: int
     jitter: int
-    """Mean deviation from one to the next, smoothed as in RFC 3550, section 6.4.1."""
+    """Mean difference between consecutive ones, smoothed as in RFC 3550, section 6.4.1."""
 
 
 class Histogram(NamedTuple):
@@ -69,7 +69,7 @@ class RoundTrips:
         else:
             self._window[self.count % WINDOW] = rtt
         self.count += 1
-        # Integers: the variance of long round trips would drown in the rounding of floats.
+        # Integers: the rounding of floats would swamp the variance of long round trips.
         self._sum += rtt
         self._squares += rtt * rtt
         self._last = rtt
@@ -93,8 +93,8 @@ class RoundTrips:
     def histogram(self, bins: int) -> Histogram:
         """Count the round trips in bins of equal width, from the minimum on.
 
-        Those farther from it than twice the 75th percentile are beyond the bins. So the shape of
-        most is visible, whatever the longest are.
+        Those more than twice as far from the minimum as the 75th percentile are beyond the bins.
+        So the shape of most is visible, however long the longest are.
 
         @param bins: maximum number of bins.
         """

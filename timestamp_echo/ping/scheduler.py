@@ -112,7 +112,7 @@ class Pinger:
         self._replied: deque[int] = deque(maxlen=REMEMBERED_REPLIES)
         self._highest = 0
         self._unmatched = b""  # the beginning of what came since the last reply
-        self._refusal = b""  # what was last reported of it
+        self._refusal = b""  # the line of it that was last reported
         self.connecting = False
         """Whether a connection attempt is in progress; it cannot always be cancelled."""
         self._timers: dict[str, IDelayedCall] = {}
@@ -221,7 +221,7 @@ class Pinger:
         return self._due
 
     def _aimed(self, due: int) -> int | None:
-        """When to send a probe to learn most from a stamp of whole seconds; None for at any time.
+        """When to send a probe to learn most from a stamp of whole seconds; None if any will do.
 
         @param due: when it is due.
         """
@@ -247,7 +247,7 @@ class Pinger:
     def replied(self, data: bytes) -> None:
         """See `PathListener.replied`."""
         own_delay = self._own_delay()
-        # Read this clock last: a pause in between makes a reply later than it was, never earlier.
+        # Read this clock last: a pause in between makes a reply seem later, never earlier.
         now = self._clocks.monotonic()
         replies = self._probes.replies(data)
         self._unmatched = b"" if replies else (self._unmatched + data)[:MAX_UNMATCHED]
@@ -383,7 +383,7 @@ class Pinger:
         self._send_due()
 
     def _notify_refusal(self) -> None:
-        """Report the line that the server sent instead of replies, unless it was the last one."""
+        """Report the line that a server sent instead of replies, unless it repeats the last one."""
         line, newline, _ = self._unmatched.partition(b"\n")
         self._unmatched = b""
         whole = newline or line.startswith(errors.TLS_ALERT)

@@ -22,7 +22,7 @@ PHASES = {"lookup": "name lookup", "connect": "connect", "tls": "TLS", "reply": 
 
 @dataclass
 class Phases:
-    """Where the time of a probe went that has a connection of its own."""
+    """How a probe that has a connection of its own spent its time."""
 
     durations: dict[str, int]
     """Nanoseconds of each phase that is over."""
@@ -71,7 +71,7 @@ class Probe:
 
     @property
     def written(self) -> int:
-        """When it was written: if it has a connection of its own, when that was made."""
+        """When it was written: if it has a connection of its own, when that was ready."""
         return self.sent + (sum(self.phases.durations.values()) if self.phases else 0)
 
     @property

@@ -32,8 +32,8 @@ _VERDICTS: tuple[tuple[Verdict, str], ...] = (
 def table(hosts: Sequence[Host], longest: int | None = None) -> list[str]:
     """A line for each server, in columns, under a header.
 
-    @param longest: longer names are cut at the front to this many characters. None: they are whole,
-        and one that leaves too little room for the rest has a line of its own, as in df(1).
+    @param longest: names are cut at the front to this many characters. If it is None, a name that
+        leaves too little room for the rest has a line of its own, as in df(1).
     """
     names = [_HEADER[0], *(_end(host.name, longest) for host in hosts)]
     rows = [_HEADER[1:], *map(_row, hosts)]

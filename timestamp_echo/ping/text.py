@@ -16,7 +16,7 @@ from timestamp_echo.ping.stats import PHASES, Probe, Stats
 from timestamp_echo.stamps import SECOND
 
 WIDTH = 79
-"""Columns of a line, where the servers' names leave room: those of a terminal, less one."""
+"""Columns of a line, unless a server's name takes too many: those of a terminal, less one."""
 
 _BINS = 10
 _MIN_FOR_HISTOGRAM = 10  # round trips; fewer are no distribution
@@ -33,7 +33,7 @@ def format_ms(*values: int) -> str:
 def format_offset(nanoseconds: int, bound: int) -> str:
     """Format an offset between two clocks, to three digits of its bound, or to the microsecond.
 
-    A range as long as it may be zero: people take what stands in front of ± for the offset.
+    While it may be zero, it is a range: people take the number in front of ± for the offset.
     """
     unit = 10 ** max(3, len(str(bound)) - 3)  # a microsecond, or about a hundredth of the bound
     if abs(nanoseconds) <= bound:
@@ -66,7 +66,7 @@ def answered(probe: Probe, name: str, offset: Offset | None) -> str:
 
 
 def folded(line: str, indent: str = "") -> list[str]:
-    """The same words, as many in each line as fit; the lines that follow are indented further."""
+    """Wrap a line at its spaces; the lines that follow the first are indented further."""
     return wrap(
         line,
         WIDTH,
@@ -78,7 +78,7 @@ def folded(line: str, indent: str = "") -> list[str]:
 
 
 def _filled(parts: Iterable[str]) -> str:
-    """The same with parts that must not be divided."""
+    """Join parts like `folded`, without dividing any part."""
     first, *rest = parts
     lines = [first]
     for part in rest:

@@ -57,7 +57,7 @@ class ProbeListener(PathListener, Protocol):
     """The user of a path that has a connection for each probe."""
 
     def failed(self, data: bytes, why: str) -> None:
-        """There will be no reply to these bytes, which were written at once.
+        """There will be no reply to these bytes, which were written in one call.
 
         @param why: the reason, as text.
         """
@@ -82,13 +82,13 @@ class Path(Protocol):
         """Send these bytes now."""
 
     def release(self, data: bytes) -> Phases | None:
-        """No reply to these bytes, which were written at once, is awaited any more.
+        """Await no further reply to these bytes, which were written in one call.
 
         @return: where the time went, if they had a connection of their own.
         """
 
     def close(self) -> None:
-        """Close the path in order."""
+        """Close the path cleanly."""
 
 
 _Socket = socket.socket
@@ -244,7 +244,7 @@ class UDPPath(DatagramPath):
         self._stop()
 
     def datagramReceived(self, datagram: bytes, addr: object) -> None:
-        """Deliver a reply. A truncated one, without a newline, does not run into the next."""
+        """Deliver a reply, with a newline, so that a truncated one does not run into the next."""
         self._addresses.clear()
         self._listener.replied(datagram.removesuffix(b"\n") + b"\n")
 

@@ -1,1 +1,1 @@
-"""What a timestamp echo service is: protocols, connections, their limits, the log, stopping."""
+"""The timestamp echo service: protocols, connections, their limits, the log, stopping."""

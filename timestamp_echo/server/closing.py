@@ -23,21 +23,21 @@ from timestamp_echo.server.counts import Counts
 from timestamp_echo.server.log import ConnectionLog
 
 LINGER_TIMEOUT = 1.0
-"""Seconds that a peer has to close its side after this side closed its own, all replies sent."""
+"""Seconds that a peer has to close its side, once this side has sent all replies and closed."""
 
 MAX_LAST_BYTES = 4 * 2**20
-"""Bytes of a connection that are read at a stop, at most, beyond those in its buffer: as many as
-the kernel buffers for a sender by default (tcp_wmem, tcp(7))."""
+"""At a stop, how many bytes of a connection are read beyond those already in its buffer: at most
+what the kernel buffers for a sender by default (tcp_wmem, tcp(7))."""
 
 LAST_BYTES_DELAY = 0.5
-"""Seconds that those bytes, and a last message, may take to come. A sender on this host learns of
-the room in the buffer from the kernel, which takes its time where the processors are busy, or else
-asks again: first after 0.2 s (TCP_RTO_MIN). A reply to the other side of the world, and the next
-message from there, take less."""
+"""Seconds that those bytes, and a last message, may take to arrive. The kernel tells a sender on
+this host that the buffer has room, which takes a while if the processors are busy; or the sender
+probes for it, first after 0.2 s (TCP_RTO_MIN). A round trip to the other side of the world takes
+less."""
 
 MAX_REFUSALS = 32
-"""Refused connections that may linger at once. Each holds an open file, and no limit counts it:
-half of those that are reserved (`connections.RESERVED_FILES`)."""
+"""Refused connections that may linger at once. Each holds an open file that no limit counts, so
+they get half of the reserved ones (`connections.RESERVED_FILES`)."""
 
 
 class Transport(typing.Protocol):
@@ -96,14 +96,14 @@ class LingeringClose(Protocol):
     transport: Transport  # type: ignore[assignment]  # it has more than `ITransport`
 
     why = ""
-    """Why the connection ends, for the log; empty: as the transport says."""
+    """Why the connection ends, for the log; if empty, the transport's reason is used."""
 
     _linger: IDelayedCall | None = None
 
     def close(self) -> None:
         """Close this side once everything is sent, then wait for the peer to close its own."""
-        # Ask the class: Twisted's own TLS, which has no half-close, passes the call on to the
-        # socket, which would be closed under what TLS has still to write.
+        # Ask the class, not the object: Twisted's own TLS has no half-close, but passes the call
+        # on to the socket, which would be closed before TLS has written everything.
         if hasattr(type(self.transport), "loseWriteConnection"):
             self.transport.loseWriteConnection()
         else:
@@ -136,10 +136,10 @@ def cancel(call: IDelayedCall | None) -> None:
 class Drain:
     """Answers what has arrived by now and one more message, then closes this side.
 
-    A client that asks without pause has a message under way at nearly any moment, and the protocol
-    has no word for "no more" but the end of the stream. So once everything is read, this waits a
-    moment for a last message, and closes together with its reply. A client that looks for the end
-    of the stream before it sends the next message then has all its messages answered.
+    A client that sends without pause has a message in flight at nearly any moment, and the only
+    way to say "no more" is to end the stream. So once everything is read, this waits briefly for a
+    last message, and closes together with the reply to it. A client that checks for the end of the
+    stream before it sends the next message then has all its messages answered.
 
     @param clock: the reactor's.
     @param transport: the connection's.
@@ -164,14 +164,14 @@ class Drain:
         self._end = clock.seconds() + wait
         self._call: IDelayedCall | None = None
         self._came = False  # whether the last message has come, or its beginning
-        # What is below TLS and the PROXY protocol knows what waits in its socket; another's
-        # transport does not.
+        # Our own transports, also those below TLS and the PROXY protocol, know how much is unread
+        # in the socket; others do not.
         self._unread: Callable[[], int] = getattr(transport, "unread", _unknown)
         unread = self._unread()
         # A peer that never stops sending must not keep the service from stopping.
         self._left = unread + MAX_LAST_BYTES
-        # If more than a read waits, the buffer may be full, and a sender on this host may have
-        # more in its own, which comes as this one is read.
+        # If there is more than one read, the buffer may be full, and a sender on this host may
+        # have more in its own buffer, which arrives as this one empties.
         self._more = unread > getattr(transport, "read_size", 0)
 
     def start(self) -> None:
@@ -181,7 +181,7 @@ class Drain:
         self._call = self._clock.callLater(0, self._read)
 
     def cancel(self) -> None:
-        """Stop; nothing is called."""
+        """Stop, without calling `drained`."""
         cancel(self._call)
 
     def received(self) -> None:
@@ -193,9 +193,9 @@ class Drain:
             self._drained()
 
     def has_more(self) -> bool:
-        """Whether more has arrived meanwhile; then this goes on, and calls `drained` again.
+        """Whether more has arrived meanwhile; if so, draining resumes, and calls `drained` again.
 
-        To be asked right before the close, as the peer may have had the last reply by now.
+        Ask right before the close: the peer may have received the last reply, and sent more.
         """
         more = self._left > 0 and self._unread() > 0
         if more:
@@ -209,8 +209,8 @@ class Drain:
         if self._left <= 0 or self._is_done():
             self._drained()
         elif self._unread():
-            # One read at a time, so that others have their turn. It brings a full read, or else
-            # everything. It may also pause this connection, which cancels the next call.
+            # One read at a time, so that others have their turn. It takes `read_size` bytes, or
+            # all there are. It may pause this connection, which cancels the call just set.
             self._left -= self._transport.read_size  # type: ignore[attr-defined]
             self._call = self._clock.callLater(0, self._read)
             self._transport.doRead()  # type: ignore[attr-defined]

@@ -1,20 +1,20 @@
 """What a service has counted since its start: plain integers, which `--status` shows.
 
-Nothing is counted here for a message: each connection counts its own, and adds them up when it
-ends. Knows neither connections nor metrics.
+Messages are not counted here one by one: each connection counts its own, and adds its totals when
+it ends. Knows neither connections nor metrics.
 """
 
 from __future__ import annotations
 
 TRANSPORTS = ("tcp", "unix", "tls", "stdio", "other")
-"""What a connection may be made of, behind the PROXY protocol or not; `other`: a plugin's."""
+"""The kinds of transport, with or without the PROXY protocol; `other` is a plugin's."""
 
 REFUSED = {
     "too many connections from your address": "per_peer",
     "too many connections": "total",
     "not from a network of --proxy-from": "proxy_from",
 }
-"""What the reasons for a refusal begin with, and their labels."""
+"""The labels of refusals, by how the reason begins."""
 
 CLOSED = {
     "closed by the peer": "peer",
@@ -27,7 +27,7 @@ CLOSED = {
     "no valid PROXY header": "proxy",
     "too many connections": "refused",
 }
-"""What the reasons for the end of a connection begin with, and their labels."""
+"""The labels of ended connections, by how the reason begins."""
 
 NO_DATA = "no_data"
 """The label of a connection whose peer ended it without a byte: a health check, for example."""

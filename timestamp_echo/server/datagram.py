@@ -27,21 +27,21 @@ UDP_RATE = 1000
 """Datagrams a second that are answered per source, by default."""
 
 LOG_INTERVAL = 10.0
-"""Seconds over which unanswered datagrams are counted before the log has a line about them."""
+"""Seconds over which unanswered datagrams are counted for one line in the log."""
 
-_PRIVILEGED = 1024  # below are the services that a forged datagram would make answer this one
+_PRIVILEGED = 1024  # below are services that a forged datagram could set up in a loop with this one
 
 _BUCKETS = 2**14
 
-_WINDOW = 1.0  # seconds in which a source is answered at most as often as its limit says
+_WINDOW = 1.0  # seconds over which the answers to a source are limited
 
-_SLICE = 0.005  # seconds whose answers leave the window at once, up to twice as much too late
+_SLICE = 0.005  # seconds; the answers in a slice leave the window together, up to two slices late
 
 _BRACKET = ord("[")
 
 _NOT_SENT = "impossible to send"
-# A peer can cause this at will, by a datagram whose reply is too long (over 65,507 bytes in IPv4),
-# by a source that is a local broadcast address, or has no route, or by an IPv4 broadcast to an IPv6
+# A peer can cause this at will: by a datagram whose reply is too long (over 65,507 bytes in IPv4),
+# by a source that is a local broadcast address or has no route, or by an IPv4 broadcast to an IPv6
 # port, whose reply would leave from the broadcast address.
 
 _TO_GROUP = "to a broadcast or multicast address"
@@ -72,10 +72,10 @@ LABELS = {
     _OVERFLOWED: "overflow",
     _LEFT: "left",
 }
-"""Why datagrams are not answered, and how `--status` calls that."""
+"""Why datagrams are not answered, and the label for that in `--status`."""
 
 NOT_RECEIVED = {_OVERFLOWED, _LEFT}
-"""Reasons of the datagrams that are not among those received."""
+"""The reasons for datagrams that do not count as received."""
 
 _CACHED_SOURCES = 2**12  # the results of parsing this many addresses are kept
 
@@ -113,10 +113,10 @@ def _bucket(host: str) -> int:
 class RateLimit:
     """A limit of answers for each source, an IPv4 /24 or an IPv6 /64, in any window of a second.
 
-    Any number of sources, forged ones included, takes the same memory: they share `_BUCKETS`
-    counters, by a hash that an attacker cannot predict (PYTHONHASHSEED). To use up the limit of
-    one other source, an attacker has to use up nearly all counters. Besides, each answer of the
-    last second takes two bytes.
+    Memory does not grow with the number of sources, forged or not: they share `_BUCKETS` counters,
+    by a hash that an attacker cannot predict (PYTHONHASHSEED). To use up the limit of one
+    particular source, an attacker has to use up nearly all counters. In addition, each answer of
+    the last second takes two bytes.
 
     @param limit: answers per second.
     """
@@ -158,8 +158,8 @@ class TimestampDatagram(DatagramProtocol):
     @param stamp: writes the stamps.
     @param clock: a monotonic clock, for the rate limit and the log.
     @param now: the wall clock, in nanoseconds since the epoch.
-    @param rate: the limit of answers that all UDP ports of the service have in common.
-    @param own_ports: where all UDP ports of the service add themselves.
+    @param rate: the limit on answers, which all UDP ports of the service share.
+    @param own_ports: the port numbers of the service, to which each UDP port adds its own.
     """
 
     transport: DatagramPort
@@ -230,7 +230,7 @@ class TimestampDatagram(DatagramProtocol):
                 else:
                     batch.drop(slot)
             except Exception:
-                # One failure stays one failure: the others are answered.
+                # One failure must not keep the others from being answered.
                 self._log.failure("a datagram could not be answered")
                 batch.drop(slot)
         if failed := batch.send():
@@ -257,7 +257,7 @@ class TimestampDatagram(DatagramProtocol):
 
     def _write_log(self) -> None:
         self.unanswered[_OVERFLOWED] += self._port.overflows()
-        unanswered = (self.unanswered - self._logged).most_common()  # the reasons that there are
+        unanswered = (self.unanswered - self._logged).most_common()  # only those that occurred
         self._logged = self.unanswered.copy()
         if unanswered:
             counts = ", ".join(f"{count} {why}" for why, count in unanswered)

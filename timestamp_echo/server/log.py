@@ -1,7 +1,8 @@
-"""What the log says of connections: one line when each opens, one line when it ends.
+"""What the log says about connections: one line when each opens, one line when it ends.
 
 Knows addresses and counts; never sees a message. A flood of connections must not become a flood
-of lines: beyond `USUAL` and `FLOOD`, which are for each kind of line, they are only counted.
+of lines: beyond `USUAL` or `FLOOD`, which apply to each kind of line by itself, they are only
+counted.
 """
 
 from __future__ import annotations
@@ -19,25 +20,25 @@ from timestamp_echo.addresses import host_port, unmapped
 
 
 class Pace(NamedTuple):
-    """How many lines there may be."""
+    """How many lines may be written in how many seconds."""
 
     lines: int
     seconds: float
 
 
 USUAL = Pace(10, 1.0)
-"""Unless there were more. Then the rest are counted, and the next interval is one of `FLOOD`."""
+"""The normal pace. If an interval has more lines, the rest are only counted, and `FLOOD` begins."""
 
 FLOOD = Pace(5, 10.0)
-"""Until an interval has no more lines than this. A flood of 20 s, whose connections open and end,
-writes fewer than 50 lines; one of a day, at 150 bytes a line, 8 MB for each kind."""
+"""The pace until an interval has no more lines than this. A 20 s flood of connections that open and
+end writes fewer than 50 lines; a day of it, at 150 bytes a line, 8 MB for each kind."""
 
 
 def format_address(address: IAddress | None) -> str:
     """An address for the log, in printable ASCII whatever the peer chose.
 
-    A peer can choose a lot: the path that its UNIX socket is bound to, and in the header of the
-    PROXY protocol any text (CWE-117).
+    A peer can choose the path that its UNIX socket is bound to, and any text in the header of the
+    PROXY protocol (CWE-117).
     """
     if isinstance(address, (IPv4Address, IPv6Address)):
         text = host_port(unmapped(address.host), address.port)
@@ -62,11 +63,11 @@ def describe(error: BaseException | None) -> str:
     if isinstance(error, ConnectionLost):
         return "connection lost"
     if isinstance(error, OSError) and error.strerror:
-        # Of the two names of a symlink(2), the first is its text: in Twisted's locks a process id.
+        # Of a symlink(2)'s two names, the first is its target: a process id, in Twisted's locks.
         name = error.filename2 or error.filename
         return f"{os.fsdecode(name)}: {error.strerror}" if name else error.strerror
     match getattr(error, "args", ()):
-        # OpenSSL's queue of errors (library, function, reason); or an error that left none in it.
+        # OpenSSL's error queue (library, function, reason), or an error that left it empty.
         case ([*_, (_, _, str(text))],) | (int(), str(text)) if text:
             return text
         case ([],) | ([*_, (_, _, "")],):
@@ -77,8 +78,8 @@ def describe(error: BaseException | None) -> str:
 class ConnectionLog:
     """The log lines about one service's connections.
 
-    Each is written only if `may_write` says so, which is asked first: in a storm of connections
-    there are few lines, and what they would say is not worked out for the others.
+    Ask `may_write` before writing each: in a storm of connections few lines are written, and the
+    text of the others need not be worked out.
 
     @param clock: counts the seconds.
     """
@@ -87,8 +88,8 @@ class ConnectionLog:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        # By kind: the lines of the present interval, its pace, when it ends, and, once it has too
-        # many lines, what will write their number.
+        # By kind: the number of lines in the current interval, its pace, when it ends, and, once it
+        # has too many lines, the timer that will log how many more there were.
         self._counts = {"opened": 0, "refused": 0, "ended": 0}
         self._paces = dict.fromkeys(self._counts, USUAL)
         self._ends = dict.fromkeys(self._counts, -inf)
@@ -114,7 +115,7 @@ class ConnectionLog:
         return False
 
     def flush(self) -> None:
-        """Write now how many lines there would have been; no timer is left."""
+        """Write the counts of omitted lines now, and leave no timer."""
         for kind, call in list(self._calls.items()):
             call.cancel()
             self._end_interval(kind)
@@ -164,7 +165,7 @@ class ConnectionLog:
         del self._calls[kind]
         lines, seconds = self._paces[kind]
         more = self._counts[kind] - lines
-        left = max(self._ends[kind] - self._clock.seconds(), 0.0)  # of the interval, by `flush`
+        left = max(self._ends[kind] - self._clock.seconds(), 0.0)  # cut off by `flush`
         self._log.info(
             "{more} more connection{s} {kind} within {seconds:.3g} s",
             more=more,

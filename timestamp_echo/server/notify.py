@@ -1,4 +1,4 @@
-"""Tells systemd how the service is, by the protocol of sd_notify(3).
+"""Reports the state of the service to systemd, by the protocol of sd_notify(3).
 
 Knows a datagram socket and a clock; neither ports nor connections. It is imported only where
 systemd, or another supervisor, asks for notifications.
@@ -25,7 +25,7 @@ class Notifier:
 
     @param environment: has NOTIFY_SOCKET, a path or, with an @ in front, an abstract name; and,
         where a watchdog is wanted, WATCHDOG_USEC and WATCHDOG_PID (sd_watchdog_enabled(3)).
-    @param clock: the reactor. While that hangs, the watchdog hears nothing, as it should.
+    @param clock: the reactor. If it hangs, the watchdog gets no messages, as intended.
     """
 
     _log = Logger()
@@ -37,19 +37,18 @@ class Notifier:
             self._address = b"\0" + self._address[1:]
         self._watchdog = LoopingCall(self._send, "WATCHDOG=1")
         self._watchdog.clock = clock
-        # Kept open: the watchdog must be fed while the file table is full as well.
+        # Kept open, so that the watchdog is fed even while the file table is full.
         self._socket: socket.socket | None = None
         self._failed = False  # and logged
 
     def notify(self, state: str) -> None:
         """Send a state.
 
-        @param state: READY, at the first of which the watchdog's timer starts, RELOADING, or
-            STOPPING.
+        @param state: READY (the first one starts the watchdog's timer), RELOADING, or STOPPING.
         """
         message = f"{state}=1"
         if state == "RELOADING":
-            # CLOCK_MONOTONIC, by which systemd knows this reload from an earlier one.
+            # CLOCK_MONOTONIC, by which systemd tells this reload from an earlier one.
             message += f"\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
         self._send(message)
         interval = self._interval()

@@ -1,4 +1,4 @@
-"""One stream connection: each message goes back behind its arrival time.
+"""One stream connection: each message is sent back with its arrival time in front of it.
 
 Knows a framing, a stamp and a transport; not which kind of socket that is, nor who may connect.
 """
@@ -40,9 +40,9 @@ from timestamp_echo.stamps import Stamp
 from timestamp_echo.transports.proxy import IProxied, IProxyListener
 from timestamp_echo.transports.stream import StreamTransport
 
-# FULL_READ is at most what one read can bring, whichever transport it comes through: a TLS record
-# has up to 16 KiB (RFC 8446, section 5.1), a batched connection reads 32 KiB (`stream.READ_SIZE`),
-# of which the header of the PROXY protocol may be gone, and Twisted's own connections read 64 KiB.
+# FULL_READ must not exceed what one read can bring through any transport: a TLS record has up to
+# 16 KiB (RFC 8446, section 5.1), our own connections read 32 KiB (`stream.READ_SIZE`), perhaps less
+# a PROXY header, and Twisted's connections read 64 KiB.
 
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds that a TLS handshake, and the header of the PROXY protocol, may take."""
@@ -51,8 +51,8 @@ CLOSED_BY_PEER = "closed by the peer"
 """Why a connection ended, unless an error follows."""
 
 FIRST_MESSAGE = 1.0
-"""Seconds from its beginning that a connection has for its first bytes when the service stops: they
-may still be on their way, behind a TLS handshake or from a host that is busy."""
+"""Seconds that a connection has for its first bytes when the service stops, from when it was made:
+they may still be on their way, after a TLS handshake or from a busy host."""
 
 MESSAGE_GAP = 0.1
 """Seconds of silence that end a message in `auto`: longer than the next segment takes to follow
@@ -91,9 +91,9 @@ class MessageGap:
         if self._expired:
             self._ended()
         else:
-            # This process may be the one that is late, and a reactor runs its timers before it
-            # reads. So what has arrived by now is read first: `restart` is called if there is
-            # anything, and this is called once more if there is not.
+            # This process itself may be late, and a reactor runs its timers before it reads. So let
+            # it read what has arrived: if there is anything, `restart` is called; if not, this is
+            # called once more.
             self._expired = True
             self._call = self._clock.callLater(0, self._expire)
 
@@ -120,8 +120,8 @@ class TimestampEcho(LingeringClose):
     _received = 0  # bytes
     _sent = 0  # bytes of replies
     _paused = False  # too many replies are unsent, or others have their turn
-    _unusual = True  # the next read needs more than an answer: it is the first, or comes too soon
-    _failed = False  # its PROXY header or its handshake, or it was refused: its end is logged
+    _unusual = True  # the next read needs special care: it is the first, or comes while paused
+    _failed = False  # no valid PROXY header, no handshake, or refused: its end is logged
     _backlog: tuple[tuple[bytes, bytes], ...] = ()  # reads, with their prefixes, to be answered
     _eof = False  # the peer has closed its side, but there still is a backlog
     _gap: MessageGap | None = None
@@ -130,14 +130,14 @@ class TimestampEcho(LingeringClose):
     _turn: IDelayedCall | None = None  # to answer the rest of the backlog
 
     def connectionMade(self) -> None:
-        """Begin with a framing of its own, and stop reading while too many replies are unsent."""
+        """Set up its framing, and have it paused while too many replies are unsent."""
         factory, transport = self.factory, self.transport
         self._since = factory.clock.seconds()
         self._framing: Framing = factory.framing()
         self._paused = False
         transport.registerProducer(self, True)
-        # Our own transport has none of these layers, and inherits TCP_NODELAY: so its interfaces
-        # are not looked up, which would be done for every connection.
+        # Our own transport has none of these layers and inherits TCP_NODELAY, so this saves looking
+        # up its interfaces for every connection.
         if not isinstance(transport, StreamTransport) and self._begin_layers():
             factory.connections.add(self, _unknown_peer)
         else:
@@ -225,7 +225,7 @@ class TimestampEcho(LingeringClose):
             self._answer(data, prefix)
 
     def _log_opened(self) -> None:
-        """The first bytes have come. Until then it may be a health check, which is not logged."""
+        """Log the connection at its first bytes: without any, it may be a health check."""
         self._unusual = self._paused
         log = self.factory.log
         if log.may_write("opened"):
@@ -234,7 +234,7 @@ class TimestampEcho(LingeringClose):
     def _answer_backlog(self) -> None:
         """Answer a portion of what was read, and the next one when others have had their turn.
 
-        Reads that are short, such as TLS's records, make a portion together.
+        Short reads, such as TLS's records, are combined into one portion.
         """
         end = self._sent + MIN_PORTION
         whole = True
@@ -260,7 +260,7 @@ class TimestampEcho(LingeringClose):
     def pauseProducing(self) -> None:
         """Too many replies are unsent, or others have their turn: stop reading.
 
-        From now on silence is this side's, not the sender's, and ends no message.
+        From now on silence is due to this side, not to the sender, and so ends no message.
         """
         self._paused = self._unusual = True
         self.transport.pauseProducing()
@@ -299,7 +299,7 @@ class TimestampEcho(LingeringClose):
         self.transport.loseConnection()
 
     def end(self, why: str) -> None:
-        """See `Connection.end`. A peer that reads no replies would not read these: abort."""
+        """See `Connection.end`. A peer that does not read its replies is aborted instead."""
         if self.why:
             return
         if self._turn is not None and self._turn.active():
@@ -312,7 +312,7 @@ class TimestampEcho(LingeringClose):
             self.close()
 
     def drain(self) -> None:
-        """See `Connection.drain`. While this is paused nothing is read; it waits."""
+        """See `Connection.drain`. While the connection is paused, this waits: nothing is read."""
         self._drain_and_end("the service is stopping")
 
     def _drain_and_end(self, why: str) -> None:
@@ -353,7 +353,7 @@ class TimestampEcho(LingeringClose):
         self.transport.abortConnection()
 
     def _finish(self, why: str) -> None:
-        """Write the last reply: to a message without an end. There is no backlog."""
+        """Answer the incomplete message, if there is one. There is no backlog."""
         self.why = why
         # Twisted closes only once there is no producer any more.
         self.transport.unregisterProducer()
@@ -373,8 +373,8 @@ class TimestampEcho(LingeringClose):
             cancel(self._handshake)
         if self._turn is not None:
             cancel(self._turn)
-        # They refer to this object. Without them a connection that the peer ends is deleted at
-        # once, with what is unsent, and not only when the garbage collector runs.
+        # These refer back to this object. Without the cycle, a connection that the peer ends is
+        # freed at once, with what is unsent, and not only when the garbage collector runs.
         self._gap = self._turn = None
         factory = self.factory
         silent = self._is_silent(reason.value)
@@ -390,7 +390,7 @@ class TimestampEcho(LingeringClose):
                     received=self._received,
                     sent=self._sent,
                 )
-        finally:  # with the last connection, the log is flushed
+        finally:  # removing the last connection flushes the log
             factory.connections.remove(self)
 
     def _is_silent(self, error: BaseException | None) -> bool:
@@ -429,8 +429,8 @@ class TimestampEcho(LingeringClose):
 def add_counts(connections: Iterable[TimestampEcho], counts: Counts) -> None:
     """Add the messages and bytes of connections so far.
 
-    It takes half a microsecond for each, most of it to wait for memory: with 100,000, nobody is
-    served for 50 ms.
+    That takes half a microsecond for each, mostly waiting for memory: 100,000 connections block
+    the service for 50 ms.
     """
     messages, received, sent = counts.messages, 0, 0
     for each in connections:
@@ -457,7 +457,7 @@ class TimestampEchoFactory(Factory[TimestampEcho]):
     @param clock: for pauses and durations; the global reactor by default.
     @param now: the wall clock, in nanoseconds since the epoch.
     @param connections: keeps the open connections within their limits; by default there may be
-        any number of them, each idle for an hour.
+        any number of them, and each is closed after an hour of idling.
     """
 
     protocol = TimestampEcho

@@ -30,8 +30,8 @@ DRAIN_TIMEOUT = 20.0
 """Seconds that a stop may take, by default: less than the 30 that orchestrators give."""
 
 ABORT_TIMEOUT = 2.0
-"""Seconds that ports and connections may take to close by force. Then the stop ends without them:
-a port of a third party may never say that it is closed."""
+"""Seconds that ports and connections have to close when forced. Then the stop ends without them:
+a third party's port may never report that it is closed."""
 
 
 class CannotListen(SystemExit, Exception):
@@ -53,7 +53,7 @@ class Listener(NamedTuple):
     the connection."""
 
     reload: Callable[[IListeningPort], Deferred[Any]] | None = None
-    """Reads the certificates again for this port, which is open; None if it has none."""
+    """Reloads the certificates of this port while it is open; None if it has none."""
 
 
 class EchoService(Service):
@@ -145,11 +145,11 @@ class EchoService(Service):
         self._listening = False
         self._timeout = self._reactor.callLater(self._drain_timeout, self._abort)
         for opening in self._openings:
-            # Without a canceller, this would not end the opening, but hide its port from `_opened`.
+            # Without a canceller, this would not end the opening, but only hide its port.
             if opening._canceller is not None:
                 opening.cancel()
-        # A port accepts what waits in its queue before it closes. Meanwhile the connections that
-        # exist are drained: where the file table is full, the others need their files.
+        # Before it closes, a port accepts the connections in its queue. Open connections are
+        # drained meanwhile: if the file table is full, the queued ones need their descriptors.
         self._closing, self._ports = self._ports, []
         closed = DeferredList([self._close(*each) for each in self._closing])
         self._connections.drain()
@@ -162,7 +162,7 @@ class EchoService(Service):
         return [(listener.description, port) for listener, port in (*self._closing, *self._ports)]
 
     def _open(self, listener: Listener) -> None:
-        # Twisted logs "... starting on 3000" from within; an event without a format has no line.
+        # Twisted itself logs "... starting on 3000"; with an empty format, that writes no line.
         opening: Deferred[Any] = log.callWithContext(
             {"log_format": ""}, maybeDeferred, listener.listen
         )
@@ -175,7 +175,7 @@ class EchoService(Service):
             self._close(listener, port)
             self._connections.drain()
             return
-        # What `stdio:` opens is no port. It is one of the connections, and closes with them.
+        # `stdio:` opens no port, but one of the connections, which closes with the others.
         if IListeningPort.providedBy(port):
             ports = self._status_ports if listener is self.status else self._ports
             ports.append((listener, port))
@@ -253,8 +253,8 @@ class EchoService(Service):
             self._reactor.callWhenRunning(self._reactor.stop)
 
     def _set_signal_handlers(self) -> None:
-        # In place of the reactor's own, which it would set when it starts: those log an error at a
-        # second signal, and have twistd end by it, where a stop that went well has status 0.
+        # In place of the handlers that the reactor would set when it starts: at a second signal,
+        # those log an error and have twistd end by it, whereas a clean stop has status 0.
         self._reactor.sigInt = self._reactor.sigTerm = self._stop_signal
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop_signal)
@@ -306,14 +306,14 @@ class EchoService(Service):
 
 
 def _listening_on(description: str, address: IAddress) -> str:
-    """An address in the words of `--listen`, with the port that was taken for port 0."""
+    """An address in the syntax of `--listen`, with the actual port where 0 was given."""
     if not isinstance(address, (IPv4Address, IPv6Address)):
         return format_address(address)
-    # `systemd:` may be either, and both may have the same number.
+    # `systemd:` may be TCP or UDP, and both may have the same port number.
     kind = "udp" if address.type == "UDP" else description.split(":", maxsplit=1)[0]
     if kind == "haproxy":
         kind = ":".join(description.split(":")[:2])
     where = f"{kind}:{address.port}"
     if address.host == "0.0.0.0" or (address.host == "::" and kind.endswith(("tcp6", "tls"))):
-        return where  # all addresses are the default of this kind
+        return where  # this kind listens on all addresses by default
     return f"{where}:interface={quoteStringArgument(address.host)}"

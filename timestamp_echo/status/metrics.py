@@ -1,7 +1,7 @@
 """The figures of a service, and the same as Prometheus's metrics.
 
-All of them are plain integers, which the service counts anyway, and which are read when somebody
-asks. Needs the extra `status`. Knows the service; no HTTP.
+All of them are plain integers, which the service counts anyway, and which are read on request.
+Needs the extra `status`. Knows the service; no HTTP.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from timestamp_echo.status.process import ProcessMetrics
 PREFIX = "tsecho_"
 
 LAG_INTERVAL = 1.0
-"""Seconds between two measurements of the reactor's lag. Shortly before each, the reactor itself
-has to sleep (`epoll.EpollGroup`): more of them would make messages dearer."""
+"""Seconds between two measurements of the reactor's lag. Shortly before each, the reactor has to do
+its own waiting (`epoll.EpollGroup`): more of them would make messages more expensive."""
 
 LAG_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Seconds. An idle reactor is late by up to 0.001: epoll_wait(2) counts milliseconds."""
@@ -93,7 +93,7 @@ _VERSIONS = {
 
 
 class ReactorLag:
-    """How late a timer of the reactor's is, once in `LAG_INTERVAL`.
+    """How late a reactor timer fires, measured every `LAG_INTERVAL`.
 
     @param clock: the reactor.
     """
@@ -122,7 +122,7 @@ class ReactorLag:
         self.start()
 
     def buckets(self) -> dict[str, int]:
-        """How often the lag was at most this many seconds, and under `+Inf` how often at all."""
+        """How often the lag was at most so many seconds; `+Inf` counts all measurements."""
         return dict(zip([*map(str, LAG_BUCKETS), "+Inf"], accumulate(self._counts), strict=True))
 
     @property
@@ -134,7 +134,7 @@ class ReactorLag:
 class Metrics(Collector):
     """The figures of one service.
 
-    @param factory: of its connections.
+    @param factory: builds its connections.
     @param datagrams: the protocols of its UDP ports.
     @param ports: returns its ports, each with its description.
     @param clock: the reactor.
@@ -212,7 +212,7 @@ class Metrics(Collector):
 def _expiry(port: IListeningPort) -> float | None:
     """When the first certificate of a port expires, in seconds since the epoch; None without TLS.
 
-    The factory of TLS may be in that of the PROXY protocol. A reload puts another in its place.
+    The TLS factory may be wrapped in that of the PROXY protocol. A reload replaces the factory.
     """
     factory: Any = getattr(port, "factory", None)
     while factory is not None:

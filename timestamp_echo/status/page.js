@@ -7,8 +7,8 @@ const TOLERANCE = 1e-4; // by how much two clocks' rates may differ: 100 ppm
 
 const byId = (id) => document.getElementById(id);
 
-/* Figures: an event a second. EventSource reconnects by itself, unless the answer was no stream (a
-   proxy's error, too many readers); and it does not notice a host that has vanished. */
+/* Figures: an event a second. EventSource reconnects by itself, unless the response was not a
+   stream (a proxy's error, too many readers); and it does not notice a host that has vanished. */
 
 let watch; // the timer that finds silence
 let last = null; // the event before this one: {figures, at}
@@ -37,7 +37,7 @@ function lost() {
   state("Not connected. Trying again\u2026", true);
 }
 
-/* Readers are told by screen readers as well, so only of changes. */
+/* Screen readers announce the state, so it is set only when it changes. */
 function state(text, alarm) {
   const element = byId("state");
   element.classList.toggle("alarm", alarm);
@@ -80,12 +80,12 @@ async function echo(event) {
        at most   server - sent
        at least  server - received
 
-   and all exchanges together leave what is in every such interval. What this clock reads is cut down to
-   a tick, or moved to one of the two next to it, so the time is within a tick of that, either way.
-   A tick is 1 ms, or up to 100 ms in a browser that hides from fingerprinting.
+   and all exchanges together leave what is in every such interval. The browser rounds this clock down
+   to a tick, or to one of the two nearest ticks, so the time is within a tick of the reading. A tick is
+   1 ms, or up to 100 ms in a browser that resists fingerprinting.
 
-   Only Date tells what this clock says now: performance.timeOrigin is not moved when the clock is set.
-   When it is, no offset is left, and the comparison begins anew. */
+   Only Date tells what this clock says now: performance.timeOrigin does not change when the clock is
+   set. When it is set, no offset is left, and the comparison starts over. */
 
 function tick() {
   let smallest = Infinity;
@@ -95,7 +95,7 @@ function tick() {
     while (next === start) next = Date.now();
     if (next > start) smallest = Math.min(smallest, next - start);
   }
-  return smallest === 1 ? 1 : smallest + 1; // longer ones may be no whole milliseconds
+  return smallest === 1 ? 1 : smallest + 1; // longer ones may not be whole milliseconds
 }
 
 /* The offsets possible after one more exchange, in ms, when `elapsed` ms have passed since the others;
@@ -107,7 +107,7 @@ function narrowed(offsets, [low, high], elapsed) {
   return both[0] <= both[1] ? both : [low, high];
 }
 
-/* The bound has two digits, or microseconds, and is rounded up. */
+/* The bound has two digits, but none below a microsecond, and is rounded up. */
 function inWords([low, high]) {
   const half = (high - low) / 2;
   const middle = (high + low) / 2;

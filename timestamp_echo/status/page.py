@@ -2,9 +2,9 @@
 
 Knows HTTP, the echo and some figures; not where these come from.
 
-A page of another site can make a browser send any of these requests, but nothing here changes
-anything, and the browser keeps the responses from it. If that page has its own name point to
-this address (DNS rebinding), it can read them: the figures, this host's name and its time.
+A page of another site can make a browser send any of these requests, but no request changes
+anything, and the browser does not let that page read the responses. If the page's own host name
+points to this address (DNS rebinding), it can: the figures, this host's name and its time.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ INTERVAL = 1.0
 """Seconds between two events."""
 
 MAX_READERS = 8
-"""Readers of the live figures at once. A page has a second connection besides; that leaves four for
-the site's other clients, which must not wait for people."""
+"""Readers of the live figures at once. Each page has one more connection; that leaves four of the
+site's for other clients, which must not wait for people."""
 
 Figures = Mapping[str, float | Mapping[str, float]]
 """Numbers by their names; some have one number for each value of a label."""
@@ -52,7 +52,7 @@ def add_page(
 
     @param root: the site's root.
     @param figures: returns the figures as they are now.
-    @param factory: of the service's connections: its stamp and its framing answer the echo box.
+    @param factory: builds the service's connections; its stamp and framing answer the echo box.
     @param clock: counts the seconds between two events.
     """
 
@@ -133,8 +133,8 @@ class Events:
 class _Reader:
     """A reader of the events, as the producer of its connection.
 
-    Twisted buffers without a bound what is written to a connection; once 64 KiB are unsent, it
-    asks the producer to pause. By then the reader has read nothing for minutes.
+    Twisted buffers writes to a connection without bound, but asks the producer to pause once
+    64 KiB are unsent. By then the reader has read nothing for minutes.
     """
 
     def __init__(self, request: Request) -> None:

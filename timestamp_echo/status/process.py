@@ -1,7 +1,7 @@
 """What Prometheus's clients report of any process: memory, processor time, open files.
 
-The names and texts are those of prometheus_client's own collector. That one lists the open files,
-which takes 2 microseconds for each, of a second in which nobody is served. Knows proc(5).
+The names and texts are those of prometheus_client's own collector, which lists the open files and
+so blocks the service for 2 microseconds for each. Knows proc(5).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-# In /proc/self/stat, behind the name of the program.
+# In /proc/self/stat, counted after the name of the program.
 _START, _VIRTUAL, _RESIDENT = 19, 20, 21
 
 
@@ -60,7 +60,7 @@ class ProcessMetrics(Collector):
             "Resident memory size in bytes.",
             value=int(fields[_RESIDENT]) * self._page,
         )
-        if self._start is None:  # once: whoever sets the clock does not start the process again
+        if self._start is None:  # once: setting the clock does not change when it started
             ticks = int(fields[_START]) / os.sysconf("SC_CLK_TCK")
             self._start = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks
         yield GaugeMetricFamily(
@@ -72,6 +72,6 @@ class ProcessMetrics(Collector):
         yield GaugeMetricFamily(
             "process_open_fds",
             "Number of open file descriptors.",
-            # Linux says so from 6.2 on. Before, there is no other way than to list them.
+            # Linux says so from 6.2 on. Before that, they have to be listed.
             value=files.stat().st_size or len(os.listdir(files)),
         )

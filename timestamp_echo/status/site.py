@@ -1,7 +1,7 @@
 """The status over HTTP: `/metrics`, `/livez` and `/readyz`; `page` adds the page.
 
 It is meant for this host or a private network: there is no login, and nothing here changes
-anything. Whatever clients do, it is bounded, and writes nothing to the log.
+anything. Whatever clients do takes bounded resources, and writes nothing to the log.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from twisted.web.server import Site
 from timestamp_echo.status.metrics import Metrics
 
 MAX_CONNECTIONS = 20
-"""Connections that may be open at once. One more takes the place of the one whose last request, or
-beginning, was the longest ago: whoever opens many must not keep a health check out."""
+"""Connections that may be open at once. One more replaces the one whose last request, or opening,
+was the longest ago: a client that opens many must not keep a health check out."""
 
 MAX_REPLACED = 4
-"""Connections that may be closing for others at once. Together with all the others, and refused
+"""Replaced connections that may be closing at once. Together with those that are open, and refused
 connections that linger, they fit into the files that the service's own limit leaves free
 (`connections.RESERVED_FILES`)."""
 
@@ -43,7 +43,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-"""Of all responses: nothing comes from other hosts, goes to them, or is kept."""
+"""Headers of all responses: nothing is loaded from other hosts, sent to them, or cached."""
 
 _BAD = b"HTTP/1.1 400 Bad Request\r\n\r\n"
 _TOO_LARGE = b"HTTP/1.1 413 Content Too Large\r\n\r\n"
@@ -69,7 +69,7 @@ class Plain(Resource):
         self._methods = ["GET", "HEAD"] if method == "GET" else [method]
 
     def getChild(self, path: bytes, request: Request) -> IResource:
-        """See `IResource.getChildWithDefault`: what was not put here."""
+        """See `IResource.getChildWithDefault`: any path that was not added."""
         return Plain(_not_found)
 
     def render(self, request: Request) -> bytes | int:
@@ -97,7 +97,7 @@ class Channel(HTTPChannel):
     factory: StatusSite
     transport: Any  # an `ITCPTransport`, or that of a UNIX socket
 
-    _answered = False  # whether a request of this read was
+    _answered = False  # whether a request in this read was
 
     def connectionMade(self) -> None:
         """See `IProtocol.connectionMade`."""
@@ -110,14 +110,14 @@ class Channel(HTTPChannel):
         super().connectionLost(reason)
 
     def resetTimeout(self) -> None:
-        """See `TimeoutMixin`. Bytes do not prolong the time for a request."""
+        """See `TimeoutMixin`. Receiving bytes does not extend the time for a request."""
 
     def timeoutConnection(self) -> None:
         """See `TimeoutMixin`. Twisted would write two lines to the log, and wait for 15 s more."""
         self.transport.abortConnection()
 
     def loseConnection(self) -> None:
-        """See `ITransport.loseConnection`. Who reads no response has no more time either."""
+        """See `ITransport.loseConnection`. A client that reads no response gets no more time."""
         self.setTimeout(REQUEST_TIMEOUT)
         super().loseConnection()
 
@@ -185,7 +185,10 @@ class StatusSite(Site):
         self.lag.stop()
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        """See `IProtocolFactory.buildProtocol`. Over the limit, a connection is closed."""
+        """See `IProtocolFactory.buildProtocol`. Over the limit, the longest idle is closed.
+
+        If `MAX_REPLACED` are closing already, the new connection is closed instead.
+        """
         replaced = len(self.channels) - MAX_CONNECTIONS
         if replaced >= MAX_REPLACED:
             return None

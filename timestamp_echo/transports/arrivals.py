@@ -29,7 +29,7 @@ def enable(sock: socket.socket) -> None:
 
 
 class TimedSocket:
-    """A socket that knows when the kernel received what its last read brought.
+    """A socket that knows when the kernel received the data of its last read.
 
     It takes the socket's place in one of Twisted's transports.
     """

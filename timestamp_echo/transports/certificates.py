@@ -1,8 +1,8 @@
 """The certificates of `ssl:` and `tls:` endpoints, read from PEM files (RFC 7468).
 
-Everything is read and checked at once, and an error names the file. Twisted's loaders name none,
-and much of what is wrong they find only when a client comes. Needs the extra `tls`. Knows files
-and OpenSSL's contexts; no connection below and no message inside.
+Everything is read and checked at once, and an error names the file. Twisted's loaders do not name
+it, and find many errors only when a client connects. Needs the extra `tls`. Knows files and
+OpenSSL's contexts; no connection below and no message inside.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from twisted.internet.ssl import CertificateOptions, trustRootFromCertificates
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
-_BLOCKS = re.compile(rb"^(?=-----BEGIN )", re.MULTILINE)  # what is in front of the first is text
+_BLOCKS = re.compile(rb"^(?=-----BEGIN )", re.MULTILINE)  # text may come before the first
 _CERTIFICATE = re.compile(rb"-----BEGIN (X509 )?CERTIFICATE-----")
 _UNREADABLE = (ValueError, UnsupportedAlgorithm, UnsupportedGeneralNameType, DuplicateExtension)
 _PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----")
@@ -74,11 +74,10 @@ class _Key(NamedTuple):
 class ServerCertificates:
     """Makes the server's side of TLS connections.
 
-    @param default: for clients that name no server, or one that is not in `named`. That is no
-        event for the log: a client could write any number of lines, in its own words. The client
-        learns it from the certificate, whose names it checks (RFC 6066, section 3, allows this).
-    @param named: for a server's name in lower case, or for `*.` and all of a name but its first
-        label.
+    @param default: for clients that name no server, or one that is not in `named`. Neither is
+        logged: a client could write any number of lines, with any text. The client notices when it
+        checks the names in the certificate (RFC 6066, section 3, allows this).
+    @param named: by a server's name in lower case, or by `*.` and a name without its first label.
     @param shown: all certificates that clients may get.
     """
 
@@ -113,7 +112,7 @@ def from_files(
 ) -> ServerCertificates:
     """One certificate for all clients, as `ssl:` has it.
 
-    @param chain_file: certificates of the authorities between it and one that clients know.
+    @param chain_file: intermediate certificates, up to an authority that clients know.
     @param dh_file: parameters for cipher suites with DHE.
     @param client_ca: see `require_client_certificate`.
     @param options: further arguments of `CertificateOptions`.
@@ -141,8 +140,8 @@ def from_folder(folder: str) -> ServerCertificates:
     """A certificate for each server's name, as `tls:` has them.
 
     The files are those whose names end in `.pem`, in the folder and in those within it. They hold
-    certificates and private keys, in any order: keys are matched to certificates, and these to
-    the certificates of their issuers, wherever they are. Where several certificates are for one
+    certificates and private keys, in any order: keys are matched to certificates, and certificates
+    to those of their issuers, in whichever file they are. If several certificates are for the same
     name, the latest is used.
 
     @raise OSError: a file cannot be read, or (`BadFile`) holds something else.
@@ -262,20 +261,20 @@ def _encoded(public_key: PublicKeyTypes) -> bytes:
 
 
 def _issuers(certificate: _Certificate, others: Iterable[_Certificate]) -> Iterator[_Certificate]:
-    """The certificates of its issuer, of that one's issuer, and so on, as far as they are there."""
+    """The certificates of its issuer, of the issuer's issuer, and so on, as far as available."""
     left = list(others)
     while certificate.parsed.issuer != certificate.parsed.subject:
         issuers = [other for other in left if _is_issuer(other, certificate)]
         if not issuers:
             return
-        # Of several, such as one with the same key that was renewed, the latest.
+        # Of several, such as an old one and its renewal with the same key, the latest.
         certificate = max(issuers, key=lambda issuer: issuer.parsed.not_valid_before_utc)
         left.remove(certificate)  # once each: there may be a circle
         yield certificate
 
 
 def _is_issuer(issuer: _Certificate, certificate: _Certificate) -> bool:
-    """Whether a certificate was signed with this one's key; its name alone may be another's too."""
+    """Whether a certificate was signed with this issuer's key: a matching name proves nothing."""
     try:
         certificate.parsed.verify_directly_issued_by(issuer.parsed)
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
@@ -321,8 +320,8 @@ def _accepted(what: str, path: str) -> Iterator[None]:
 def _select_protocol(connection: Connection, offered: Sequence[bytes]) -> Any:
     """Choose among the protocols that a client offers (ALPN, RFC 7301).
 
-    Where nothing fits, Twisted 26.10 ends the connection. The echo has no protocol to name, and
-    serves all clients. (The RFC wants an alert from servers that do have some.)
+    If none matches, Twisted 26.10 ends the connection. The echo has no protocol to name, and
+    serves all clients. (The RFC requires an alert only from servers that have some.)
     """
     inner = connection.get_app_data().factory.wrappedFactory
     negotiating = IProtocolNegotiationFactory(inner, None)

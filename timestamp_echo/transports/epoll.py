@@ -73,9 +73,9 @@ _Events = list[tuple[int, int]]  # file descriptors, and what they are ready for
 class EpollGroup:
     """All connections of one service, as one descriptor.
 
-    It stands in for the reactor where a connection asks to be watched. Its epoll is made with the
-    first connection, so in the process that serves, after any fork, and closed when there are no
-    connections and no ports any more, so that nothing is left of it in the end.
+    Connections ask it, in place of the reactor, to watch them. Its epoll is made for the first
+    connection, and so after any fork, in the process that serves. It is closed once there are no
+    connections and no ports left.
 
     @param reactor: watches the epoll.
     """
@@ -84,14 +84,14 @@ class EpollGroup:
         self._reactor = reactor
         self._epoll: select.epoll | None = None
         # Transports by file descriptor. The kernel always gives the lowest free one, so they are
-        # small, and a list takes a fraction of what a dict does. Few wait for room to write.
+        # small, and a list takes a fraction of a dict's memory. Few wait for room to write.
         self._readers: list[Any] = []  # of StreamTransport or None; a Waker while sleeping
         self._writers: dict[int, StreamTransport] = {}
         self._watched = 0
-        self._ports: dict[int, IReadDescriptor] = {}  # those of its connections, while open
+        self._ports: dict[int, IReadDescriptor] = {}  # that accept its connections, while open
         self._unregistered: set[int] = set()  # since the last epoll_wait(2)
         self._sleeping = False
-        self._sleep_turns = 0  # before the next try to sleep with the connections
+        self._sleep_turns = 0  # to go before the next attempt to sleep
         self._backoff = 0
         # When those that took long were last served, by file descriptor.
         self._slow: dict[int, float] = {}
@@ -118,7 +118,7 @@ class EpollGroup:
     def doRead(self) -> None:
         """Serve the connections that are ready, in at most `MAX_ROUNDS` rounds.
 
-        With few ready, then sleep with the connections, if the reactor has nothing else to do.
+        If only few were ready, then `_sleep`, unless the reactor has something else to do.
         """
         for _ in range(MAX_ROUNDS):
             if self.serve() < _MANY_READY:
@@ -132,11 +132,11 @@ class EpollGroup:
         """Wait for connections here, not in the reactor, as long as only connections are active.
 
         With few connections, most of the cost of a message is the reactor's own turn. So this
-        epoll is taken out of the reactor's, and watches the reactor's in its place: whatever the
-        reactor waits for (a signal, a call from a thread, a descriptor) wakes it up, and it
-        returns, unless that is a port of these connections. So it does when a timer was set that
-        is due soon, when nobody came, and in any case after some `MAX_SLEEP`, for what shows
-        nowhere (`reactor.stop` called by a protocol).
+        epoll is taken out of the reactor's, and watches the reactor's instead. The sleep ends with
+        anything that the reactor waits for (a signal, a call from a thread, a descriptor), except
+        for a port of these connections; when a timer is set that is due soon; when no connection
+        became ready; and in any case after about `MAX_SLEEP`, for events that no descriptor shows
+        (`reactor.stop` called by a protocol).
         """
         if reactor.threadCallQueue or not _has_time(reactor):
             return
@@ -154,8 +154,8 @@ class EpollGroup:
                     break
         finally:
             self._give_back(own, reactor)
-        # To take over and to give back takes four system calls: for nothing, if nobody came. Then
-        # twice as many turns as the last time go without another try.
+        # Taking over and giving back costs four system calls, wasted if few connections were
+        # active. Then skip twice as many turns as the last time before the next attempt.
         useful = rounds >= _MANY_ROUNDS
         self._backoff = 0 if useful else min(2 * self._backoff + 1, _MAX_BACKOFF)
         self._sleep_turns = self._backoff
@@ -189,7 +189,7 @@ class EpollGroup:
         """Accept on the ports that are ready.
 
         @param end: when the sleep has lasted long enough.
-        @return: whether it goes on, because nothing else of the reactor's is ready.
+        @return: whether it goes on: nothing else of the reactor's is ready, and there is time.
         """
         for fd, _ in reactor._poller.poll(0):
             if fd not in self._ports:
@@ -208,12 +208,12 @@ class EpollGroup:
         @param timeout: seconds to wait until one is ready.
         @return: how many were ready.
         """
-        # epoll_wait(2) returns the events of a whole round at once. What serving the first of
-        # these connections does may close or pause any of the others (a limit, a stop), and a
-        # connection that is accepted meanwhile may get the file descriptor of a closed one. So
-        # an event may be stale by the time its turn comes:
+        # epoll_wait(2) returns the events of a whole round at once. Serving the first of these
+        # connections may close or pause any of the others (a limit, a stop), and a connection
+        # that is accepted meanwhile may get the file descriptor of a closed one. So an event may
+        # be stale by the time its turn comes:
         #
-        # - To read is harmless. `readers` has None for whoever does not want to read (any more),
+        # - Reading is harmless. `readers` has None for a connection that does not read (any more),
         #   and a new connection with an old number finds nothing to read yet: EAGAIN.
         # - All other events are rare, and `_any_event` checks that they are not stale.
         #
@@ -241,8 +241,8 @@ class EpollGroup:
                     self._disconnect(transport, why, True)
             now = monotonic()
             if now - before > MAX_QUICK:
-                # Whoever takes long is served after all others from now on. So the others can
-                # wait for the next round, in which this one is not in front of them.
+                # A slow connection is served after all others from now on. So if time is up, the
+                # others can wait for the next round, where this one is not ahead of them.
                 self._mark_slow(fd, now)
                 if now > deadline:
                     break
@@ -262,9 +262,9 @@ class EpollGroup:
     def _serve_slow(self, events: _Events, deadline: float) -> None:
         """Serve connections that took long, while there is time, but at least one.
 
-        What is served may be bounded (`READ_SIZE`), but not what a byte of it costs: a TLS record
-        of one byte takes as long as one of a thousand. So the time is measured, and whoever took
-        more than `MAX_QUICK` gets its turn when the quick ones had theirs.
+        The size of a read is bounded (`READ_SIZE`), but the cost of a byte is not: a TLS record of
+        one byte takes as long as one of a thousand. So the time is measured, and a connection that
+        took more than `MAX_QUICK` is served after the quick ones.
         """
         for fd, event in events:
             before = monotonic()
@@ -283,7 +283,7 @@ class EpollGroup:
 
     def _any_event(self, fd: int, event: int) -> None:
         """Handle an event: bytes to read, room to write, or a peer that is gone."""
-        # Whoever was unregistered since epoll_wait(2) is no longer there, or is another.
+        # If unregistered since epoll_wait(2), it is closed, or another connection's by now.
         if fd in self._unregistered:
             return
         reader = self._readers[fd]
@@ -292,7 +292,7 @@ class EpollGroup:
             return  # its socket was closed elsewhere, but a duplicate of it is open (epoll(7), Q6)
         if event & _BROKEN and not event & _IN:
             # EPOLLHUP without EPOLLIN: there is nothing left to read. For a reader that is the
-            # usual end; whoever was only waiting for room has lost what it had still to send.
+            # usual end; a connection that only waited for room has lost what it still had to send.
             why = CONNECTION_DONE if reader else CONNECTION_LOST
             self._disconnect(transport, why, reading=reader is not None)
             return
@@ -314,7 +314,7 @@ class EpollGroup:
         return not why
 
     def _disconnect(self, transport: StreamTransport, why: BaseException, reading: bool) -> None:
-        """End a connection, or, where the peer has only closed its side, its reading."""
+        """End a connection, or only its reading if the peer has closed just its own side."""
         try:
             if reading and isinstance(why, ConnectionDone):
                 # Once the peer's FIN is read, the socket stays readable (recv(2) returns nothing,
@@ -350,7 +350,7 @@ class EpollGroup:
 
     def removeWriter(self, transport: StreamTransport) -> None:
         """See `IReactorFDSet.removeWriter`."""
-        # Few are watched for room, and every connection asks at its end.
+        # Few are watched for room, but every connection calls this when it ends.
         if self._writers:
             fd = transport.fd
             if self._writers.pop(fd, None) is not None:
@@ -374,11 +374,11 @@ class EpollGroup:
             return
         self._epoll.register(fd, event)
         self._watched += 1
-        # The list never shrinks: at most a pointer for each file that was ever open at once.
+        # The list never shrinks: it has a pointer for each of the most files ever open at once.
         self._readers.extend([None] * (fd + 1 - len(self._readers)))
 
     def _unwatch(self, fd: int, other: int, for_other: bool) -> None:
-        """Watch only for the other event, if it is watched for that, or not at all."""
+        """Watch only for the other event, if that is still wanted, or stop watching."""
         assert self._epoll is not None
         if for_other:
             self._epoll.modify(fd, other)
@@ -417,10 +417,10 @@ class EpollGroup:
 
 
 def watch_exclusively(reactor: Any, fd: int) -> bool:
-    """Have the kernel wake this process for a file only if none before it can be woken.
+    """Have the kernel wake this process for a file only if none ahead in its queue can be woken.
 
-    To watch it anew goes to the end of the kernel's queue. It has to be the reactor's own epoll:
-    EPOLLEXCLUSIVE has no effect through another one.
+    Watching the file anew moves this process to the end of that queue. The reactor's own epoll has
+    to watch it: EPOLLEXCLUSIVE has no effect through another one.
 
     @param reactor: watches the file for reading.
     @return: whether this is possible.
@@ -445,7 +445,7 @@ class Waker:
 def _has_time(reactor: EPollReactor) -> bool:
     """Whether no timer of the reactor's is due before a sleep ends.
 
-    It lasts twice `MAX_SLEEP` if somebody comes shortly before its end.
+    A sleep lasts up to twice `MAX_SLEEP` if a connection becomes ready shortly before its end.
     """
     timeout = reactor.timeout()
     return timeout is None or timeout > 2 * MAX_SLEEP

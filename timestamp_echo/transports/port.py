@@ -1,10 +1,10 @@
 """The listening port: who is accepted, and when.
 
-Twisted accepts a hundred connections in each iteration of the reactor, and twenty more each time
-that was not enough, without bound: in a storm of new connections, those that are established wait
-for seconds. Here they come first. A few are accepted at a time, then whoever has sent something is
-served, and so on for at most `MAX_SECONDS`; the rest wait in the kernel's queue, which costs this
-process nothing. Knows sockets and the group of connections; no message and no stamp.
+Twisted accepts a hundred connections in each iteration of the reactor, and twenty more whenever
+that was not enough, without bound: in a storm of new connections, established ones wait for
+seconds. Here established ones come first: a few are accepted, then those that have sent something
+are served, and so on for at most `MAX_SECONDS`. The rest wait in the kernel's queue, which costs
+this process nothing. Knows sockets and the group of connections; no message and no stamp.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ PAUSE = 0.5
 """Seconds without accepting after the file table was full, unless a connection closes before."""
 
 LOG_INTERVAL = 10.0
-"""Seconds between two lines in the log about that."""
+"""Seconds between two lines in the log about such pauses."""
 
-_RETRY = 0.01  # seconds until a port that stops looks again whether the file table has room
+_RETRY = 0.01  # seconds until a port that is stopping checks again for room in the file table
 
 # In tcp_info (tcp(7)), tcpi_unacked: for a listening socket, the length of its queue.
 _UNACKED = slice(24, 28)
 
-# What accept(2) reports when the process or the host has no room for another connection. It stays
-# in the queue. All other errors are those of the connection, which is gone; EAGAIN: there is none.
+# Errors of accept(2) if the process or the host has no room for another connection, which stays in
+# the queue. EAGAIN means that there is none. All others concern one connection, which is gone.
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
@@ -70,7 +70,7 @@ class StreamPort(SharedSocket, tcp.Port):
     reactor: Any  # IReactorFDSet and IReactorTime
 
     group: EpollGroup | None = None
-    """Of its connections, which it serves; None if the reactor has to do it."""
+    """Serves the connections of this port; None if the reactor has to do it."""
 
     reuse_port = False
     """Whether other processes may open the same port."""
@@ -82,7 +82,7 @@ class StreamPort(SharedSocket, tcp.Port):
     _resume_call: IDelayedCall | None = None
     _pauses = 0  # since the last line in the log
     _next_line = -inf
-    _accepted = False  # whether anything was, in this turn
+    _accepted = False  # whether a connection was, in this turn
     _stopped: Deferred[None] | None = None  # fires when the port is closed; None: not stopping
     _last_accepts = 0  # allowed until it is closed
 
@@ -126,8 +126,8 @@ class StreamPort(SharedSocket, tcp.Port):
         queued = self._queued()
         for _ in range(min(max(queued, 1), MAX_ACCEPTS)):
             try:
-                # As `socket.accept`, but it is C's own socket, without Python's around it, which
-                # takes 1.2 us of the 40 of a short connection, and has nothing needed here.
+                # As `socket.accept`, but without Python's wrapper around the C socket: it takes
+                # 1.2 us of the 40 of a short connection, and nothing here needs it.
                 fd, address = listening._accept()
                 sock = _socket.socket(self.addressFamily, socket.SOCK_STREAM, 0, fd)
             except BlockingIOError:
@@ -147,10 +147,10 @@ class StreamPort(SharedSocket, tcp.Port):
         return queued > MAX_ACCEPTS
 
     def _queued(self) -> int:
-        """How many connections wait to be accepted; where the kernel does not say, any number.
+        """How many connections wait to be accepted; `sys.maxsize` if the kernel does not say.
 
-        To find it empty by accept(2) takes 6.5 us, as the kernel makes a socket before it looks,
-        and an exception follows; to ask takes 1.3.
+        Finding none with accept(2) takes 6.5 us, as the kernel makes a socket before it looks, and
+        Python raises an exception; asking takes 1.3.
         """
         if self.addressFamily == socket.AF_UNIX or not LINUX:
             return sys.maxsize
@@ -172,7 +172,7 @@ class StreamPort(SharedSocket, tcp.Port):
                 transport = self.transport(sock, protocol, address, self, 0, self.reactor)
                 protocol.makeConnection(transport)
         except BaseException:
-            # One failure stays one failure: the others still have to be accepted.
+            # One failure must not keep the others from being accepted.
             log.err()
 
     def _pause(self, error: OSError) -> None:
@@ -211,9 +211,9 @@ class StreamPort(SharedSocket, tcp.Port):
         return host_port(host.host, host.port)
 
     def stopListening(self) -> Deferred[None]:  # type: ignore[override]  # with a reason, it is `loseConnection`
-        """See `IListeningPort.stopListening`. What waits in the queue is accepted first.
+        """See `IListeningPort.stopListening`. Connections in the queue are accepted first.
 
-        Clients there are connected, and may have sent something. An inherited socket's queue is
+        Their clients are connected, and may have sent something. An inherited socket's queue is
         left to the next process. To close the port at once, call `loseConnection`.
         """
         if self._stopped is None:
@@ -251,7 +251,7 @@ class StreamPort(SharedSocket, tcp.Port):
             self.group.remove_port(self)
         try:
             super().connectionLost(reason)
-        except BaseException:  # raised by the factory; whoever waits for it must not wait forever
+        except BaseException:  # from the factory; whoever waits for the close must not wait forever
             if self._stopped is None or self._stopped.called:
                 raise
             self._stopped.errback()
@@ -264,7 +264,7 @@ class StreamPort(SharedSocket, tcp.Port):
 
 
 class _UNIXPort(unix.Port):
-    """Twisted's, but for an inherited socket, and for a file that cannot be removed."""
+    """Twisted's UNIX port, except for inherited sockets, and files that cannot be removed."""
 
     inherited: bool
 

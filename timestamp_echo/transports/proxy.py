@@ -4,10 +4,10 @@ The protocol is https://www.haproxy.org/download/2.8/doc/proxy-protocol.txt: the
 connection are a header that names the client for whom a proxy made it. Knows that header and the
 transport below; no message and no stamp.
 
-Twisted's own wrapper is not used: it tells the protocol inside neither that the peer has closed
-its side, and so loses replies, nor when the client's address is known; it refuses a header that
-comes in small pieces and the specification's own `PROXY UNKNOWN`; and it accepts ports and
-addresses that are none.
+Twisted's own wrapper is not used: it does not tell the protocol inside that the peer has closed its
+side, and so loses replies, nor when the client's address is known; it refuses a header that arrives
+in small pieces, and the specification's own `PROXY UNKNOWN`; and it accepts invalid ports and
+addresses.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Address = IPv4Address | IPv6Address | UNIXAddress
 
 
 class InvalidHeader(ValueError):
-    """What a connection began with is no header of the PROXY protocol."""
+    """A connection did not begin with a valid header of the PROXY protocol."""
 
 
 def parse_header(data: bytes) -> tuple[int, Address | None] | None:
@@ -55,8 +55,8 @@ def parse_header(data: bytes) -> tuple[int, Address | None] | None:
     @param data: everything that has come so far.
     @return: the size of the header in bytes, and the client's address, or None where the proxy
         names none (a health check of its own, for example). None in place of both while the
-        header has not come whole.
-    @raise InvalidHeader: what came cannot become a header.
+        header is incomplete.
+    @raise InvalidHeader: the data is not the beginning of a header.
     """
     if data.startswith(_V2_SIGNATURE[: len(data)]):
         return _parse_v2(data)
@@ -132,8 +132,8 @@ _V2_FAMILIES: dict[int, tuple[struct.Struct, Callable[..., Address]]] = {
 }
 _V2_FAMILIES.update({stream + 1: _V2_FAMILIES[stream] for stream in [*_V2_FAMILIES]})
 """What follows the head, by the byte of the family (high half: IPv4, IPv6 or UNIX) and the protocol
-(low half: a stream or a datagram). Without either of them, for a proxy's own connections, for
-example, the receiver uses the connection's addresses (section 2.2)."""
+(low half: a stream or a datagram). If either is unspecified, as for a proxy's own connections, the
+receiver uses the connection's addresses (section 2.2)."""
 
 
 class IProxied(Interface):
@@ -147,7 +147,7 @@ class IProxyListener(Interface):
         """From now on the transport's `getPeer` is the client, not the proxy."""
 
     def proxy_header_invalid() -> None:
-        """What came is no header of the PROXY protocol: the connection is being closed."""
+        """The header of the PROXY protocol is invalid: the connection is being closed."""
 
 
 @implementer(IHalfCloseableProtocol, IProxied)
@@ -162,7 +162,7 @@ class ProxiedProtocol(ProtocolWrapper):
     transport: ITCPTransport
 
     _header: bytes | None = b""
-    """What came of the header so far; None once it is complete."""
+    """The part of the header that has come so far; None once it is complete."""
 
     _peer: Address | None = None
 
@@ -204,11 +204,11 @@ class ProxiedProtocol(ProtocolWrapper):
             inner.readConnectionLost()
 
     def loseWriteConnection(self) -> None:
-        """See `IHalfCloseableDescriptor.loseWriteConnection`: the transport's own."""
+        """See `IHalfCloseableDescriptor.loseWriteConnection`: passed on to the transport."""
         self.transport.loseWriteConnection()
 
     def writeConnectionLost(self) -> None:
-        """The close of this side, by the protocol inside, is complete: pass this on."""
+        """The half-close that the protocol inside asked for is complete: pass this on."""
         IHalfCloseableProtocol(self.wrappedProtocol).writeConnectionLost()
 
 
@@ -216,8 +216,8 @@ class ProxiedFactory(WrappingFactory):
     """Builds connections that begin with the header of the PROXY protocol.
 
     @param factory: makes the protocols inside.
-    @param may_proxy: whether a header from this address is read. Otherwise the connection is
-        closed before that.
+    @param may_proxy: whether a header from this address is read. If not, the connection is closed
+        at once.
     """
 
     protocol = ProxiedProtocol

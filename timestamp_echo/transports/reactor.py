@@ -1,7 +1,7 @@
 """What server endpoints are given in place of the reactor.
 
-`ReactorAdapter` passes everything on to the reactor, but the connections of the ports that it
-opens are those of `stream`, `tls` and `proxy`. Knows endpoints and ports; no message and no stamp.
+`ReactorAdapter` passes everything on to the reactor, except that the ports it opens use the
+connections of `stream`, `tls` and `proxy`. Knows endpoints and ports; no message and no stamp.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ MAX_UNSENT = 2**16
 """Bytes of replies that may be unsent, by default, before a connection is read no further."""
 
 BACKLOG = 4096
-"""Connections that may wait to be accepted, as in the kernel's own limit (net.core.somaxconn),
-unless an endpoint asks for another number than Twisted's default."""
+"""Connections that may wait to be accepted: the kernel's own limit (net.core.somaxconn). If an
+endpoint asks for any number but Twisted's default, it gets that."""
 
 _TWISTED_BACKLOG = 50  # a burst overruns it, and a client that is dropped retries a second later
 
@@ -59,11 +59,11 @@ _PROXIED_KINDS = ("tcp", "tcp6", "ssl", "tls", "unix", "systemd")
 """Endpoints that open their ports by the methods below, which see to the PROXY header."""
 
 _SOCKET_ARGUMENTS = {"port", "interface", "backlog"}
-"""Arguments of `ssl:` and `tls:` that say what a socket of systemd's is already. The port is the
-first value without a name of `ssl:`, and the second of `tls:`."""
+"""Arguments of `ssl:` and `tls:` that a socket from systemd has settled already. The port is the
+first positional argument of `ssl:`, and the second of `tls:`."""
 
 # A part of an endpoint's description, between colons: a value, or a name, `=` and a value. A
-# backslash takes its meaning from the character behind it.
+# backslash escapes the character after it.
 _ARGUMENT = re.compile(r"(?:^|:)(?:((?:[^:=\\]|\\.)+)=)?((?:[^:\\]|\\.)*)", re.DOTALL)
 
 
@@ -71,12 +71,12 @@ class ReactorAdapter:
     """What a server endpoint is given in place of the reactor.
 
     @param reactor: the real one.
-    @param kernel_times: whether TCP connections are to know the kernel's arrival times; stamps of
-        whole seconds do without.
+    @param kernel_times: whether TCP connections are to know the kernel's arrival times, which
+        stamps of whole seconds do not need.
     @param max_unsent: bytes of replies that a connection may have unsent before it is read no
         further.
-    @param client_ca: a file of certificates in PEM: clients of `ssl:` endpoints must show one of
-        these authorities.
+    @param client_ca: a file of CA certificates in PEM: clients of `ssl:` endpoints must present a
+        certificate issued by one of them.
     @param may_proxy: whether a PROXY header from this address is read.
     """
 
@@ -175,7 +175,7 @@ class ReactorAdapter:
         @raise LookupError: there is none.
         """
         endpoint = serverFromString(self, f"systemd:domain=INET:name={quoteStringArgument(name)}")
-        # What is no socket is refused by `adoptStreamPort`.
+        # Anything but a socket is refused by `adoptStreamPort`.
         with suppress(OSError), _borrowed(endpoint.fileno) as sock:
             endpoint.addressFamily = sock.family
         adopted: IStreamServerEndpoint = endpoint
@@ -190,7 +190,7 @@ class ReactorAdapter:
         return self._changed(_replaced_port=port)
 
     def _changed(self, **attributes: object) -> ReactorAdapter:
-        """The same adapter but for these attributes."""
+        """A copy of this adapter with these attributes changed."""
         other = ReactorAdapter.__new__(ReactorAdapter)
         other.__dict__.update(self.__dict__, **attributes)
         return other
@@ -255,7 +255,7 @@ class ReactorAdapter:
     ) -> IListeningPort:
         """See `IReactorSocket.adoptStreamPort`.
 
-        @raise CannotListenError: it is no socket that accepts connections of this family.
+        @raise CannotListenError: it is not a listening socket of this family.
         """
         outermost = self._outermost(factory)
         port: StreamPort
@@ -288,7 +288,7 @@ class ReactorAdapter:
     ) -> DatagramPort:
         """As `IReactorSocket.adoptDatagramPort`, but for a protocol that takes batches.
 
-        @raise CannotListenError: it is no UDP socket of this family, or not bound.
+        @raise CannotListenError: it is not a bound UDP socket of this family.
         """
         if family not in {socket.AF_INET, socket.AF_INET6}:
             raise UnsupportedAddressFamily("expected a datagram socket with domain=INET or INET6")
@@ -297,8 +297,8 @@ class ReactorAdapter:
             self._reactor, fd, family, protocol, max_size
         )
         port.inherited = True
-        # What a socket is asked to tell, it tells all processes that have it, now and later. So it
-        # is always asked for the same, whatever stamps each of them writes.
+        # An option set on a socket holds for all processes that share it, now and later. So arrival
+        # times are always enabled, whatever stamps each of them writes.
         port.listen(timed=True)
         return port
 
@@ -343,7 +343,7 @@ def _backlog(asked_for: int) -> int:
 
 @contextmanager
 def _borrowed(fd: int) -> Iterator[socket.socket]:
-    """A socket of which only the file descriptor is there; it stays open.
+    """A socket object for a file descriptor, which stays open.
 
     @raise OSError: it is no socket.
     """

@@ -1,9 +1,9 @@
 """Sockets that several processes have: one of them is woken for each event, in turn.
 
 Several services may inherit one socket (systemd.service(5), `Sockets=`). By default the kernel then
-wakes all of them for each connection, and the one that is quickest takes it: measured with four
-processes, 800 connections were spread 118, 71, 27 and 584. With EPOLLEXCLUSIVE (epoll_ctl(2)) it
-wakes only one, but always the first of its queue. So each goes to the end of the queue when it has
+wakes all of them for each connection, and the quickest one takes it: measured with four processes,
+800 connections were spread 118, 71, 27 and 584. With EPOLLEXCLUSIVE (epoll_ctl(2)) it wakes only
+one, but always the first in its queue. So each process goes to the end of the queue when it has
 taken something, as nginx does (`ngx_reorder_accept_events`): 200 each. Knows a reactor and a file
 descriptor; no message.
 """
@@ -18,8 +18,8 @@ from twisted.internet.interfaces import IDelayedCall
 from timestamp_echo.transports.epoll import watch_exclusively
 
 LOOK_INTERVAL = 0.5
-"""Seconds after which a process looks by itself whether something waits in a shared socket. The one
-that was woken for it may be about to end, may have been killed, or may hang."""
+"""Seconds after which a process checks a shared socket without being woken. The process that was
+woken for it may be about to end, may have been killed, or may hang."""
 
 
 class SharedSocket(FileDescriptor):
@@ -28,9 +28,9 @@ class SharedSocket(FileDescriptor):
     reactor: Any  # IReactorFDSet and IReactorTime
 
     inherited = False
-    """Whether the socket outlives this process, with what waits in it."""
+    """Whether the socket, with all that is queued in it, outlives this process."""
 
-    _look_call: IDelayedCall | None = None  # while the kernel's queue has this process
+    _look_call: IDelayedCall | None = None  # while this process is in the kernel's queue
 
     def startReading(self) -> None:
         """See `FileDescriptor.startReading`."""
@@ -46,11 +46,11 @@ class SharedSocket(FileDescriptor):
             self._look_call = None
 
     def end_turn(self) -> None:
-        """Something was taken from the socket: what comes next may be another process's."""
+        """Something was taken from the socket: give another process the next turn."""
         if self._look_call is not None:
             watch_exclusively(self.reactor, self.fileno())
 
     def _look(self) -> None:
-        # To be watched anew reports what is in the socket already.
+        # Watching it anew also reports what is already in the socket.
         if watch_exclusively(self.reactor, self.fileno()):
             self._look_call = self.reactor.callLater(LOOK_INTERVAL, self._look)

@@ -1,7 +1,7 @@
 """Standard input and output as one connection, for `stdio:`.
 
-Twisted's lacks `abortConnection`, stays open forever once its output alone has been closed, and
-reads 8 KiB at a time. Knows two pipes; no message and no stamp.
+Twisted's version lacks `abortConnection`, stays open forever once only its output has been closed,
+and reads 8 KiB at a time. Knows two pipes; no message and no stamp.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MAX_UNREAD = 2**20
 
 
 class StandardIOTransport(StandardIO):
-    """A connection of which this side can close the output alone, or everything."""
+    """A connection of which this side can close only the output, or everything."""
 
     kind = "stdio"
     read_size = READ_SIZE
@@ -63,7 +63,7 @@ class StandardIOTransport(StandardIO):
     def unread(self) -> int:
         """How many bytes have arrived that are not read yet (FIONREAD, ioctl_tty(2)).
 
-        All of an ordinary file has arrived, so there is a limit.
+        An ordinary file counts as arrived in full, hence the limit.
         """
         count = array("i", [0])
         if self._reader is not None:
@@ -103,7 +103,7 @@ class StandardIOTransport(StandardIO):
 
 @implementer(IStreamServerEndpoint)
 class StandardIOEndpoint:
-    """Its one connection is made at once; what it opens is no port.
+    """Makes the one connection of `stdio:` at once; it opens no port.
 
     @param reactor: the reactor, an `IReactorFDSet`.
     """

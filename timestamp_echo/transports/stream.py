@@ -1,9 +1,9 @@
 """Stream connections that are written to at once.
 
 `StreamTransport.write` hands its bytes to the kernel at once. Only what the kernel does not take is
-buffered, and only then is the connection watched for room: Twisted's own marks it as writable, so
-that a reply waits for the next iteration of the reactor and costs two calls of epoll_ctl(2). Who
-watches a connection is its `group`. Knows no message and no stamp.
+buffered, and only then is the connection watched for room. Twisted's own transport is watched for
+room before each write, so a reply waits for the next iteration of the reactor and costs two calls
+of epoll_ctl(2). A connection is watched by its `group`. Knows no message and no stamp.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class StreamTransport(tcp.Server):
     read_size: int
     """Bytes of one read at most."""
 
-    # While `readConnectionLost` of the protocol runs: whether that asked to be watched for room.
+    # While the protocol's `readConnectionLost` runs: whether it asked to be watched for room.
     _wants_room: bool | None = None
     # Whether a write has failed because the peer is gone. The kernel reports that once; then a read
     # finds the end of the stream, as if the peer had closed its side.
@@ -68,19 +68,19 @@ class StreamTransport(tcp.Server):
 
     def __init__(self, *args: Any, group: Any, max_unsent: int) -> None:
         sock, self.protocol, (host, *rest), self.server, _, self.reactor = args
-        # Time and memory count here: there may be a million connections. The `__init__` of Twisted
-        # that is skipped makes two texts, a number, a list and a bound method for each.
+        # Time and memory count here: there may be a million connections. Twisted's `__init__` is
+        # not called: it makes two strings, a number, a list and a bound method for each.
         sock.setblocking(False)
         self.socket = sock
         self.fd = sock.fileno()
         self._tempDataBuffer = _NO_BUFFER
         self._group = group
         self.bufferSize = max_unsent
-        # Every read or write looks these up, which takes longer in a class than in the object.
+        # Every read or write looks these up, which takes longer in the class than in the object.
         self.read_size = READ_SIZE
         self.dataBuffer = b""
         self.connected = 1
-        # One text for all connections of a host: a proxy, or a network behind one address.
+        # One string for all connections of a host: a proxy, or a network behind one address.
         self.client = (sys.intern(host) if isinstance(host, str) else host, *rest)
         if len(rest) > 1:
             self._addressType = IPv6Address
@@ -103,7 +103,7 @@ class StreamTransport(tcp.Server):
         return f"<{type(self).__name__} {self.fd} from {self.client[0]}>"
 
     def connectionLost(self, reason: Failure) -> None:
-        """As `tcp.Connection.connectionLost`; the port learns that a file is closed."""
+        """As `tcp.Connection.connectionLost`, but also tell the port that a file is closed."""
         if not self.connected:
             return
         self.connected, self.disconnected = 0, 1
@@ -175,13 +175,13 @@ class StreamTransport(tcp.Server):
         """Send what is written from now on together with the end of the stream, if that is soon.
 
         The last reply and the FIN are then one segment. Otherwise the peer may get the reply, and
-        send more, before it can know of the end. What is held too long is sent (TCP_CORK, tcp(7)).
+        send more, before it can know of the end. Data held too long is sent (TCP_CORK, tcp(7)).
         """
         if LINUX and self.connected:
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
 
     def loseWriteConnection(self) -> None:
-        """See `IHalfCloseableDescriptor.loseWriteConnection`. If nothing is unsent, it is now."""
+        """See `IHalfCloseableDescriptor.loseWriteConnection`. If nothing is unsent, do it now."""
         unsent = self._tempDataBuffer or self.dataBuffer or self.producer is not None
         if unsent or self.TLS or self._aborting or self._wants_room is not None:
             super().loseWriteConnection()
@@ -248,8 +248,8 @@ class StreamTransport(tcp.Server):
         """How many bytes are buffered here, or not acknowledged by the peer (SIOCOUTQ, tcp(7)).
 
         A peer whose buffer was full acknowledges more once it has read a segment, or a sixteenth of
-        its buffer. Of a UNIX socket, what the peer has not read counts, as the memory that it
-        takes. Where the kernel does not say, only what is buffered here counts.
+        its buffer. For a UNIX socket, what the peer has not read counts, by the memory that it
+        takes. If the kernel does not say, only what is buffered here counts.
         """
         buffered = self._tempDataLen + len(self.dataBuffer) - self.offset
         if not (LINUX and self.connected):
@@ -270,7 +270,7 @@ class StreamTransport(tcp.Server):
                 sent = self.socket.send(data)
             except OSError as error:
                 # No room, or an error that must not surface here, in the middle of the caller's
-                # work: the bytes are buffered, and the group meets it again when it sends them.
+                # work: the bytes are buffered, and the error recurs when the group sends them.
                 sent = 0
                 self._broken = error.errno in _BROKEN and not self._writeDisconnected
             if sent == len(data):
@@ -297,7 +297,7 @@ def _read_error(error: OSError) -> ConnectionLost | None:
 class TimedStreamTransport(StreamTransport):
     """A TCP connection that knows when the kernel received the bytes of its last read.
 
-    Where a read takes in several segments, that is the last one's time.
+    If a read spans several segments, that is the time of the last one.
     """
 
     arrival = 0
@@ -319,8 +319,8 @@ class TimedStreamTransport(StreamTransport):
 class UNIXStreamTransport(StreamTransport, unix.Server):
     """The same for a UNIX socket.
 
-    File descriptors that a peer passes (unix(7)) are closed by the kernel, as no ancillary data is
-    asked for, unless the protocol can receive them (`IFileDescriptorReceiver`).
+    Ancillary data is not requested, so the kernel closes file descriptors that a peer passes
+    (unix(7)), unless the protocol can receive them (`IFileDescriptorReceiver`).
     """
 
     kind = "unix"
@@ -335,6 +335,6 @@ class UNIXStreamTransport(StreamTransport, unix.Server):
         """Nothing to do: only TCP can send the end of the stream with the last bytes."""
 
     def sendFileDescriptor(self, fileno: int) -> None:
-        """See `IUNIXTransport.sendFileDescriptor`. The next byte that is written takes it along."""
+        """See `IUNIXTransport.sendFileDescriptor`. It goes along with the next byte written."""
         self.buffer_writes()
         super().sendFileDescriptor(fileno)

@@ -119,12 +119,12 @@ class HalfCloseTLS(TLSMemoryBIOProtocol):
         self._set_read_size(FIRST_READ_SIZE)
 
     def dataReceived(self, data: bytes) -> None:
-        """See `IProtocol.dataReceived`. What is exactly one record takes a shorter way.
+        """See `IProtocol.dataReceived`. A read of exactly one record takes a shortcut.
 
         For any read Twisted calls SSL_read until it raises (there might be another record), and
         then asks OpenSSL whether it has written anything by itself (a new key, an alert). Both
-        fail nearly always, and take as long as to decrypt and to encrypt a short message. But
-        where the read is one record there is nothing behind it, and a record of application data
+        find nothing nearly always, and take as long as decrypting and encrypting a short message.
+        But if the read is one record, there is nothing after it, and a record of application data
         makes OpenSSL write nothing. If the record is of another type, SSL_read says so at once,
         and everything is done as Twisted does it.
         """
@@ -165,7 +165,7 @@ class HalfCloseTLS(TLSMemoryBIOProtocol):
             set_read_size(size)
 
     def hold(self) -> None:
-        """See `StreamTransport.hold`; what goes with the last reply is the `close_notify`."""
+        """See `StreamTransport.hold`: here the `close_notify` goes along with the last reply."""
         buffer_writes = getattr(self.transport, "buffer_writes", None)
         if buffer_writes is not None:  # only our own transports have it
             buffer_writes()
@@ -173,9 +173,9 @@ class HalfCloseTLS(TLSMemoryBIOProtocol):
     def loseWriteConnection(self) -> None:
         """Send `close_notify` once everything is written, and read on.
 
-        The connection below stays open in both directions: what is sent through it later are
-        TLS's own alerts. So `writeConnectionLost` is called at once; `loseConnection` then
-        delivers what is unsent below.
+        The connection below stays open in both directions, as TLS may still send alerts. So
+        `writeConnectionLost` is called at once; `loseConnection` then delivers what is unsent
+        below.
         """
         super().loseConnection()
         self._write_closed = True
@@ -211,9 +211,9 @@ class HalfCloseTLS(TLSMemoryBIOProtocol):
             self.wrappedProtocol.proxy_header_invalid()
 
     # Twisted calls the next two by these names. A close_notify arrives as a ZeroReturnError in
-    # `_flushReceiveBIO`, which calls `_shutdownTLS` to answer it, and closes whatever that does:
-    # only an exception stops it. So `_shutdownTLS` raises `_CloseRefused` while the protocol
-    # inside has not asked for the close.
+    # `_flushReceiveBIO`, which calls `_shutdownTLS` to answer it, and then closes regardless: only
+    # an exception stops it. So `_shutdownTLS` raises `_CloseRefused` while the protocol inside has
+    # not asked for the close.
 
     def _flushReceiveBIO(self) -> None:
         if self._read_closed:
@@ -224,10 +224,10 @@ class HalfCloseTLS(TLSMemoryBIOProtocol):
             self._flushSendBIO()
 
     def _shutdownTLS(self) -> None:
-        # Two callers: `loseConnection`, by the wish of this side; and, on the peer's close_notify,
-        # `_flushReceiveBIO`. The second is recognized by OpenSSL's own note of what it received.
-        # Then the protocol inside learns that nothing more will come. Usually it closes at once,
-        # from within that call, which sets `disconnecting`: both directions are closed.
+        # Two callers: `loseConnection`, when this side closes; and, on the peer's close_notify,
+        # `_flushReceiveBIO`. The second is recognized by OpenSSL's record of what it received. The
+        # protocol inside is then told that nothing more will come. Usually it closes from within
+        # that call, which sets `disconnecting`: both directions are closed.
         if self._tlsConnection.get_shutdown() & RECEIVED_SHUTDOWN:
             self._close_read()
             if not self.disconnecting:

@@ -19,12 +19,12 @@ ctypes, which passes them the addresses of C structures. These are laid out once
                                         two iovecs: the prefix, and the datagram behind it
                          -> control[i]  the same pktinfo: the reply leaves from that address
 
-So a reply is not built at all: the prefix is copied to the beginning of its slot, if it is not
-the one that is there already (datagrams of the same second share theirs), and the sizes of the
-two pieces are set. The kernel gathers them into one datagram (`struct iovec`, readv(2)).
+So a reply is not built at all: the prefix is copied to the beginning of its slot, unless it is
+there already (datagrams of the same second share theirs), and the sizes of the two pieces are set.
+The kernel gathers them into one datagram (`struct iovec`, readv(2)).
 
-ctypes is slow where it makes objects of numbers, so the few numbers that are read or written for
-each datagram are reached by memoryviews over the structures (`_column`).
+ctypes is slow at turning numbers into objects, so the few numbers that are read or written for
+each datagram are accessed through memoryviews over the structures (`_column`).
 
 Knows a UDP socket and memory; no stamp, and not which datagrams are answered.
 """
@@ -60,7 +60,7 @@ BATCH = 32
 pages that are used. With twice as many, a datagram costs 3 % less."""
 
 PREFIX_ROOM = 1024
-"""Bytes in front of each datagram for what goes in front of its reply."""
+"""Bytes reserved in front of each datagram for the prefix of its reply."""
 
 MAX_PER_ITERATION = 128
 """Datagrams per iteration of the reactor: at some 5 microseconds for each, and 30 for the longest,
@@ -68,7 +68,7 @@ its timers and other ports wait for 1 to 4 ms."""
 
 RECEIVE_BUFFER = 2**20
 """Bytes of receive buffer to ask for. The kernel doubles it, and takes 832 bytes of it for a short
-datagram: it holds 2,500. Without privileges there may be less (net.core.rmem_max)."""
+datagram, so it holds 2,500. Without privileges it may be smaller (net.core.rmem_max)."""
 
 _MIN_HELD = 512  # bytes of the receive buffer that a datagram takes at the least
 
@@ -167,9 +167,9 @@ def _column(array: Any, offset: int, kind: Literal["I", "P"]) -> memoryview:
 
 
 def _beginnings(*columns: memoryview) -> list[list[memoryview]]:
-    """The columns of no slot, of the first slot, of the first two, and so on to all.
+    """The columns, cut to the first 0, 1, 2 and so on up to all slots.
 
-    To write or compare a column takes the longer the more it has, and most batches are short.
+    Writing or comparing a longer column takes longer, and most batches are short.
     """
     return [[column[:count] for column in columns] for count in range(BATCH + 1)]
 
@@ -179,7 +179,7 @@ class DatagramBatch:
 
     @param sock: a UDP socket that does not block, of IPv4 or IPv6.
     @param pktinfo: whether the address that a datagram was sent to matters, because the socket is
-        not bound to one of this host's. Then replies leave from it, and `groups` is kept.
+        not bound to one of this host's. If so, replies leave from it, and `groups` is maintained.
     @param timed: whether arrival times are wanted.
     @param size: bytes of the longest datagram.
     """
@@ -191,11 +191,11 @@ class DatagramBatch:
     """Whether `arrival` may be called."""
 
     groups: Sequence[int] = ()
-    """The slots whose datagrams were sent to a broadcast or multicast address. Over IPv6 an IPv4
-    broadcast is not among them; but the kernel does not send from its address (`send`)."""
+    """The slots whose datagrams were sent to a broadcast or multicast address. On an IPv6 socket,
+    IPv4 broadcasts are not among them; but the kernel sends nothing from their address (`send`)."""
 
     first_bytes: memoryview
-    """The first byte of each datagram; of an empty one any byte."""
+    """The first byte of each datagram; arbitrary for an empty one."""
 
     def __init__(self, sock: socket.socket, pktinfo: bool, timed: bool, size: int) -> None:
         family = _FAMILIES[sock.family]
@@ -261,10 +261,10 @@ class DatagramBatch:
 
     def _make_columns(self, family: _Family) -> None:
         """Make the views of the numbers that are read or written for each datagram."""
-        # `self._received[i].size` makes two ctypes objects and an int, which takes as long as all
-        # the rest that is done for a datagram. A memoryview over the array, cast to the number's
+        # `self._received[i].size` makes two ctypes objects and an int, which takes as long as
+        # everything else done for a datagram. A memoryview over the array, cast to the number's
         # type and sliced with a step as long as the structure, is the column of all these
-        # numbers: to index it makes the int alone. `iovec`s go in pairs, so `pieces` has the
+        # numbers: indexing it makes only the int. `iovec`s go in pairs, so `pieces` has the
         # prefix's sizes at even places, the body's at odd ones.
         self.first_bytes = memoryview(self._memory)[PREFIX_ROOM :: self._slot_size]
         self._sizes = _column(self._received, mmsghdr.size.offset, "I")
@@ -297,8 +297,8 @@ class DatagramBatch:
 
         @return: how many there are, also as `count`.
         """
-        # The structures are in and out at once: recvmmsg(2) reads from `control_size` how much
-        # room there is, and overwrites it with how much it used. So it is set anew each time.
+        # The structures are both input and output: recvmmsg(2) reads from `control_size` how much
+        # room there is, and overwrites it with how much it used. So it is reset each time.
         # `name_size` is overwritten, too, but always with the same: one socket has one family.
         if self._control_size:
             sizes, full = self._control_size_columns[self.count]  # of those that were overwritten
@@ -316,7 +316,7 @@ class DatagramBatch:
     def _read_pktinfo(self) -> None:
         interfaces, zeros, asked, local = self._pktinfo_columns[self.count]
         # The replies must leave from that address, but through whichever interface the route
-        # says: with the index left in, they would not pass another one.
+        # says: if the index stayed, they could leave through no other.
         interfaces[:] = zeros
         self.groups = ()
         if self._ipv4:
@@ -341,7 +341,7 @@ class DatagramBatch:
         It may be called only if `timed`.
         """
         if self._control_sizes[slot] != self._control_size:
-            # Then pktinfo is not at its place either: the reply leaves as the route says.
+            # Then pktinfo is not in its place either: the route chooses the reply's source.
             self._sent[slot].header.control_size = 0
             self._without_pktinfo.append(slot)
             return 0
@@ -384,10 +384,10 @@ class DatagramBatch:
 class DatagramPort(SharedSocket, udp.Port):
     """A UDP port whose protocol gets datagrams in batches, by its `datagramsReceived`.
 
-    It knows when each arrived, and at which local address. Replies leave from that address:
-    from any other, as the route may choose it, the client would not take them for replies
-    (ip(7), IP_PKTINFO; RFC 3542, section 4). Where recvmmsg(2) is missing it calls its protocol's
-    `datagramReceived` for each datagram, and replies leave as the route says.
+    It knows when each arrived, and at which local address. Replies leave from that address: the
+    route might choose another, from which the client would not recognize them as replies (ip(7),
+    IP_PKTINFO; RFC 3542, section 4). Without recvmmsg(2) it calls its protocol's
+    `datagramReceived` for each datagram, and the route chooses the address.
     """
 
     reuse_port = False
@@ -424,7 +424,7 @@ class DatagramPort(SharedSocket, udp.Port):
 
     def _prepare(self, sock: socket.socket) -> None:
         _enlarge_buffer(sock)
-        # Bound to an address of this host's, it receives nothing that was sent to another.
+        # A socket bound to an address of this host receives nothing that was sent to another.
         pktinfo = LINUX and not _is_own(sock.family, self.interface)
         if HAS_RECVMMSG and _is_allowed(sock):
             self._batch = DatagramBatch(sock, pktinfo, self._timed, self.maxPacketSize)
@@ -466,10 +466,10 @@ class DatagramPort(SharedSocket, udp.Port):
                 log.err()
 
     def connectionLost(self, reason: Failure | None = None) -> None:
-        """See `IFileDescriptor.connectionLost`. What waits in the buffer is answered first.
+        """See `IFileDescriptor.connectionLost`. Datagrams in the buffer are answered first.
 
-        That takes a fraction of a second at the most: in a flood, what is more than the buffer
-        holds is only counted. An inherited socket's buffer is left to the next process.
+        That takes a fraction of a second at most: in a flood, what exceeds the size of the buffer
+        is only counted. An inherited socket's buffer is left to the next process.
         """
         if not self.inherited:
             held = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // _MIN_HELD
@@ -488,7 +488,7 @@ class DatagramPort(SharedSocket, udp.Port):
         return limit
 
     def overflows(self) -> int:
-        """How many found the buffer full since the last call; 0 if the kernel does not say."""
+        """How many datagrams met a full buffer since the last call; 0 if the kernel cannot say."""
         try:
             counts = self.socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _DROPS.stop)
         except OSError:
@@ -507,10 +507,10 @@ def _enlarge_buffer(sock: socket.socket) -> None:
 
 
 def _is_own(family: int, host: str) -> bool:
-    """Whether this is the address of a single host, this one: not a wildcard, nor a broadcast.
+    """Whether this is an address of this host alone: not a wildcard, nor a broadcast.
 
-    connect(2) on UDP sends nothing. It gives the socket the local address that the route prefers,
-    and that is the same if it is to this host itself.
+    connect(2) on UDP sends nothing. It gives the socket the local address that the route prefers:
+    the same one, if the destination is this host itself.
     """
     with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect((host, 9))
