@@ -122,7 +122,7 @@ class ReactorLag:
         self.start()
 
     def buckets(self) -> dict[str, int]:
-        """How often the lag was at most so many seconds; `+Inf` counts all measurements."""
+        """How often the lag was at most this many seconds; `+Inf` counts all measurements."""
         return dict(zip([*map(str, LAG_BUCKETS), "+Inf"], accumulate(self._counts), strict=True))
 
     @property
