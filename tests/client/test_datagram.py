@@ -186,7 +186,7 @@ class DatagramSessionTests(SynchronousTestCase):
             self.session.datagramReceived(datagram, None)
             self.session.datagramReceived(b"\n", None)  # in the same read
             self.assertEqual(self.listener.replies, b"")
-            self.assertIn(", which is no reply", self.listener.ends[0])
+            self.assertIn(", which is not a reply", self.listener.ends[0])
             self.assertEqual((self.session.missing, len(self.listener.ends)), (1, 1))
             self.assertFalse(self.port.listening)
 

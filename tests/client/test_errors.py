@@ -81,7 +81,7 @@ class MessageTests(SynchronousTestCase):
             (b"x" * MAX_QUOTED, "x" * MAX_QUOTED),
             (b"x" * (MAX_QUOTED + 1), "x" * MAX_QUOTED + "..."),
         ):
-            self.assertEqual(no_reply(text), f"the server sent '{shown}', which is no reply")
+            self.assertEqual(no_reply(text), f"the server sent '{shown}', which is not a reply")
 
     def test_server_of_tls(self) -> None:
         """Its alert for plain text is not shown as text."""

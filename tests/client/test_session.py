@@ -113,7 +113,7 @@ class StreamSessionTests(SynchronousTestCase):
         self.clock.advance(LINGER_TIMEOUT * 0.2)
         self.assertTrue(self.transport.aborted)
         self.session.connectionLost(Failure(ConnectionLost()))
-        self.assertEqual(self.listener.ends, ["the server sent '[] ', which is no reply"])
+        self.assertEqual(self.listener.ends, ["the server sent '[] ', which is not a reply"])
 
     def test_linger_closed(self) -> None:
         """A server that closes after the last reply ends the session at once."""
@@ -193,14 +193,16 @@ class StreamSessionTests(SynchronousTestCase):
             self.session.dataReceived(replies + b"No\x1b!\r\nmore\n")
             self.assertTrue(self.transport.aborted)
             self.assertEqual(self.listener.replies, replies)
-            self.assertEqual(self.listener.ends, ["the server sent 'No\\x1b!', which is no reply"])
+            self.assertEqual(
+                self.listener.ends, ["the server sent 'No\\x1b!', which is not a reply"]
+            )
             self.assertEqual(self.session.missing, missing)
             self.session.connectionLost(Failure(ConnectionLost()))
             self.assertEqual((self.listener.replies, len(self.listener.ends)), (replies, 1))
 
     def test_refusal_in_pieces(self) -> None:
         """Its first line may come in pieces, until none has come for a second."""
-        why = "the server sent 'None', which is no reply"
+        why = "the server sent 'None', which is not a reply"
         for end in (
             lambda: self.session.dataReceived(b"\n"),
             lambda: self.clock.advance(LINGER_TIMEOUT),
@@ -222,7 +224,7 @@ class StreamSessionTests(SynchronousTestCase):
         self.session.dataReceived(b"No")
         self.session.finish()
         self.session.connectionLost(Failure(ConnectionDone()))
-        self.assertEqual(self.listener.ends, ["the server sent 'No', which is no reply"])
+        self.assertEqual(self.listener.ends, ["the server sent 'No', which is not a reply"])
 
     def test_unanswered(self) -> None:
         """Sending without end to a server that never answers takes bounded memory."""

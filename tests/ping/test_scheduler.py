@@ -280,7 +280,7 @@ class PingerTests(SynchronousTestCase):
                 pinger.replied(data)
                 self.assertLessEqual(len(pinger._unmatched), MAX_UNMATCHED)
             pinger.over("closed")
-            expected = [f"the server sent '{line}', which is no reply" for line in events]
+            expected = [f"the server sent '{line}', which is not a reply" for line in events]
             found = [event for event in self.observer.events if "seq" not in event]
             self.assertEqual(found, [*expected, lost])
             self.advance(round(RECONNECT_DELAY * 1000))
@@ -293,7 +293,7 @@ class PingerTests(SynchronousTestCase):
         pinger, _ = self.connected_pinger(Plan(timeout=1))
         pinger.replied(b"500 unknown command\r\n")
         self.advance(1100)
-        expected = ["the server sent '500 unknown command', which is no reply"]
+        expected = ["the server sent '500 unknown command', which is not a reply"]
         self.assertEqual(self.observer.events, expected)
         self.assertEqual(self.observer.losses, ["1: no reply within 1 s"])
         pinger.stop()
@@ -332,7 +332,7 @@ class PingerTests(SynchronousTestCase):
         pinger.replied(b"tsecho: full\r\n")
         pinger.failed(self.probes.message(2), "Connection refused")
         self.assertEqual(self.observer.losses, ["2: Connection refused"])
-        expected = ["the server sent 'tsecho: full', which is no reply"]
+        expected = ["the server sent 'tsecho: full', which is not a reply"]
         self.assertEqual(self.observer.events, expected)
         self.assertEqual(len(self.clock.getDelayedCalls()), 2)
         self.advance(4500)

@@ -146,9 +146,7 @@ class ConnectionsTests(SynchronousTestCase):
         ):
             self.assertEqual(connections.proxy_refusal(address), "")
         for address in (ipv4("192.0.3.1"), ipv6("::ffff:192.0.3.1"), ipv6("2001:db8:0:1::1")):
-            self.assertEqual(
-                connections.proxy_refusal(address), "not from a network of --proxy-from"
-            )
+            self.assertEqual(connections.proxy_refusal(address), "not in a --proxy-from network")
             self.assertEqual(Connections(self.clock).proxy_refusal(address), "")
 
     def test_total(self) -> None:

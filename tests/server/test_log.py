@@ -93,8 +93,8 @@ class DescribeTests(SynchronousTestCase):
             (Error([("SSL routines", "", "no shared cipher")]), "no shared cipher"),
             (Error([("x", "", "unknown"), ("SSL routines", "", "too small")]), "too small"),
             (SysCallError(-1, "Unexpected EOF"), "Unexpected EOF"),
-            (Error([]), "OpenSSL gives no reason"),
-            (Error([("system library", "", "")]), "OpenSSL gives no reason"),
+            (Error([]), "OpenSSL gave no reason"),
+            (Error([("system library", "", "")]), "OpenSSL gave no reason"),
         ):
             self.assertEqual(describe(error), text)
 

@@ -480,7 +480,7 @@ class TimestampEchoTests(SynchronousTestCase):
         self.assertEqual((len(events), factory.counts.refused["proxy_from"]), (USUAL.lines, 20))
         self.assertEqual(
             formatEvent(events[0]),
-            "connection from 192.0.3.1:0 refused: not from a network of --proxy-from",
+            "connection from 192.0.3.1:0 refused: not in a --proxy-from network",
         )
 
     def test_log_server_closed(self) -> None:

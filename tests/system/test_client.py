@@ -347,11 +347,11 @@ class OtherServerTests(SynchronousTestCase):
         self.assertRegex(
             done.stderr.decode(),
             rf"^tsecho: \d+ of \d+ lines were not answered by {server}:"
-            r" the server sent '\[t\] LINE 999', which is no reply\n$",
+            r" the server sent '\[t\] LINE 999', which is not a reply\n$",
         )
 
     def test_refusal(self) -> None:
-        """A full server refuses with a line, which is no reply, whether or not there is input."""
+        """A full server refuses with a line that is no reply, whether or not there is input."""
         service = Service(self, "-l", "tcp:0:interface=127.0.0.1", "--max-connections", "1")
         server = f"127.0.0.1:{service.port()}"
         with service.connect() as first:
@@ -364,7 +364,7 @@ class OtherServerTests(SynchronousTestCase):
                     done.stderr.decode(),
                     # The refusal may come before the line is sent.
                     rf"^tsecho: (1 of 1 lines were not answered by )?{server}: the server sent"
-                    r" 'tsecho: too many connections: the limit is 1', which is no reply\n$",
+                    r" 'tsecho: too many connections: the limit is 1', which is not a reply\n$",
                 )
 
     def test_http(self) -> None:
@@ -376,7 +376,9 @@ class OtherServerTests(SynchronousTestCase):
 
         done = tsecho(self.serve(act), stdin=b"one\n")
         self.assertEqual((done.returncode, done.stdout), (1, b""))
-        self.assertIn(b"the server sent 'HTTP/1.1 400 Bad Request', which is no reply", done.stderr)
+        self.assertIn(
+            b"the server sent 'HTTP/1.1 400 Bad Request', which is not a reply", done.stderr
+        )
 
     def test_cut_short(self) -> None:
         """A last reply that is cut short is missing, though the connection is closed in order."""
@@ -435,7 +437,7 @@ class OtherServerTests(SynchronousTestCase):
             answer.join(PATIENCE)
         self.assertEqual((done.returncode, done.stdout), (1, b""))
         self.assertIn(b"2 of 2 lines were not answered", done.stderr)
-        self.assertIn(b"the server sent 'no', which is no reply", done.stderr)
+        self.assertIn(b"the server sent 'no', which is not a reply", done.stderr)
 
     def test_two_stamps(self) -> None:
         """A message without a newline may be answered in several chunks, each with a stamp."""

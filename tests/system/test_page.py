@@ -301,7 +301,7 @@ class BrowserTests(SynchronousTestCase):
         self.assertRegex(browser.text("#state"), r"^As of \d\d:\d\d:\d\d UTC\. Reload")
         self.assertEqual(browser.figure("connections"), "0")
         self.assertNotIn("Per second", browser.text("body"))
-        self.assertIn("takes JavaScript", browser.text("#clock"))
+        self.assertIn("requires JavaScript", browser.text("#clock"))
         with service.connect() as sock:
             sock.sendall(b"x\n")
             sock.recv(100)

@@ -41,7 +41,7 @@ _TLS_REASONS = {
     # TLS 1.2 servers send this instead, but so does one that has no cipher in common.
     "alert handshake failure": "the server refuses the TLS handshake;"
     " does it ask for a client certificate (--cert FILE)?",
-    "alert protocol version": "the server speaks no version of TLS that this client accepts",
+    "alert protocol version": "the server supports no version of TLS that this client accepts",
     "alert unknown ca": "the server does not know the authority of the client certificate",
 }
 """OpenSSL's reasons, without the version of TLS in front of an alert, and what they mean."""
@@ -87,7 +87,7 @@ def no_reply(text: bytes) -> str:
     """Say what a server sent that is no reply."""
     if text.startswith(TLS_ALERT):
         return "the server speaks TLS on this port; use tls:host:port"
-    return f"the server sent {first_line(text)}, which is no reply"
+    return f"the server sent {first_line(text)}, which is not a reply"
 
 
 def connect_error(name: str, error: BaseException | None) -> str:

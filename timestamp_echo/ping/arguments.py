@@ -60,9 +60,9 @@ def new_parser() -> CommandParser:
         description="Measure the round-trip time to a timestamp echo, or to any echo, and how wrong"
         " its clock is. With several servers, tell whose clocks differ.",
         epilog="Enter or Ctrl-\\ shows the progress; Ctrl-C stops and shows the summary."
-        " Exit status: 0 success; 1 no reply, or fewer than -c requests, or a clock exceeds"
+        " Exit status: 0 success; 1 no reply, or fewer replies than -c requests, or a clock exceeds"
         " --max-offset, or output could not be written; 2 usage error, name not found or connection"
-        " refused; 3 not known whether a clock exceeds --max-offset; 130 interrupted before the"
+        " refused; 3 cannot tell whether a clock exceeds --max-offset; 130 interrupted before the"
         " connection was made. With several servers, the first of 1, 2 and 3 that applies to any.",
     )
     add_server(parser, several=True)

@@ -158,7 +158,7 @@ class Connections:
             return ""
         ip = parse_ip(address.host)
         allowed = any(ip in network for network in self._proxies)
-        return "" if allowed else "not from a network of --proxy-from"
+        return "" if allowed else "not in a --proxy-from network"
 
     def set_peer(self, connection: Connection, address: IAddress) -> str:
         """Set the peer of a connection, which was unknown when the connection was added.

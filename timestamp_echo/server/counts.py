@@ -12,7 +12,7 @@ TRANSPORTS = ("tcp", "unix", "tls", "stdio", "other")
 REFUSED = {
     "too many connections from your address": "per_peer",
     "too many connections": "total",
-    "not from a network of --proxy-from": "proxy_from",
+    "not in a --proxy-from network": "proxy_from",
 }
 """The labels of refusals, by how the reason begins."""
 

@@ -71,7 +71,7 @@ def describe(error: BaseException | None) -> str:
         case ([*_, (_, _, str(text))],) | (int(), str(text)) if text:
             return text
         case ([],) | ([*_, (_, _, "")],):
-            return "OpenSSL gives no reason"
+            return "OpenSSL gave no reason"
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -233,7 +233,7 @@ class EchoService(Service):
         self._timeout = self._reactor.callLater(ABORT_TIMEOUT, self._give_up)
 
     def _give_up(self) -> None:
-        self._log.error("ports or connections could not be closed; the service ends without them")
+        self._log.error("some ports or connections could not be closed; stopping anyway")
         self._end_stop()
 
     def _end_stop(self, _: object = None) -> None:

@@ -198,11 +198,13 @@ class Metrics(Collector):
             yield metric
         yield HistogramMetricFamily(
             f"{PREFIX}reactor_lag_seconds",
-            f"How late a timer of {LAG_INTERVAL:g} s is.",
+            f"How late a {LAG_INTERVAL:g} s timer fires.",
             buckets=[*self.lag.buckets().items()],
             sum_value=self.lag.sum,
         )
-        yield InfoMetricFamily(f"{PREFIX}build", "What runs.", value=_VERSIONS)
+        yield InfoMetricFamily(
+            f"{PREFIX}build", "Versions of tsecho, Python and Twisted.", value=_VERSIONS
+        )
 
     def text(self) -> bytes:
         """All metrics, in Prometheus's text format."""

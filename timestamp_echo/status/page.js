@@ -46,7 +46,7 @@ function state(text, alarm) {
 
 function show(figures) {
   const at = performance.now();
-  state("Live: renewed every second.", false);
+  state("Live: updated every second.", false);
   document.body.classList.add("live");
   for (const row of document.querySelectorAll("[data-figure]")) {
     const name = row.dataset.figure;
