@@ -97,15 +97,25 @@ class Shell:
         for process, _ in running:
             os.killpg(process.pid, signal.SIGINT)
         for process, log in running:
+            wrong = self._not_stopped(process, log)
+            log.finish()
+            assert process.stdout is not None
+            process.stdout.close()
+            if wrong:
+                raise AssertionError(wrong)
+
+    def _not_stopped(self, process: subprocess.Popen[bytes], log: Log) -> str:
+        # A reactor that has only just been started may swallow the first KeyboardInterrupt.
+        for patience in (PATIENCE / 4, PATIENCE):
             try:
-                process.wait(PATIENCE)
-            finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-                log.finish()
-                assert process.stdout is not None
-                process.stdout.close()
+                process.wait(patience)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGINT)
+            else:
+                return ""
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return f"{process.args!r} does not stop:\n{log.text}"
 
 
 class DocumentationTests(SynchronousTestCase):
