@@ -442,7 +442,7 @@ class StreamTests(SynchronousTestCase):
                 other.sendall(header + LINES)
                 self.assertEqual(read_all(other), b"")
         service.log.wait_for(
-            r"connection from (?:127.0.0.2|\[::1\]):\d+ refused: not from a network",
+            r"connection from (?:127.0.0.2|\[::1\]):\d+ refused: not in a --proxy-from network",
             len(sources),
         )
         self.assert_echo(service.connect(3))
