@@ -23,8 +23,13 @@ def main(folder: Path) -> None:
     """Write the manual pages into a folder, and make it if there is none."""
     with tempfile.TemporaryDirectory() as build:
         output = Path(build, "man")
-        # A warning is an error where the pages are built as HTML.
-        app = Sphinx(DOCS, DOCS, output, Path(build, "doctrees"), "man", status=None, warning=None)
+        app = Sphinx(
+            *(DOCS, DOCS, output, Path(build, "doctrees"), "man"),
+            confoverrides={"extensions": []},  # those are for HTML
+            # A warning is an error where the pages are built as HTML.
+            status=None,
+            warning=None,
+        )
         app.connect("doctree-resolved", adapt)
         app.build()
         folder.mkdir(exist_ok=True)
