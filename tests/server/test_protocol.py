@@ -97,6 +97,19 @@ class UnreadTransport(TCPTransport):
         self.echo.dataReceived(b"x" * (FULL_READ - 1) + b"\n")
 
 
+class EndingTransport(UnreadTransport):
+    """A connection whose peer sends something right before the end of the stream."""
+
+    ends = 0
+
+    def end_stream(self) -> bool:
+        """See `UNIXStreamTransport.end_stream`."""
+        self.ends += 1
+        if self.ends == 1:
+            self.has_come(1)
+        return self.ends > 1
+
+
 class TimestampEchoTests(SynchronousTestCase):
     """`TimestampEcho`, over a transport in memory."""
 
@@ -850,6 +863,28 @@ class TimestampEchoTests(SynchronousTestCase):
         self.clock.advance(0)
         self.assertEqual((transport.reads, transport.half_closed, unread), (2, True, []))
         self.assertEqual(echo.messages, 2)
+
+    def test_drain_end(self) -> None:
+        """Where the transport finds more as it ends the stream, that is answered first."""
+        transport = EndingTransport(1)
+        echo = transport.echo = self.connect_before(transport)
+        echo.drain()
+        self.clock.advance(0)
+        self.assertEqual((transport.reads, transport.half_closed), (1, False))
+        self.clock.advance(0)
+        self.assertEqual((transport.reads, transport.half_closed, echo.messages), (2, True, 2))
+
+    def test_drain_end_incomplete(self) -> None:
+        """The same where it is only the beginning of a message, and nothing follows."""
+        transport = EndingTransport(1)
+        echo = transport.echo = self.connect_before(transport)
+        echo.drain()
+        self.clock.advance(0)
+        transport.clear()
+        echo.dataReceived(b"one")
+        echo.readConnectionLost()
+        self.assertEqual(transport.value().count(b"] one"), 1)
+        self.assertTrue(transport.disconnecting)
 
     def test_drain_ended(self) -> None:
         """A connection that has ended by itself while it was drained is not closed again."""

@@ -38,6 +38,9 @@ class Report:
     ports: list[int] = field(default_factory=list)
     """The clients' own ports, one a connection, in order; none of UNIX sockets."""
 
+    not_sent: int = 0
+    """How many requests a UNIX socket did not take (EPIPE), as the server had closed meanwhile."""
+
     unanswered: list[tuple[int, float, str]] = field(default_factory=list)
     """The port, the time of the request on the monotonic clock, and what came in place of a reply:
     "" if the server closed its side cleanly, otherwise the error or the text."""
@@ -114,7 +117,13 @@ class Client(threading.Thread):
                 return None  # the server has closed, and nothing is unanswered
             requests = [b"%d\n" % (number + i) for i in range(self._at_once)]
             self._sent = time.monotonic()
-            sock.sendall(b"".join(requests))
+            try:
+                sock.sendall(b"".join(requests))
+            except BrokenPipeError:
+                if self._kind == "unix" and self._at_once == 1:
+                    self._report.not_sent += 1
+                    return None
+                raise
             for request in requests:
                 reply = replies.readline()
                 if not re.fullmatch(rb"\[[^]]+\] " + request, reply):

@@ -12,6 +12,7 @@ from array import array
 from fcntl import ioctl
 from termios import FIONREAD
 from typing import Any
+from unittest import skipIf
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import ConnectionAborted, ConnectionDone
@@ -390,3 +391,35 @@ class UNIXStreamTransportTests(SynchronousTestCase):
         self.assertEqual((data, len(files)), (b"b", 1))
         os.close(files[0])
         self.assertEqual(peer.recv(10), b"c")
+
+    @skipIf(not arrivals.LINUX, "only Linux keeps what has arrived")
+    def test_end_stream(self) -> None:
+        """What the peer has sent is read before the end; more of it is refused."""
+        recorder = Recorder()
+        peer, transport = self.connect(recorder)
+        peer.sendall(b"before")
+        self.assertFalse(transport.end_stream())
+        self.assertRaises(BrokenPipeError, peer.sendall, b"after")
+        transport.doRead()
+        transport.write(b"reply")
+        self.assertTrue(transport.end_stream())
+        self.assertEqual(recorder.reads, [b"before"])
+        self.assertEqual((peer.recv(10), peer.recv(10)), (b"reply", b""))
+        self.assertIs(transport.doRead(), CONNECTION_DONE)
+
+    def test_end_stream_unsent(self) -> None:
+        """What is unsent is sent before the end."""
+        peer, transport = self.connect(Recorder())
+        transport.buffer_writes()
+        transport.write(b"reply")
+        self.assertTrue(transport.end_stream())
+        transport.doWrite()
+        peer.setblocking(False)
+        self.assertEqual(peer.recv(10), b"reply")
+        self.assertRaises(BlockingIOError, peer.recv, 10)
+
+    def test_end_stream_lost(self) -> None:
+        """A connection that is lost has ended."""
+        _, transport = self.connect(Recorder())
+        transport.connectionLost(Failure(ConnectionDone()))
+        self.assertTrue(transport.end_stream())

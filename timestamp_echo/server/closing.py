@@ -195,12 +195,19 @@ class Drain:
     def has_more(self) -> bool:
         """Whether more has arrived meanwhile; if so, draining resumes, and calls `drained` again.
 
-        Ask right before the close: the peer may have received the last reply, and sent more.
+        Ask right before the close: the peer may have received the last reply, and sent more. If it
+        has not, the stream over a UNIX socket ends here.
         """
-        more = self._left > 0 and self._unread() > 0
+        more = self._is_more()
+        end_stream = getattr(self._transport, "end_stream", None)
+        if not more and end_stream is not None:  # only UNIX sockets have it
+            more = not end_stream()
         if more:
             self.start()
         return more
+
+    def _is_more(self) -> bool:
+        return self._left > 0 and self._unread() > 0
 
     def _is_done(self) -> bool:
         return self._came and not (self._more or self._unread() or self._incomplete())

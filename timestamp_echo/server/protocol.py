@@ -294,7 +294,9 @@ class TimestampEcho(LingeringClose):
         if self._paused and self._backlog:  # the rest of the last read, through TLS
             self._eof = True
             return
-        if not self.why:
+        if self.why:
+            self._end_pending()  # at a stop, what came after the last look
+        else:
             self._finish(CLOSED_BY_PEER)
         self.transport.loseConnection()
 

@@ -334,6 +334,22 @@ class UNIXStreamTransport(StreamTransport, unix.Server):
     def hold(self) -> None:
         """Nothing to do: only TCP can send the end of the stream with the last bytes."""
 
+    def end_stream(self) -> bool:
+        """End the stream at once, unless the peer has sent more.
+
+        No call does both, and what the peer sends between the two would get no answer. So its
+        writes are made to fail first (EPIPE); what has arrived can still be read, on Linux.
+
+        @return: False if there is more to read.
+        """
+        if LINUX and self.connected:
+            self.socket.shutdown(socket.SHUT_RD)
+            if self.unread():
+                return False
+            if not (self._tempDataBuffer or self.dataBuffer):
+                self.socket.shutdown(socket.SHUT_WR)
+        return True
+
     def sendFileDescriptor(self, fileno: int) -> None:
         """See `IUNIXTransport.sendFileDescriptor`. It goes along with the next byte written."""
         self.buffer_writes()
