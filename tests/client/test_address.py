@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from pathlib import Path
@@ -15,7 +16,9 @@ from twisted.internet.endpoints import (
     TCP6ClientEndpoint,
     UNIXClientEndpoint,
 )
+from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import IHostnameResolver
+from twisted.internet.tcp import Client
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
@@ -26,12 +29,14 @@ from timestamp_echo.client.address import (
     IPV4,
     IPV6,
     DatagramServer,
+    ExplainingReactor,
     Family,
     FamilyResolver,
     IClientReactor,
     StreamServer,
     server_from,
 )
+from timestamp_echo.client.errors import reason
 from timestamp_echo.client.tls import Trust
 
 
@@ -264,6 +269,42 @@ class ServerTests(SynchronousTestCase):
         ):
             text = f"tls:localhost:7:certificate={file}:privateKey={file}"
             self.assertTrue(self.error(text).endswith(f"not '{text}' ({cause})"), self.error(text))
+
+
+class ExplainingReactorTests(SynchronousTestCase):
+    """`ExplainingReactor`: why a connection failed."""
+
+    def failed(self, number: int, connected: int = 0, fd: int = 3) -> object:
+        """What a client fails with, whose socket has this error, if it has one."""
+        errors: list[object] = []
+        client = Mock(spec=Client, connected=connected, failIfNotConnected=errors.append)
+        client.socket = Mock(getsockopt=Mock(return_value=number))
+        client.fileno.return_value = fd
+        below = Mock(connectTCP=Mock(return_value=Mock(transport=client)))
+        reactor = ExplainingReactor(below)
+        self.assertIs(reactor.connectTCP("host", 7, timeout=1), below.connectTCP.return_value)
+        below.connectTCP.assert_called_once_with("host", 7, timeout=1)
+        client.failIfNotConnected("closed")
+        return errors[0]
+
+    def test_reason(self) -> None:
+        """An error that the socket still has is the reason; otherwise what Twisted says is."""
+        error = self.failed(errno.EHOSTUNREACH)
+        self.assertIsInstance(error, ConnectError)
+        self.assertEqual(reason(error), os.strerror(errno.EHOSTUNREACH))
+        self.assertEqual(self.failed(0), "closed")
+
+    def test_no_socket(self) -> None:
+        """Without a socket, or with one that is connected, there is nothing to ask."""
+        self.assertEqual(self.failed(errno.EHOSTUNREACH, fd=-1), "closed")
+        self.assertEqual(self.failed(errno.EPIPE, connected=1), "closed")
+
+    def test_other_transport(self) -> None:
+        """A transport of another kind is left alone."""
+        connector = Mock()
+        fail = connector.transport.failIfNotConnected
+        ExplainingReactor(Mock(connectTCP=Mock(return_value=connector))).connectTCP("host", 7)
+        self.assertIs(connector.transport.failIfNotConnected, fail)
 
 
 class FamilyResolverTests(SynchronousTestCase):

@@ -74,6 +74,20 @@ class NamespaceTests(SynchronousTestCase):
         """Start a service for datagrams in a namespace."""
         return Service(self, "-l", f"udp:{port}", prefix=self.inside(name))
 
+    def test_rejected(self) -> None:
+        """What a router on the way rejects is reported with the router's reason."""
+        add = ("route", "add")
+        self.machines.do("-n", self.near, *add, "10.78.0.0/24", "via", FAR)
+        self.machines.do("-n", self.far, *add, "unreachable", "10.78.0.0/24")
+        run([*self.inside(self.far), "sysctl", "-qw", "net.ipv4.ip_forward=1"])
+        for arguments in (["10.78.0.1"], ["ping", "-c1", "10.78.0.2"]):
+            done = run([*self.inside(self.near), BIN / "tsecho", *arguments])
+            expected = f"tsecho: cannot connect to {arguments[-1]}:3000: No route to host\n"
+            self.assertEqual((done.returncode, done.stderr.decode()), (2, expected))
+        connect = ["ping", "--connect", "-c1", "10.78.0.3"]
+        done = run([*self.inside(self.near), BIN / "tsecho", *connect])
+        self.assertIn(b"seq=1 lost in connect: No route to host\n", done.stdout)
+
     def plain_echo(self, name: str, port: int) -> None:
         """Start an echo that answers every datagram, as in RFC 862."""
         process = subprocess.Popen(

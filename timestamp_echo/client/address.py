@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from ipaddress import ip_address
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -23,8 +24,10 @@ from twisted.internet.endpoints import (
     clientFromString,
     wrapClientTLS,
 )
+from twisted.internet.error import getConnectError
 from twisted.internet.interfaces import (
     IAddress,
+    IConnector,
     IHostnameResolver,
     IHostResolution,
     IReactorCore,
@@ -37,6 +40,7 @@ from twisted.internet.interfaces import (
     IResolutionReceiver,
     IStreamClientEndpoint,
 )
+from twisted.internet.tcp import Client
 from zope.interface import implementer
 
 from timestamp_echo.addresses import host_port
@@ -125,6 +129,40 @@ class FamilyResolver:
         return self._resolver.resolveHostName(
             resolutionReceiver, hostName, portNumber, types, transportSemantics
         )
+
+
+class ExplainingReactor:
+    """Stands in for the reactor in endpoints, so that a failed connection has the kernel's reason.
+
+    When a router rejects the connection, epoll may report an error and nothing to read. Twisted
+    then takes it for a closed connection, and closes the socket without asking for the error.
+
+    @param reactor: does everything else.
+    """
+
+    def __init__(self, reactor: IClientReactor) -> None:
+        self._reactor = reactor
+
+    def __getattr__(self, name: str) -> Any:  # whatever the reactor has
+        return getattr(self._reactor, name)
+
+    def connectTCP(self, *arguments: Any, **options: Any) -> IConnector:
+        """See `IReactorTCP.connectTCP`; the arguments are only passed on."""
+        connector = self._reactor.connectTCP(*arguments, **options)
+        client = getattr(connector, "transport", None)
+        if isinstance(client, Client):
+            client.failIfNotConnected = partial(  # type: ignore[method-assign]  # for this object
+                _fail, client, client.failIfNotConnected
+            )
+        return connector
+
+
+def _fail(client: Client, fail: Callable[[Any], None], error: Any) -> None:
+    """As `Client.failIfNotConnected`, but with the error that the kernel still has, if any."""
+    number = 0
+    if not client.connected and client.fileno() != -1:
+        number = client.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    fail(getConnectError((number, os.strerror(number))) if number else error)
 
 
 @dataclass(frozen=True)
@@ -249,9 +287,10 @@ def _check_family(text: str, family: Family) -> None:
 
 
 def _tcp(host: str, port: int, reactor: IClientReactor) -> IStreamClientEndpoint:
+    own: Any = ExplainingReactor(reactor)
     if "%" in host:  # HostnameEndpoint would lose the zone
-        return TCP6ClientEndpoint(reactor, host, port)
-    return HostnameEndpoint(reactor, host, port)
+        return TCP6ClientEndpoint(own, host, port)
+    return HostnameEndpoint(own, host, port)
 
 
 def _port(digits: str, text: str) -> int:
