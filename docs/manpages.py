@@ -51,13 +51,28 @@ def adapt(app: Sphinx, page: Any, name: str) -> None:
     for reference in list(page.findall(nodes.reference)):
         if reference.get("internal"):  # there is nothing to follow
             text, kinds = reference.astext(), reference[0].get("classes", [])
-            plain = nodes.emphasis("", text) if "doc" in kinds else nodes.Text(text)
-            reference.replace_self(nodes.strong("", manuals[text]) if text in manuals else plain)
+            if text in manuals:
+                reference.replace_self(nodes.strong("", manuals[text]))
+            elif "doc" in kinds:
+                reference.replace_self(named(reference, text))
+            else:
+                reference.replace_self(nodes.Text(text))
     # What stands before the first section is the description, which man(7) has after the synopsis.
     whole = next(iter(page.findall(nodes.section)))
     first = whole.first_child_matching_class(nodes.section)
     description = nodes.section("", nodes.title("", "Description"), *whole[1:first])
     whole[:] = [whole[0], whole[first], description, *whole[first + 1 :]]
+
+
+def named(reference: nodes.reference, title: str) -> nodes.Text:
+    """The words for a page of the documentation that is no manual page.
+
+    @param reference: leads there; it may begin a sentence.
+    @param title: of the page.
+    """
+    before = reference.parent.astext().partition(title)[0].rstrip()
+    article = "the" if before and not before.endswith(".") else "The"
+    return nodes.Text(f'{article} page "{title}" of the documentation')
 
 
 def finished(page: str) -> str:
