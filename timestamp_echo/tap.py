@@ -86,7 +86,7 @@ class Options(usage.Options):
             "stamp",
             "s",
             "ctime",
-            "Write stamps as ctime, iso, unix, or a strftime pattern (with %f).",
+            "Write stamps as ctime, iso, unix, or a strftime pattern (%f: microseconds).",
         ],
         ["framing", None, "auto", "Decide where a message ends: auto, line or chunk."],
         [

@@ -86,10 +86,10 @@ class ServiceFactory(typing.Protocol):
 class LingeringClose(Protocol):
     """A connection that this side can end without losing what it wrote.
 
-    close(2) while the peer's bytes are unread sends a reset, and a reset discards whatever the
-    peer has not read yet: the last replies (RFC 9112, section 9.6, describes it for HTTP). So
-    this side closes only its sending direction, and reads and discards until the peer has closed
-    as well, for at most `LINGER_TIMEOUT`.
+    close(2) while the peer's bytes are unread sends a reset, which drops the replies that are
+    still unsent and, on some systems, those that the peer has not read (RFC 9112, section 9.6,
+    describes it for HTTP). So this side closes only its sending direction, and reads and discards
+    until the peer has closed as well, for at most `LINGER_TIMEOUT`.
     """
 
     factory: ServiceFactory
