@@ -10,6 +10,7 @@ processor's caches contain what they would under load.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import socket
@@ -24,17 +25,15 @@ from benchmarks.servers import PATIENCE, Server, commands
 
 CONNECTIONS = (0, 1, 100, 1000, 10_000)
 
-SCRAPES = 20
-"""How many scrapes are measured for each number of connections."""
 
-IDLE = 3.0
-"""Seconds for which the timer is measured."""
-
-
-def measured(command: list[str], count: int, folder: Path) -> tuple[float, float]:
+def measured(
+    command: list[str], count: int, folder: Path, scrapes: int, seconds: float
+) -> tuple[float, float]:
     """Measure one server.
 
     @param count: how many connections are open.
+    @param scrapes: how many are measured.
+    @param seconds: for which the timer is measured.
     @return: microseconds of processor time for a second of the timer, and for a scrape.
     """
     log = folder / "log"
@@ -46,10 +45,10 @@ def measured(command: list[str], count: int, folder: Path) -> tuple[float, float
         connections = [socket.create_connection(where, PATIENCE) for _ in range(count)]
         scrape(url)  # the first one takes longer
         costs = []
-        for _ in range(SCRAPES):
+        for _ in range(scrapes):
             talk(connections)
             costs.append(used(server, lambda: scrape(url)))
-        timer = used(server, lambda: time.sleep(IDLE)) / IDLE
+        timer = used(server, lambda: time.sleep(seconds)) / seconds
         for sock in connections:
             sock.close()
     return timer, median(costs)
@@ -79,6 +78,10 @@ def talk(connections: list[socket.socket]) -> None:
 
 def main() -> None:
     """Print a line for each number of connections."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scrapes", description=__doc__)
+    parser.add_argument("--scrapes", type=int, default=20, help="for each number of connections")
+    parser.add_argument("--seconds", type=float, default=3, help="for the timer")
+    arguments = parser.parse_args()
     files = os.sysconf("SC_OPEN_MAX")
     print(f"{'connections':>11} {'scrape us':>10} {'timer us/s':>11} {'ratio':>7}")
     with tempfile.TemporaryDirectory() as name:
@@ -89,7 +92,7 @@ def main() -> None:
             if count + 100 > files:
                 print(f"{count:11,} is left out: the limit is {files} open files")
                 continue
-            timer, cost = measured(command, count, folder)
+            timer, cost = measured(command, count, folder, arguments.scrapes, arguments.seconds)
             print(f"{count:11,} {cost:10,.0f} {timer:11,.0f} {1 + (timer + cost) / 1e6:7.4f}")
 
 
