@@ -223,6 +223,20 @@ class RepliesTests(SynchronousTestCase):
         self.assertEqual(run.replies(b"0" + b"[] " * 60_000 + b"\n"), [])
         self.assertEqual(run.replies(b"0[] 1[] " * 20_000 + b"\n"), [])
 
+    def test_other(self) -> None:
+        """The first line that is no reply is kept, until it is cleared."""
+        run = probes()
+        reply = run.message(1)
+        for data in (b"[x] one\r\ntw", b"o\n", reply):
+            run.replies(data)
+            self.assertEqual(run.other, b"[x] one\r")
+        run.other = b""
+        for _ in range(2):
+            run.replies(reply + b"three\n" + reply[:9])
+            self.assertEqual(run.other, b"three")
+            run.reset()
+            self.assertEqual(run.other, b"")
+
     def test_reset(self) -> None:
         """A partial reply from a lost connection does not alter the next one."""
         run = probes()

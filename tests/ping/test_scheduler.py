@@ -261,7 +261,9 @@ class PingerTests(SynchronousTestCase):
             ),
             (4, 1, 1, 1, 0),
         )
-        self.assertEqual(self.observer.events, ["seq=3: duplicate reply"])
+        duplicate, foreign = self.observer.events
+        self.assertEqual(duplicate, "seq=3: duplicate reply")
+        self.assertRegex(foreign, "the server sent 'ba9876543210 5 [.]+', which is not a reply")
         pinger.stop()
 
     def test_refused_in_words(self) -> None:
@@ -286,6 +288,19 @@ class PingerTests(SynchronousTestCase):
             self.advance(round(RECONNECT_DELAY * 1000))
             self.open_path()
             self.observer.events.clear()
+        pinger.stop()
+
+    def test_line_besides_replies(self) -> None:
+        """A line that comes besides replies, such as a proxy's header, is reported once."""
+        pinger, _ = self.connected_pinger(Plan(in_flight=3))
+        pinger.replied(b"[x] PROXY TCP4 \r\n")
+        self.assertEqual(self.observer.events, [])
+        for number in (1, 2, 3):
+            self.reply(pinger, number)
+            pinger.replied(b"more %d\n" % number)
+            self.advance(1000)
+        expected = ["the server sent '[x] PROXY TCP4 ', which is not a reply"]
+        self.assertEqual(self.observer.events, expected)
         pinger.stop()
 
     def test_no_reply_in_words(self) -> None:

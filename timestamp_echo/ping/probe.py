@@ -53,6 +53,9 @@ class Probes:
     @param size: bytes of a probe, from `MIN_SIZE` to `MAX_SIZE`.
     """
 
+    other = b""
+    """The first line that came and is no reply, without its newline, until this is cleared."""
+
     def __init__(self, nonce: str, size: int) -> None:
         self._nonce = nonce.encode()
         self._size = size
@@ -79,11 +82,18 @@ class Probes:
         *lines, partial = (self._partial + data).split(b"\n")
         # With stamps inside, a reply may be up to twice as long as the probe.
         self._partial = partial[-2 * self._size - MAX_STAMP :]
-        return [reply for line in lines if (reply := self._parse(line + b"\n"))]
+        replies = []
+        for line in lines:
+            reply = self._parse(line + b"\n")
+            if reply:
+                replies.append(reply)
+            elif not self.other:
+                self.other = line
+        return replies
 
     def reset(self) -> None:
-        """Discard an incomplete reply: its connection was lost."""
-        self._partial = b""
+        """Discard what has come and is no complete reply: its connection was lost."""
+        self._partial = self.other = b""
 
     def _parse(self, line: bytes) -> Reply | None:
         match = self._pattern.search(line) or self._interrupted.search(line)

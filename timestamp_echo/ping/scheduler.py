@@ -251,6 +251,8 @@ class Pinger:
         now = self._clocks.monotonic()
         replies = self._probes.replies(data)
         self._unmatched = b"" if replies else (self._unmatched + data)[:MAX_UNMATCHED]
+        if replies:
+            self._notify_other()
         for reply in replies:
             if not self._done.called:
                 self._match(reply, now, own_delay)
@@ -381,6 +383,13 @@ class Pinger:
         for probe, _ in lost.values():
             self._lose(probe, "connection lost")
         self._send_due()
+
+    def _notify_other(self) -> None:
+        """Report a line that came besides replies, once a run: there may be one for each reply."""
+        line, self._probes.other = self._probes.other, b""
+        if line and not self._refusal:
+            self._refusal = line
+            self._notify(errors.no_reply(line))
 
     def _notify_refusal(self) -> None:
         """Report the line that a server sent instead of replies, unless it repeats the last one."""
