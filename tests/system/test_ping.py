@@ -247,7 +247,7 @@ class ServerTests(SynchronousTestCase):
         done = ping("-c", "2", "-i", "0.02", "-W", "0.05", where)
         self.assertEqual((done.returncode, done.stderr), (1, b""))
         self.assertIn(b"2 sent, 0 received, 100 % loss", done.stdout)
-        done = ping("-w", "0.1", where)
+        done = ping("-w", "0.8", where)
         self.assertEqual((done.returncode, done.stderr), (1, b""))
         self.assertIn(b"1 sent, 0 received, 0 % loss, 1 in flight", done.stdout)
 
