@@ -874,6 +874,14 @@ class TimestampEchoTests(SynchronousTestCase):
         self.clock.advance(0)
         self.assertEqual((transport.reads, transport.half_closed, echo.messages), (2, True, 2))
 
+    def test_drain_end_ahead(self) -> None:
+        """Not where the peer has not read all replies, and so may drop them."""
+        for unread in (0, 1):
+            transport = EndingTransport(unread)
+            transport.unsent = lambda: 28  # type: ignore[attr-defined]
+            self.drain(transport)
+            self.assertEqual(transport.ends, 0)
+
     def test_drain_end_incomplete(self) -> None:
         """The same where it is only the beginning of a message, and nothing follows."""
         transport = EndingTransport(1)

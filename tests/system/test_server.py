@@ -964,6 +964,31 @@ class StopTests(SynchronousTestCase):
             self.assertEqual(len(re.findall(STAMP, read_all(sock))), -(-sent // 100))
         self.assertEqual(service.wait(), 0)
 
+    def test_ahead(self) -> None:
+        """A client that does not wait for replies receives all: until then it can also send.
+
+        A failed write would make many a client drop what it has not read.
+        """
+        service = Service(self, "-l", "unix:socket")
+        received, stopped = 0, False
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(service.path())
+            sock.setblocking(False)
+            while True:
+                readable, writable, _ = select.select([sock], [sock], [], PATIENCE)
+                if writable:
+                    sock.send(b"hello\n" * 50)
+                if readable:
+                    data = sock.recv(2**16)
+                    if not data:
+                        break
+                    received += len(data)
+                if received > 100_000 and not stopped:
+                    service.process.send_signal(signal.SIGTERM)
+                    stopped = True
+        self.assertEqual(service.wait(), 0)
+        self.assertIn(f" {received} bytes out; the service is stopping", service.log.text)
+
     def test_records(self) -> None:
         """So are many short TLS records."""
         files = self_signed(self.mktemp())

@@ -9,6 +9,7 @@ import select
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -181,6 +182,27 @@ class InheritedTests(SharedCase):
                 self.assertRegex(each.result(), REPLIES)
         for sock in asking:
             self.assert_answered(sock)
+
+    def test_tls_over_unix(self) -> None:
+        """Through TLS over a UNIX socket, an idle connection also ends with a close_notify."""
+        service = Service(
+            self,
+            *("-l", f"ssl:{self.files.endpoint}:systemd=unix"),
+            prefix=passing(self.sockets["unix"], names="unix"),
+            pass_fds=[self.sockets["unix"].fileno()],
+        )
+        address = self.sockets["unix"].getsockname()
+        context = ssl.create_default_context(cafile=self.files.certificate)
+        with context.wrap_socket(
+            self.connected(address, socket.AF_UNIX, socket.SOCK_STREAM),
+            server_hostname="localhost",
+            suppress_ragged_eofs=False,
+        ) as sock:
+            sock.sendall(b"hello\n")
+            self.assert_answered(sock)
+            service.process.send_signal(signal.SIGTERM)
+            self.assertEqual(sock.recv(100), b"")
+        self.assertEqual(service.wait(), 0)
 
     def talk_tls(self, address: object) -> bytes:
         """Connect with TLS, send three lines and close; return the replies."""

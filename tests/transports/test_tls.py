@@ -462,6 +462,13 @@ class HalfCloseTLSTests(SynchronousTestCase):
         server.hold()
         self.assertEqual(held, [True])
 
+    def test_end_stream(self) -> None:
+        """The stream of the transport below does not end before the close_notify."""
+        server, _, transport = self.recorded()
+        Client(server, transport)
+        transport.end_stream = lambda: self.fail("ended")  # type: ignore[attr-defined]
+        self.assertTrue(server.end_stream())
+
     def test_lose_write_connection_without_half_close(self) -> None:
         """It works for a protocol without half-close, too."""
         server = self.tls(Factory.forProtocol(Protocol)).buildProtocol(None)

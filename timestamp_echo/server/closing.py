@@ -164,9 +164,11 @@ class Drain:
         self._end = clock.seconds() + wait
         self._call: IDelayedCall | None = None
         self._came = False  # whether the last message has come, or its beginning
+        self._ahead = False  # whether the peer sent it before it had read all replies
         # Our own transports, also those below TLS and the PROXY protocol, know how much is unread
         # in the socket; others do not.
         self._unread: Callable[[], int] = getattr(transport, "unread", _unknown)
+        self._unsent: Callable[[], int] = getattr(transport, "unsent", _unknown)
         unread = self._unread()
         # A peer that never stops sending must not keep the service from stopping.
         self._left = unread + MAX_LAST_BYTES
@@ -184,6 +186,10 @@ class Drain:
         """Stop, without calling `drained`."""
         cancel(self._call)
 
+    def receiving(self) -> None:
+        """Something was read, and is about to be answered."""
+        self._ahead = self._unsent() > 0
+
     def received(self) -> None:
         """Something was read, and answered, unless that paused the connection."""
         self._came = True
@@ -192,22 +198,27 @@ class Drain:
             call.cancel()
             self._drained()
 
-    def has_more(self) -> bool:
-        """Whether more has arrived meanwhile; if so, draining resumes, and calls `drained` again.
+    def resume(self) -> bool:
+        """Drain on if more has come meanwhile, and call `drained` again.
 
-        Ask right before the close: the peer may have received the last reply, and sent more. If it
-        has not, the stream over a UNIX socket ends here.
+        Ask right before the close: the peer may have received the last reply, and sent more. If
+        there is nothing, the stream over a UNIX socket ends here (see its `end_stream`).
+
+        @return: whether there was more.
         """
-        more = self._is_more()
+        if self._left <= 0:
+            return False
+        if not self._came:
+            self.receiving()
+        more = self._unread() > 0
         end_stream = getattr(self._transport, "end_stream", None)
-        if not more and end_stream is not None:  # only UNIX sockets have it
+        # A peer that has not read all replies may drop them when a write of its own fails. One that
+        # waits for each reply has only the last to read, and sends nothing meanwhile.
+        if not more and not self._ahead and end_stream is not None:
             more = not end_stream()
         if more:
             self.start()
         return more
-
-    def _is_more(self) -> bool:
-        return self._left > 0 and self._unread() > 0
 
     def _is_done(self) -> bool:
         return self._came and not (self._more or self._unread() or self._incomplete())
@@ -240,7 +251,7 @@ class Drain:
 
 
 def _unknown() -> int:
-    """How much is unread in a transport that does not say."""
+    """How much is unread or unsent in a transport that does not say."""
     return 0
 
 

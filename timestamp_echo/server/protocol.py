@@ -337,12 +337,13 @@ class TimestampEcho(LingeringClose):
             self._end_pending()
         else:
             return
-        if not self._drain.has_more():
+        if not self._drain.resume():
             self.close()
 
     def _received_at_stop(self, data: bytes) -> None:
-        type(self).dataReceived(self, data)
         assert self._drain is not None
+        self._drain.receiving()
+        type(self).dataReceived(self, data)
         self._drain.received()
 
     def _is_incomplete(self) -> bool:

@@ -335,10 +335,11 @@ class UNIXStreamTransport(StreamTransport, unix.Server):
         """Nothing to do: only TCP can send the end of the stream with the last bytes."""
 
     def end_stream(self) -> bool:
-        """End the stream at once, unless the peer has sent more.
+        """End the stream, once what is buffered is sent, unless the peer has sent more.
 
-        No call does both, and what the peer sends between the two would get no answer. So its
-        writes are made to fail first (EPIPE); what has arrived can still be read, on Linux.
+        No system call both looks and ends the stream, and what the peer sends in between would get
+        no answer. So its writes are made to fail first (EPIPE); what has arrived can still be read,
+        on Linux.
 
         @return: False if there is more to read.
         """

@@ -170,6 +170,10 @@ class HalfCloseTLS(TLSMemoryBIOProtocol):
         if buffer_writes is not None:  # only our own transports have it
             buffer_writes()
 
+    def end_stream(self) -> bool:
+        """Nothing to do: TLS ends its own stream (`loseWriteConnection`), not that below."""
+        return True
+
     def loseWriteConnection(self) -> None:
         """Send `close_notify` once everything is written, and read on.
 
