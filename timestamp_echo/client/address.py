@@ -287,10 +287,10 @@ def _check_family(text: str, family: Family) -> None:
 
 
 def _tcp(host: str, port: int, reactor: IClientReactor) -> IStreamClientEndpoint:
-    own: Any = ExplainingReactor(reactor)
+    explaining: Any = ExplainingReactor(reactor)
     if "%" in host:  # HostnameEndpoint would lose the zone
-        return TCP6ClientEndpoint(own, host, port)
-    return HostnameEndpoint(own, host, port)
+        return TCP6ClientEndpoint(explaining, host, port)
+    return HostnameEndpoint(explaining, host, port)
 
 
 def _port(digits: str, text: str) -> int:
@@ -331,7 +331,7 @@ def _unix_server(text: str, path: str, reactor: IClientReactor) -> StreamServer:
 
 def _endpoint(text: str, reactor: IClientReactor) -> IStreamClientEndpoint:
     try:
-        endpoint: IStreamClientEndpoint = clientFromString(reactor, text)
+        endpoint: IStreamClientEndpoint = clientFromString(ExplainingReactor(reactor), text)
     except Exception as error:  # any: each kind of endpoint has its own, such as a TypeError
         raise ValueError(_not_a_server(text) + _cause(error)) from error
     return endpoint
