@@ -224,18 +224,21 @@ class RepliesTests(SynchronousTestCase):
         self.assertEqual(run.replies(b"0[] 1[] " * 20_000 + b"\n"), [])
 
     def test_other(self) -> None:
-        """The first line that is no reply is kept, until it is cleared."""
+        """The first line that is no reply is kept, unless it is blank or was cut."""
         run = probes()
         reply = run.message(1)
         for data in (b"[x] one\r\ntw", b"o\n", reply):
             run.replies(data)
-            self.assertEqual(run.other, b"[x] one\r")
-        run.other = b""
+            self.assertEqual(run.other_line, b"[x] one\r")
+        run.other_line = b""
+        for data in (b"x" * 1000, b"cut\n", b"\r\n \n"):
+            run.replies(data)
+            self.assertEqual(run.other_line, b"")
         for _ in range(2):
             run.replies(reply + b"three\n" + reply[:9])
-            self.assertEqual(run.other, b"three")
+            self.assertEqual(run.other_line, b"three")
             run.reset()
-            self.assertEqual(run.other, b"")
+            self.assertEqual(run.other_line, b"")
 
     def test_reset(self) -> None:
         """A partial reply from a lost connection does not alter the next one."""

@@ -53,8 +53,8 @@ class Probes:
     @param size: bytes of a probe, from `MIN_SIZE` to `MAX_SIZE`.
     """
 
-    other = b""
-    """The first line that came and is no reply, without its newline, until this is cleared."""
+    other_line = b""
+    """The first line that came and is no reply, without its newline. The user clears it."""
 
     def __init__(self, nonce: str, size: int) -> None:
         self._nonce = nonce.encode()
@@ -64,6 +64,7 @@ class Probes:
         # rare, and takes several times as long to look for.
         self._interrupted = _pattern(nonce, rf"(?:{_STAMPED})*")
         self._partial = b""
+        self._cut = False  # whether its beginning was dropped
 
     def message(self, number: int) -> bytes:
         """The probe with this number."""
@@ -80,20 +81,23 @@ class Probes:
             length of the longest reply.
         """
         *lines, partial = (self._partial + data).split(b"\n")
-        # With stamps inside, a reply may be up to twice as long as the probe.
+        # With stamps inside, a reply is rarely more than twice as long as the probe.
         self._partial = partial[-2 * self._size - MAX_STAMP :]
         replies = []
         for line in lines:
             reply = self._parse(line + b"\n")
             if reply:
                 replies.append(reply)
-            elif not self.other:
-                self.other = line
+            elif line.strip() and not (self._cut or self.other_line):
+                self.other_line = line
+            self._cut = False
+        self._cut |= len(partial) > len(self._partial)
         return replies
 
     def reset(self) -> None:
         """Discard what has come and is no complete reply: its connection was lost."""
-        self._partial = self.other = b""
+        self._partial = self.other_line = b""
+        self._cut = False
 
     def _parse(self, line: bytes) -> Reply | None:
         match = self._pattern.search(line) or self._interrupted.search(line)

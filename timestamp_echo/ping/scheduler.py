@@ -112,7 +112,7 @@ class Pinger:
         self._replied: deque[int] = deque(maxlen=REMEMBERED_REPLIES)
         self._highest = 0
         self._unmatched = b""  # the beginning of what came since the last reply
-        self._refusal = b""  # the line of it that was last reported
+        self._refusal = b""  # the line, no reply, that was last reported
         self.connecting = False
         """Whether a connection attempt is in progress; it cannot always be cancelled."""
         self._timers: dict[str, IDelayedCall] = {}
@@ -385,8 +385,8 @@ class Pinger:
         self._send_due()
 
     def _notify_other(self) -> None:
-        """Report a line that came besides replies, once a run: there may be one for each reply."""
-        line, self._probes.other = self._probes.other, b""
+        """Report a line that came besides replies, if it is the first: each may have one."""
+        line, self._probes.other_line = self._probes.other_line, b""
         if line and not self._refusal:
             self._refusal = line
             self._notify(errors.no_reply(line))
