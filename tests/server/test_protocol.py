@@ -882,6 +882,17 @@ class TimestampEchoTests(SynchronousTestCase):
             self.drain(transport)
             self.assertEqual(transport.ends, 0)
 
+    def test_drain_end_several(self) -> None:
+        """Nor where the peer sends several messages at once."""
+        for data, ends in ((b"one\n", 2), (b"one\ntwo\n", 0)):
+            transport = EndingTransport(0)
+            echo = transport.echo = self.connect_before(transport)
+            echo.drain()
+            self.clock.advance(0)
+            echo.dataReceived(data)
+            self.clock.advance(0)
+            self.assertEqual((transport.ends, transport.half_closed), (ends, True))
+
     def test_drain_end_incomplete(self) -> None:
         """The same where it is only the beginning of a message, and nothing follows."""
         transport = EndingTransport(1)

@@ -164,7 +164,7 @@ class Drain:
         self._end = clock.seconds() + wait
         self._call: IDelayedCall | None = None
         self._came = False  # whether the last message has come, or its beginning
-        self._ahead = False  # whether the peer sent it before it had read all replies
+        self._ahead = False  # whether the peer sends without waiting for each reply
         # Our own transports, also those below TLS and the PROXY protocol, know how much is unread
         # in the socket; others do not.
         self._unread: Callable[[], int] = getattr(transport, "unread", _unknown)
@@ -186,9 +186,10 @@ class Drain:
         """Stop, without calling `drained`."""
         cancel(self._call)
 
-    def receiving(self) -> None:
-        """Something was read, and is about to be answered."""
-        self._ahead = self._unsent() > 0
+    def receiving(self, data: bytes) -> None:
+        """A read brought this, which is about to be answered."""
+        # For a UNIX socket, what the peer has not read is unsent.
+        self._ahead = self._unsent() > 0 or data.count(b"\n") > 1
 
     def received(self) -> None:
         """Something was read, and answered, unless that paused the connection."""
@@ -209,7 +210,7 @@ class Drain:
         if self._left <= 0:
             return False
         if not self._came:
-            self.receiving()
+            self.receiving(b"")
         more = self._unread() > 0
         end_stream = getattr(self._transport, "end_stream", None)
         # A peer that has not read all replies may drop them when a write of its own fails. One that

@@ -342,7 +342,7 @@ class TimestampEcho(LingeringClose):
 
     def _received_at_stop(self, data: bytes) -> None:
         assert self._drain is not None
-        self._drain.receiving()
+        self._drain.receiving(data)
         type(self).dataReceived(self, data)
         self._drain.received()
 
