@@ -54,7 +54,7 @@ class Probes:
     """
 
     other_line = b""
-    """The first line that came and is no reply, without its newline. The user clears it."""
+    """The first line received that is not a reply, without its newline. The caller clears it."""
 
     def __init__(self, nonce: str, size: int) -> None:
         self._nonce = nonce.encode()
@@ -95,7 +95,7 @@ class Probes:
         return replies
 
     def reset(self) -> None:
-        """Discard what has come and is no complete reply: its connection was lost."""
+        """Discard whatever is not a complete reply: its connection was lost."""
         self._partial = self.other_line = b""
         self._cut = False
 

@@ -112,7 +112,7 @@ class Pinger:
         self._replied: deque[int] = deque(maxlen=REMEMBERED_REPLIES)
         self._highest = 0
         self._unmatched = b""  # the beginning of what came since the last reply
-        self._refusal = b""  # the line, no reply, that was last reported
+        self._refusal = b""  # the last line reported that is not a reply
         self.connecting = False
         """Whether a connection attempt is in progress; it cannot always be cancelled."""
         self._timers: dict[str, IDelayedCall] = {}

@@ -337,9 +337,9 @@ class UNIXStreamTransport(StreamTransport, unix.Server):
     def end_stream(self) -> bool:
         """End the stream, once what is buffered is sent, unless the peer has sent more.
 
-        No system call both looks and ends the stream, and what the peer sends in between would get
-        no answer. So its writes are made to fail first (EPIPE); what has arrived can still be read,
-        on Linux.
+        No system call both checks for data and ends the stream, and what the peer sends in between
+        would get no answer. So its writes are made to fail first (EPIPE); what has arrived can
+        still be read, on Linux.
 
         @return: False if there is more to read.
         """
