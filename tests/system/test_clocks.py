@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,7 @@ class ClientTests(SynchronousTestCase):
     def client(
         self, clock: WallClock, *arguments: str, program: Sequence[str | Path] = (BIN / "tsecho",)
     ) -> subprocess.Popen[bytes]:
-        """A client with this clock, whose input is one line."""
+        """A client with this clock, whose input is two lines."""
         process = subprocess.Popen(
             [*program, *arguments],
             env=os.environ | clock.environment,
@@ -195,51 +196,63 @@ class ClientTests(SynchronousTestCase):
         self.addCleanup(process.wait, PATIENCE)
         self.addCleanup(process.kill)
         with process.stdin:
-            process.stdin.write(b"one\n")
+            process.stdin.write(b"one\ntwo\n")
         return process
 
     def test_no_reply(self) -> None:
         """Over UDP a reply counts as lost after a second."""
         with ExitStack() as stack:
-            began = time.monotonic()
             clients = []
             for step in STEPS:
-                silent = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-                silent.settimeout(PATIENCE)
-                silent.bind(("127.0.0.1", 0))
+                server = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+                server.settimeout(PATIENCE)
+                server.bind(("127.0.0.1", 0))
                 clock = WallClock(self)
-                client = self.client(clock, f"udp:127.0.0.1:{silent.getsockname()[1]}")
-                clients.append((step, clock, client, silent))
-            for step, clock, _, silent in clients:
-                _, peer = silent.recvfrom(100)
+                client = self.client(clock, f"udp:127.0.0.1:{server.getsockname()[1]}")
+                clients.append((step, clock, client, server))
+            ends = []
+            for step, clock, client, server in clients:
+                line, peer = server.recvfrom(100)
+                began = time.monotonic()
+                server.sendto(line, peer)  # the reply, after which the second line is sent
+                self.assertEqual(server.recv(100), b"two\n")
                 clock.set(step)
-                silent.sendto(b"not the reply", peer)  # the client wakes up, and goes on waiting
-            for _, _, client, _ in clients:
-                self.assert_end(client, 1, began + REPLY_TIMEOUT)
+                server.sendto(line, peer)  # comes twice: the client wakes up, and goes on waiting
+                ends.append((client, began + REPLY_TIMEOUT))
+            self.assert_ends(ends, 1, b"no reply came in time")
 
     def test_server_does_not_close(self) -> None:
         """A server that has answered everything has a second to close its side."""
         with ExitStack() as stack:
-            began = time.monotonic()
             clients = []
             for step in STEPS:
                 listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
                 clock = WallClock(self)
                 client = self.client(clock, f"127.0.0.1:{listener.getsockname()[1]}")
                 clients.append((step, clock, client, listener))
+            ends = []
             for step, clock, client, listener in clients:
                 connection = stack.enter_context(listener.accept()[0])
-                connection.sendall(read_all(connection))
+                data = read_all(connection)
+                began = time.monotonic()
+                connection.sendall(data)
                 assert client.stdout
                 self.assertEqual(client.stdout.readline(), b"one\n")
                 clock.set(step)
-            for _, _, client, _ in clients:
-                self.assert_end(client, 0, began + LINGER_TIMEOUT)
+                ends.append((client, began + LINGER_TIMEOUT))
+            self.assert_ends(ends, 0, b"")
 
-    def assert_end(self, process: subprocess.Popen[bytes], status: int, earliest: float) -> None:
-        """The process ends with this status, not before this moment of `time.monotonic`."""
-        self.assertEqual(process.wait(PATIENCE), status)
-        self.assertGreaterEqual(time.monotonic(), earliest)
+    def assert_ends(
+        self, ends: list[tuple[subprocess.Popen[bytes], float]], status: int, error: bytes
+    ) -> None:
+        """Each process ends with this status and error, not before its `time.monotonic`."""
+        with ThreadPoolExecutor(len(ends)) as pool:  # a moment for each, not for all of them
+            moments = pool.map(lambda end: (end[0].wait(PATIENCE), time.monotonic()), ends)
+        for (process, earliest), (found, moment) in zip(ends, moments, strict=True):
+            assert process.stderr
+            self.assertIn(error, process.stderr.read())
+            self.assertEqual(found, status)
+            self.assertGreaterEqual(moment, earliest)
 
     def test_ping(self) -> None:
         """`tsecho ping` goes on with its probes, and reports that its own clock was set."""
