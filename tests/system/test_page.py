@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
+from operator import lt
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from unittest import SkipTest
@@ -193,7 +194,7 @@ class BrowserTests(SynchronousTestCase):
             text = self.browser.wait_for("#clock", "ms")
             self.assert_right(text, 1000 * seconds)
             later = self.browser.run("performance.now()") + 3000
-            self.browser.wait(partial(self.browser.run, "performance.now()"), later.__lt__)
+            self.browser.wait(partial(self.browser.run, "performance.now()"), partial(lt, later))
             self.assert_right(self.browser.text("#clock"), 1000 * seconds)
 
     def assert_right(self, text: str, offset: float) -> None:
