@@ -42,6 +42,9 @@ _STAMPS = (
 _VARYING = {r"\.\.\.": r"[\s\S]*?"} | {stamp: stamp for stamp in _STAMPS}
 """Placeholders in the output that a page shows, and patterns for what each stands for."""
 
+_SENT_LATE = r"(?m)^\d+ sent late; .*\n"
+"""A line of ping's summary, there only if the host was busy; a page need not show it."""
+
 
 class Command(NamedTuple):
     """A command, and what the page shows below it."""
@@ -62,7 +65,8 @@ class Command(NamedTuple):
             next(pattern for shown, pattern in _VARYING.items() if re.fullmatch(shown, piece))
             for piece in pieces[1::2]
         )
-        return re.fullmatch("".join(pieces), _stripped(output)) is not None
+        usual = re.sub(_SENT_LATE, "", _stripped(output))
+        return re.fullmatch("".join(pieces), usual) is not None
 
 
 @dataclass

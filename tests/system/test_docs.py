@@ -146,7 +146,8 @@ class DocumentationTests(SynchronousTestCase):
                     shell.run_in_background(command, block.ready or "listening on")
                 else:
                     wrong = shell.run(command, block.status if last else 0)
-                    self.assertEqual(wrong, "", where)
+                    if wrong:
+                        self.fail(where + wrong)
 
     def test_counts(self) -> None:
         """Most commands are run."""
