@@ -149,7 +149,12 @@ class InstalledTests(SynchronousTestCase):
             address = f"http://localhost:{port}/readyz"
             self.do(needs("curl"), "--silent", "--show-error", "--fail", address)
 
-    def test_image(self) -> None:
+    def test_installed(self) -> None:
+        """The image's command and the units, on one host: it takes long to install one."""
+        self.check_image()
+        self.check_units()
+
+    def check_image(self) -> None:
         """The image's command answers, as its user and with no rights, and writes no cache."""
         image = text("container/Containerfile")
         command = [
@@ -179,7 +184,7 @@ class InstalledTests(SynchronousTestCase):
         process.terminate()
         self.assertNotIn("plugin cache", log.finish())
 
-    def test_systemd(self) -> None:
+    def check_units(self) -> None:
         """The units serve in their sandbox: one process, TLS, and several processes."""
         self.copy("deploy")
         self.host.boot()

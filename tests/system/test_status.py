@@ -383,7 +383,7 @@ class PrometheusTests(SynchronousTestCase):
         def load() -> None:
             nonlocal answered
             with self.service.connect() as sock, sock.makefile("rb") as replies:
-                while not stop.is_set():
+                while not stop.wait(0.01):
                     sock.sendall(b"hello\n" * 10)
                     answered += len([replies.readline() for _ in range(10)])
 
@@ -401,7 +401,7 @@ class PrometheusTests(SynchronousTestCase):
         _, rate = self.query(f"rate({messages}[{round(span * 1000) + 2}ms])", last)
         self.assertApproximates(float(rate), (high - low) / span, 0.02 * (high - low) / span)
         while float(self.query(messages)[1]) < answered and time.monotonic() < deadline:
-            pass
+            time.sleep(0.1)
         self.assertEqual(float(self.query(messages)[1]), answered)
         self.assertEqual(float(self.query("up")[1]), 1)
         self.assertGreater(float(self.query("tsecho_reactor_lag_seconds_count")[1]), 0)
