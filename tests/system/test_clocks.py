@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -201,58 +201,57 @@ class ClientTests(SynchronousTestCase):
 
     def test_no_reply(self) -> None:
         """Over UDP a reply counts as lost after a second."""
-        with ExitStack() as stack:
-            clients = []
-            for step in STEPS:
-                server = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+
+        def talk(step: int, clock: WallClock) -> None:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
                 server.settimeout(PATIENCE)
                 server.bind(("127.0.0.1", 0))
-                clock = WallClock(self)
                 client = self.client(clock, f"udp:127.0.0.1:{server.getsockname()[1]}")
-                clients.append((step, clock, client, server))
-            ends = []
-            for step, clock, client, server in clients:
                 line, peer = server.recvfrom(100)
                 began = time.monotonic()
                 server.sendto(line, peer)  # the reply, after which the second line is sent
                 self.assertEqual(server.recv(100), b"two\n")
                 clock.set(step)
                 server.sendto(line, peer)  # comes twice: the client wakes up, and goes on waiting
-                ends.append((client, began + REPLY_TIMEOUT))
-            self.assert_ends(ends, 1, b"no reply came in time")
+                errors = self.assert_end(client, 1, began + REPLY_TIMEOUT)
+                self.assertIn(b"no reply came in time", errors)
+
+        self.at_each_step(talk)
 
     def test_server_does_not_close(self) -> None:
         """A server that has answered everything has a second to close its side."""
-        with ExitStack() as stack:
-            clients = []
-            for step in STEPS:
-                listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-                clock = WallClock(self)
-                client = self.client(clock, f"127.0.0.1:{listener.getsockname()[1]}")
-                clients.append((step, clock, client, listener))
-            ends = []
-            for step, clock, client, listener in clients:
-                connection = stack.enter_context(listener.accept()[0])
-                data = read_all(connection)
-                began = time.monotonic()
-                connection.sendall(data)
-                assert client.stdout
-                self.assertEqual(client.stdout.readline(), b"one\n")
-                clock.set(step)
-                ends.append((client, began + LINGER_TIMEOUT))
-            self.assert_ends(ends, 0, b"")
 
-    def assert_ends(
-        self, ends: list[tuple[subprocess.Popen[bytes], float]], status: int, error: bytes
-    ) -> None:
-        """Each process ends with this status and error, not before its `time.monotonic`."""
-        with ThreadPoolExecutor(len(ends)) as pool:  # a moment for each, not for all of them
-            moments = pool.map(lambda end: (end[0].wait(PATIENCE), time.monotonic()), ends)
-        for (process, earliest), (found, moment) in zip(ends, moments, strict=True):
-            assert process.stderr
-            self.assertIn(error, process.stderr.read())
-            self.assertEqual(found, status)
-            self.assertGreaterEqual(moment, earliest)
+        def talk(step: int, clock: WallClock) -> None:
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                client = self.client(clock, f"127.0.0.1:{listener.getsockname()[1]}")
+                connection = listener.accept()[0]
+                with connection:
+                    data = read_all(connection)
+                    began = time.monotonic()
+                    connection.sendall(data)
+                    assert client.stdout
+                    self.assertEqual(client.stdout.readline(), b"one\n")
+                    clock.set(step)
+                    errors = self.assert_end(client, 0, began + LINGER_TIMEOUT)
+                    self.assertEqual(errors, b"")
+
+        self.at_each_step(talk)
+
+    def at_each_step(self, talk: Callable[[int, WallClock], None]) -> None:
+        """Call this for each step, in threads: what one waits for must not keep others waiting."""
+        clocks = [WallClock(self) for _ in STEPS]
+        with ThreadPoolExecutor(len(STEPS)) as pool:
+            list(pool.map(talk, STEPS, clocks))
+
+    def assert_end(self, process: subprocess.Popen[bytes], status: int, earliest: float) -> bytes:
+        """The process ends with this status, not before this moment of `time.monotonic`.
+
+        @return: what it wrote to stderr.
+        """
+        self.assertEqual(process.wait(PATIENCE), status)
+        self.assertGreaterEqual(time.monotonic(), earliest)
+        assert process.stderr
+        return process.stderr.read()
 
     def test_ping(self) -> None:
         """`tsecho ping` goes on with its probes, and reports that its own clock was set."""
