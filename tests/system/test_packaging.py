@@ -1,4 +1,4 @@
-"""Tests of the packages: wheel, sdist and editable install, each in a fresh environment."""
+"""Tests of the packages: the files of the sdist, and installs in fresh environments."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ DATA = {
     "share/man/man1/tsecho-ping.1",
     "share/man/man7/tsecho-server.7",
 }
-UNVERSIONED = shutil.ignore_patterns("__pycache__", "dropin.cache", "_build")
+UNVERSIONED = shutil.ignore_patterns("__pycache__", "*dropin.cache*", "_build")
 TIMEOUT = 600.0
-"""Seconds that a command may take. pip downloads and compiles, perhaps on a busy machine."""
+"""Seconds that a command may take. pip downloads and builds, perhaps on a busy machine."""
 
 
 def run(*command: str | Path, folder: Path) -> str:
@@ -110,7 +110,7 @@ class PackagingTests(SynchronousTestCase):
 
     def check_sdist(self, sdist: Path) -> None:
         """An sdist contains every file of the project."""
-        unpacked = self.elsewhere / "unpacked"
+        unpacked = self.project.parent / "unpacked"
         shutil.unpack_archive(sdist, unpacked)
         (root,) = unpacked.iterdir()
         copied = {path.relative_to(self.project) for path in self.copied}
