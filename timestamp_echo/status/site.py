@@ -76,12 +76,14 @@ class Plain(Resource):
         """See `IResource.render`."""
         for name, value in HEADERS.items():
             request.setHeader(name, value)
-        if request.method not in {method.encode() for method in self._methods}:
+        if request.method in {method.encode() for method in self._methods}:
+            request.setHeader("Content-Type", self._content_type)
+            body = self._render(request)
+        else:
             request.setResponseCode(NOT_ALLOWED)
             request.setHeader("Allow", ", ".join(self._methods))
-            return f"expected {' or '.join(self._methods)}\n".encode()
-        request.setHeader("Content-Type", self._content_type)
-        body = self._render(request)
+            request.setHeader("Content-Type", "text/plain; charset=utf-8")
+            body = f"expected {' or '.join(self._methods)}\n".encode()
         # Twisted would write to the log that it drops the body.
         return b"" if request.method == b"HEAD" else body
 
