@@ -157,15 +157,39 @@ class StatusTests(SynchronousTestCase):
         service.stop()
         self.assertNotIn("Traceback", service.log.text)
 
+    def test_path_not_utf8(self) -> None:
+        """A listener whose path is not UTF-8 has its certificate in the metrics all the same."""
+        folder = Path(self.mktemp(), "\udcff")
+        folder.mkdir(parents=True)
+        pair = self_signed(self.mktemp())
+        (folder / "a.pem").write_bytes(
+            Path(pair.key).read_bytes() + Path(pair.certificate).read_bytes()
+        )
+        listen = f"tls:{folder}:port=0:interface=127.0.0.1"
+        service = Service(self, "-l", listen.replace(str(folder), str(folder.absolute())), *STATUS)
+        names = [name for name in metrics(service) if "certificate_expiry" in name]
+        self.assertEqual(len(names), 1)
+        self.assertIn(r"\\udcff:port=0", names[0])
+
     def test_health_check(self) -> None:
         """A client that connects and closes, or resets, has its own label."""
-        service = Service(self, *TCP, *STATUS)
-        for _ in range(3):
-            service.connect().close()
-        name = 'tsecho_connections_closed_total{reason="no_data"}'
-        while metrics(service)[name] < 3:
-            pass
-        self.assertEqual(metrics(service)["tsecho_connections"], 0)
+        files = self_signed(self.mktemp())
+        tls = ("-l", f"ssl:0:interface=127.0.0.1:{files.endpoint}")
+        service = Service(
+            self, *TCP, *STATUS, *tls, "-l", f"haproxy:{tls[1]}", "-l", "haproxy:tcp:0"
+        )
+        for index in range(4):
+            service.connect(index).close()
+            with service.connect(index) as sock:
+                sock.shutdown(socket.SHUT_WR)
+                self.assertEqual(read_all(sock), b"")
+        name = "tsecho_connections_closed_total"
+        deadline = time.monotonic() + PATIENCE
+        while (found := metrics(service))[f'{name}{{reason="no_data"}}'] < 8:
+            self.assertLess(time.monotonic(), deadline, found)
+        self.assertEqual(found[f'{name}{{reason="aborted"}}'], 0)
+        self.assertEqual(found["tsecho_connections"], 0)
+        self.assertNotIn("ended after", service.log.text)
 
     def test_ready(self) -> None:
         """During a delayed stop /readyz fails while clients are served; a second signal ends it.

@@ -28,6 +28,7 @@ from twisted.internet.interfaces import IDelayedCall, IListeningPort, IReactorTi
 import twisted
 from timestamp_echo import __version__
 from timestamp_echo.server.datagram import LABELS, NOT_RECEIVED, TimestampDatagram
+from timestamp_echo.server.log import escape
 from timestamp_echo.server.protocol import TimestampEcho, TimestampEchoFactory, add_counts
 from timestamp_echo.status.process import ProcessMetrics
 
@@ -180,7 +181,7 @@ class Metrics(Collector):
             "datagrams_unanswered_total": {label: unanswered[why] for why, label in LABELS.items()},
             "accept_pauses_total": sum(getattr(port, "pauses", 0) for _, port in ports),
             "certificate_expiry_timestamp_seconds": {
-                name: expiry for name, port in ports if (expiry := _expiry(port))
+                escape(name): expiry for name, port in ports if (expiry := _expiry(port))
             },
         }
 

@@ -188,8 +188,12 @@ class HalfCloseTLS(TLSMemoryBIOProtocol):
             inner.writeConnectionLost()
 
     def loseConnection(self) -> None:
-        """Close both directions; after `loseWriteConnection`, without waiting for the peer."""
-        if self._write_closed:
+        """Close both directions; after `loseWriteConnection`, without waiting for the peer.
+
+        Where the peer's FIN has ended the handshake, Twisted would abort the connection: a TCP
+        health check is no failure.
+        """
+        if self._write_closed or (self._fin_received and not self._handshakeDone):
             self.transport.loseConnection()
         else:
             super().loseConnection()
