@@ -249,6 +249,14 @@ class OptionsTests(SynchronousTestCase):
             ("9100", "expected an endpoint such as tcp:3000, not '9100': did you mean tcp:9100?"),
             ("tcp:70000", "expected a port from 0 to 65535, not 70000 in 'tcp:70000'"),
             ("", "expected an endpoint such as tcp:3000, not ''"),
+            *(
+                (
+                    text,
+                    f"expected an endpoint such as tcp:3000, not '{text}':"
+                    " expected one of tcp, tcp6, ssl, tls, unix, systemd",
+                )
+                for text in ("haproxy:tcp:1", "stdio:")
+            ),
         ):
             self.assertIn(f"--status: {why}", self.refused("--status", text))
 

@@ -143,7 +143,7 @@ class Options(usage.Options):
     opt_l = opt_listen
 
     def opt_proxy_from(self, network: str) -> None:
-        """Read PROXY headers only from this network, such as 10.0.0.0/8; repeatable.
+        """Read PROXY headers only from this network; repeatable.
 
         [default: from anywhere]
         """
@@ -224,7 +224,7 @@ class Options(usage.Options):
             return protocol
 
         self.factory = factory
-        self.status = self._status()
+        self.status = self._status(adapter)
         self.listeners = [
             _listener(description, factory, datagram_protocol, adapter)
             for description in descriptions
@@ -240,7 +240,7 @@ class Options(usage.Options):
             raise usage.UsageError(f"--client-ca: {expected}, got {given}")
         return authorities
 
-    def _status(self) -> Callable[[EchoService], Listener] | None:
+    def _status(self, adapter: ReactorAdapter) -> Callable[[EchoService], Listener] | None:
         """Prepare to open the endpoint of `--status`; None if there is none."""
         description: str | None = self["status"]
         if description is None:
@@ -256,7 +256,9 @@ class Options(usage.Options):
             ) from error
         _check_port("--status", description)
         try:
-            endpoint = serverFromString(self.reactor, description)
+            if description.startswith(("haproxy:", "stdio:")):
+                raise ValueError("expected one of tcp, tcp6, ssl, tls, unix, systemd")
+            endpoint = serverFromString(adapter.plain(), description)
         except Exception as error:  # each kind of endpoint refuses in its own way
             raise _not_an_endpoint("--status", description, error) from error
 

@@ -10,12 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from twisted.internet import tcp, unix
 from twisted.internet.endpoints import _SystemdParser
 from twisted.internet.error import CannotListenError, UnsupportedAddressFamily
 from twisted.internet.protocol import DatagramProtocol, Factory, Protocol
 from twisted.internet.ssl import CertificateOptions
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.systemd import ListenFDs
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -76,6 +78,20 @@ class ReactorAdapterTests(SynchronousTestCase):
         self.assertEqual((port.backlog, port.getHost().host), (7, "127.0.0.1"))
         self.assertIsInstance(port.factory, HalfCloseTLSFactory)
         self.assertIs(port.factory.wrappedFactory, FACTORY)
+
+    def test_plain(self) -> None:
+        """A plain adapter opens the same ports; their connections, and TLS, are Twisted's."""
+        self.reactor.reuse_port = True
+        self.reactor = self.reactor.plain()
+        port = self.listen("tcp:0:interface=127.0.0.1")
+        self.assertEqual((type(port), port.backlog), (StreamPort, BACKLOG))
+        self.assertEqual((port.transport, port.group, port.reuse_port), (tcp.Server, None, False))
+        secured: Any = self.reactor.listenSSL(0, FACTORY, CertificateOptions(), 7, "127.0.0.1")
+        self.addCleanup(secured.socket.close)
+        self.assertEqual((secured.backlog, secured.transport), (7, tcp.Server))
+        self.assertIs(type(secured.factory), TLSMemoryBIOFactory)
+        path = self.socket_path()
+        self.assertIs(self.listen(f"unix:{path}").transport, unix.Server)
 
     def test_unix(self) -> None:
         """A UNIX port has the arguments of its endpoint."""

@@ -21,6 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.system.certificates import self_signed
 from tests.system.running import (
+    BIN,
     PATIENCE,
     STAMP,
     Log,
@@ -156,6 +157,64 @@ class StatusTests(SynchronousTestCase):
         self.assertEqual(found["process_max_fds"], 64)
         service.stop()
         self.assertNotIn("Traceback", service.log.text)
+
+    def test_file_table(self) -> None:
+        """With a full file table, requests wait, and the log has a line, not some for each."""
+        service = Service(
+            self,
+            *(*TCP, *STATUS, "--max-connections", "1000"),
+            prefix=["prlimit", "--nofile=40:40"],
+        )
+        with ExitStack() as stack:
+            for _ in range(60):
+                stack.enter_context(service.connect())
+            service.log.wait_for("Too many open files; connections wait")
+            checks = [stack.enter_context(asking(service)) for _ in range(50)]
+            for check in checks:
+                check.sendall(b"GET /livez HTTP/1.1\r\nConnection: close\r\n\r\n")
+            service.log.wait_for("Too many open files; connections wait", 2)
+            service.process.send_signal(signal.SIGTERM)
+            for check in checks[:10]:
+                self.assertTrue(read_all(check).endswith(b"ok\n"))
+        self.assertEqual(service.wait(), 0)
+        # One line for each of the two ports, and more only where this takes ten seconds.
+        self.assertLess(service.log.text.count("Too many open files"), 10)
+        self.assertNotIn("EMFILE", service.log.text)
+
+    def test_inherited(self) -> None:
+        """A UNIX socket of systemd's keeps its file and its mode; a wrong socket is an error."""
+        path = Path(self.mktemp())
+        with socket.socket(socket.AF_UNIX) as listening, socket.socket() as closed:
+            listening.bind(str(path))
+            path.chmod(0o600)
+            listening.listen()
+            status = ("--status", "systemd:domain=UNIX:index=0")
+            for _ in range(2):
+                service = Service(
+                    *(self, *TCP, *status),
+                    prefix=passing(listening),
+                    pass_fds=[listening.fileno()],
+                )
+                with socket.socket(socket.AF_UNIX) as sock:
+                    sock.settimeout(PATIENCE)
+                    sock.connect(str(path))
+                    self.assertIn(b"\r\n\r\nok\n", talk(sock, b"GET /livez HTTP/1.0\r\n\r\n"))
+                self.assertEqual(service.stop(), 0)
+                self.assertEqual(path.stat().st_mode & 0o777, 0o600)
+            command = [str(BIN / "twistd"), "-n", "--pidfile=", "tsecho", *TCP]
+            for file, domain, got in (
+                (closed, "INET", "one that does not listen"),
+                (listening, "INET", "one with domain=UNIX"),
+            ):
+                done = run(
+                    [*passing(file), *command, "--status", f"systemd:domain={domain}:index=0"],
+                    pass_fds=[file.fileno()],
+                )
+                self.assertEqual(done.returncode, 1)
+                self.assertIn(
+                    f"expected a listening stream socket with domain={domain}, got {got}",
+                    (done.stdout + done.stderr).decode(),
+                )
 
     def test_path_not_utf8(self) -> None:
         """A listener whose path is not UTF-8 has its certificate in the metrics all the same."""

@@ -99,6 +99,7 @@ class ReactorAdapter:
         self._may_proxy = may_proxy
         self._group = EpollGroup(reactor) if HAS_EPOLL else reactor
         self._proxied = False
+        self._plain = False  # whether connections are Twisted's own
         self._replaced_port: Any = None
 
     def __getattr__(self, name: str) -> Any:
@@ -189,6 +190,10 @@ class ReactorAdapter:
         """
         return self._changed(_replaced_port=port)
 
+    def plain(self) -> ReactorAdapter:
+        """An adapter that opens ports as this one does, but for Twisted's own connections."""
+        return self._changed(_plain=True, reuse_port=False)
+
     def _changed(self, **attributes: object) -> ReactorAdapter:
         """A copy of this adapter with these attributes changed."""
         other = ReactorAdapter.__new__(ReactorAdapter)
@@ -217,6 +222,11 @@ class ReactorAdapter:
         interface: str = "",
     ) -> IListeningPort:
         """See `IReactorSSL.listenSSL`."""
+        if self._plain:
+            from twisted.protocols.tls import TLSMemoryBIOFactory
+
+            plain = TLSMemoryBIOFactory(contextFactory, False, factory)
+            return self.listenTCP(port, plain, backlog, interface)
         from timestamp_echo.transports.certificates import require_client_certificate
         from timestamp_echo.transports.tls import HalfCloseTLSFactory
 
@@ -306,7 +316,10 @@ class ReactorAdapter:
         return ProxiedFactory(factory, self._may_proxy) if self._proxied else factory
 
     def _opened(self, port: StreamPort, factory: IProtocolFactory) -> IListeningPort:
-        """Begin to listen on a port whose connections are in the group."""
+        """Begin to listen on a port whose connections are in the group, unless they are plain."""
+        if self._plain:
+            port.startListening()
+            return port
         port._type = getattr(factory, "port_type", port._type)
         kind: type[StreamTransport] = StreamTransport
         if isinstance(port, UNIXStreamPort):
