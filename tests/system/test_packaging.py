@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import venv
@@ -120,7 +121,7 @@ class PackagingTests(SynchronousTestCase):
     def check_wheel(self, wheel: Path) -> None:
         """A wheel contains the package, the plugin, completions and man pages, and nothing else.
 
-        Its description has no links to files that an index does not have.
+        Its description names files of the sdist instead of linking to them.
         """
         with zipfile.ZipFile(wheel) as archive:
             files = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -128,6 +129,9 @@ class PackagingTests(SynchronousTestCase):
             description = archive.read(info).decode()
         self.assertIn("\nRunning the tests\n", description)
         self.assertNotRegex(description, r"image::|<[\w/-]+\.rst>")
+        named = {Path(path) for path in re.findall(r"\(``([\w./-]+)``\)", description)}
+        self.assertGreater(len(named), 10)
+        self.assertLessEqual(named, {path.relative_to(self.project) for path in self.copied})
         data = f"tsecho-{timestamp_echo.__version__}.data/data/"
         sources = {
             str(path.relative_to(ROOT))

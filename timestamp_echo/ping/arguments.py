@@ -62,8 +62,9 @@ def new_parser() -> CommandParser:
         epilog="Enter or Ctrl-\\ shows the progress; Ctrl-C stops and shows the summary."
         " Exit status: 0 success; 1 no reply, or fewer replies than -c requests, or a clock exceeds"
         " --max-offset, or output could not be written; 2 usage error, name not found or connection"
-        " refused; 3 cannot tell whether a clock exceeds --max-offset; 130 interrupted before the"
-        " connection was made. With several servers, the first of 1, 2 and 3 that applies to any.",
+        " refused; 3 cannot tell whether a clock exceeds --max-offset; 130 interrupted before a"
+        " probe was sent, or twice. With several servers, the first of 1, 2 and 3 that applies to"
+        " any.",
     )
     add_server(parser, several=True)
     _add_options(parser)

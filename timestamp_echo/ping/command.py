@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
 
     @param argv: the arguments after `ping`.
     @return: the exit status: 0, `INCOMPLETE`, `UNCERTAIN` or `errors.UNREACHABLE`; 130 if
-        interrupted before there was a connection.
+        interrupted before a probe was sent.
     """
     from twisted.internet import reactor
 
