@@ -255,7 +255,7 @@ class OptionsTests(SynchronousTestCase):
                     f"expected an endpoint such as tcp:3000, not '{text}':"
                     " expected one of tcp, tcp6, ssl, tls, unix, systemd",
                 )
-                for text in ("haproxy:tcp:1", "stdio:")
+                for text in ("haproxy:tcp:1", "stdio:", "stdio")
             ),
         ):
             self.assertIn(f"--status: {why}", self.refused("--status", text))

@@ -256,7 +256,7 @@ class Options(usage.Options):
             ) from error
         _check_port("--status", description)
         try:
-            if description.startswith(("haproxy:", "stdio:")):
+            if description.partition(":")[0] in {"haproxy", "stdio"}:
                 raise ValueError("expected one of tcp, tcp6, ssl, tls, unix, systemd")
             endpoint = serverFromString(adapter.plain(), description)
         except Exception as error:  # each kind of endpoint refuses in its own way
